@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+# make setup | demo | test | lint; VENV=dir uses another environment, PYTHON=exe another Python to make it with.
+
+VENV ?= .venv
+PYTHON ?= python3
+TORCH_INDEX ?=
+MODEL ?= tests/data/micro-qwen3-w4a4
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint
+
+help:
+	@echo "make setup   virtual environment $(VENV) with vLLM for CPU and the plugin"
+	@echo "make demo    serve a W4A4 checkpoint and ask it a question (MODEL=dir: another checkpoint)"
+	@echo "make test    style checks and all tests"
+	@echo "make lint    style checks alone"
+
+setup:
+	@command -v $(PYTHON) >/dev/null || { echo "make setup needs python3 (Debian, Ubuntu: apt-get install python3 python3-venv)"; exit 1; }
+	@$(PYTHON) tools/setup_environment.py --venv $(VENV) $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
+
+demo: setup
+	@$(VENV)/bin/python tools/demo.py $(MODEL)
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	git ls-files '*.cpp' '*.h' '*.hpp' | xargs -r $(VENV)/bin/clang-format --dry-run --Werror
+
+test: lint
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)

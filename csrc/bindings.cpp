@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+// torch.ops.vllm_w4a4.* on CPU, through libtorch's stable ABI: one build serves every torch from 2.10 on.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "cpu/layout.h"
+#include "cpu/linear.h"
+#include "cpu/pack.h"
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+std::string shape_text(const Tensor& tensor) {
+  std::string text = "[";
+  for (int64_t i = 0; i < tensor.dim(); ++i) text += (i ? ", " : "") + std::to_string(tensor.size(i));
+  return text + "]";
+}
+
+void check_contiguous(const Tensor& tensor, const char* name) {
+  STD_TORCH_CHECK(tensor.is_cpu(), name, ": expected a CPU tensor");
+  STD_TORCH_CHECK(tensor.is_contiguous(), name, ": expected a contiguous tensor, found shape ", shape_text(tensor),
+                  " with other strides; call .contiguous()");
+}
+
+void check_float32(const Tensor& tensor, const char* name) {
+  check_contiguous(tensor, name);
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float, name, ": expected float32");
+}
+
+w4a4::Dtype float_dtype(const Tensor& tensor, const char* name) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return w4a4::Dtype::kFloat32;
+    case ScalarType::BFloat16:
+      return w4a4::Dtype::kBFloat16;
+    case ScalarType::Half:
+      return w4a4::Dtype::kFloat16;
+    default:
+      STD_TORCH_CHECK(false, name, ": expected float32, bfloat16 or float16");
+  }
+}
+
+const float* floats_or_null(const OptionalTensor& tensor) {
+  return tensor.has_value() ? static_cast<const float*>(tensor->const_data_ptr()) : nullptr;
+}
+
+w4a4::Pool torch_pool() {
+  return {[](int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
+            torch::stable::parallel_for(0, count, grain, body);
+          },
+          static_cast<int64_t>(torch::stable::get_num_threads())};
+}
+
+int64_t square_size(const Tensor& factor, const char* name) {
+  check_float32(factor, name);
+  STD_TORCH_CHECK(factor.dim() == 2 && factor.size(0) == factor.size(1) && factor.size(0) > 0, name,
+                  ": expected a square matrix, found ", shape_text(factor));
+  return factor.size(0);
+}
+
+w4a4::Transform make_transform(int64_t features, const OptionalTensor& left_trans, const OptionalTensor& right_trans,
+                               const Tensor& clip_ratio) {
+  check_float32(clip_ratio, "clip_ratio");
+  STD_TORCH_CHECK(clip_ratio.numel() >= 1, "clip_ratio: expected a value, found none");
+  const float clip = *static_cast<const float*>(clip_ratio.const_data_ptr());
+  STD_TORCH_CHECK(clip > 0.0f && clip <= 1.0f, "clip_ratio: expected a value in (0, 1], found ", clip);
+  w4a4::Transform transform{1, features, floats_or_null(left_trans), floats_or_null(right_trans), clip};
+  if (left_trans) transform.left = square_size(*left_trans, "left_trans");
+  if (right_trans) transform.right = square_size(*right_trans, "right_trans");
+  if (left_trans && !right_trans) transform.right = features / transform.left;
+  if (right_trans && !left_trans) transform.left = features / transform.right;
+  STD_TORCH_CHECK(transform.left * transform.right == features, "left_trans, right_trans: sizes ", transform.left, " x ",
+                  transform.right, " do not multiply to the ", features, " input features");
+  return transform;
+}
+
+w4a4::Weight make_weight(int64_t in_features, const Tensor& packed, const Tensor& scale, const OptionalTensor& bias,
+                         const OptionalTensor& offset) {
+  check_contiguous(packed, "weight_packed");
+  check_float32(scale, "weight_scale");
+  STD_TORCH_CHECK(scale.dim() == 1 || scale.dim() == 2, "weight_scale: expected [out] or [out, groups], found ",
+                  shape_text(scale));
+  w4a4::Weight weight{};
+  weight.in_features = in_features;
+  weight.out_features = scale.size(0);
+  weight.groups = scale.dim() == 2 ? scale.size(1) : 1;
+  STD_TORCH_CHECK(weight.groups > 0 && in_features % weight.groups == 0 &&
+                      (weight.groups == 1 || in_features / weight.groups % w4a4::kBlockFeatures == 0),
+                  "weight_scale: ", weight.groups, " groups do not cut ", in_features, " input features into multiples of ",
+                  w4a4::kBlockFeatures);
+  const int64_t tiles = w4a4::tile_count(weight.out_features), blocks = w4a4::block_count(in_features);
+  const ScalarType type = packed.scalar_type();
+  STD_TORCH_CHECK((type == ScalarType::Byte || type == ScalarType::Char) && packed.dim() == 3 && packed.size(0) == tiles &&
+                      packed.size(1) == blocks && packed.size(2) == w4a4::kBlockBytes,
+                  "weight_packed: expected int8 or uint8 [", tiles, ", ", blocks, ", ", w4a4::kBlockBytes, "] for ",
+                  weight.out_features, " x ", in_features, ", found ", shape_text(packed));
+  weight.packed = static_cast<const uint8_t*>(packed.const_data_ptr());
+  weight.scale = static_cast<const float*>(scale.const_data_ptr());
+  if (offset) {
+    check_float32(*offset, "weight_offset");
+    STD_TORCH_CHECK(offset->numel() == scale.numel(), "weight_offset: expected the shape of weight_scale, ",
+                    shape_text(scale), ", found ", shape_text(*offset));
+    weight.offset = floats_or_null(offset);
+  }
+  if (bias) {
+    check_contiguous(*bias, "bias");
+    STD_TORCH_CHECK(bias->numel() == weight.out_features, "bias: expected ", weight.out_features, " values, found ",
+                    shape_text(*bias));
+    weight.bias = bias->const_data_ptr();
+    weight.bias_dtype = float_dtype(*bias, "bias");
+  }
+  return weight;
+}
+
+// The shape of x with its last dimension replaced.
+std::vector<int64_t> with_last(const Tensor& x, int64_t last) {
+  std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
+  shape.back() = last;
+  return shape;
+}
+
+int64_t check_tokens(const Tensor& x, const char* name) {
+  check_contiguous(x, name);
+  STD_TORCH_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) > 0, name, ": expected [..., in_features], found ", shape_text(x));
+  return x.size(x.dim() - 1);
+}
+
+Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype) {
+  return torch::stable::new_empty(like, shape, dtype);
+}
+
+Tensor flatquant_linear(const Tensor& x, const Tensor& packed, const Tensor& weight_scale,
+                        const OptionalTensor& left_trans, const OptionalTensor& right_trans, const Tensor& clip_ratio,
+                        const OptionalTensor& bias, const OptionalTensor& weight_offset) {
+  const int64_t features = check_tokens(x, "x");
+  const w4a4::Dtype dtype = float_dtype(x, "x");
+  const w4a4::Transform transform = make_transform(features, left_trans, right_trans, clip_ratio);
+  const w4a4::Weight weight = make_weight(features, packed, weight_scale, bias, weight_offset);
+  Tensor y = new_tensor(x, with_last(x, weight.out_features), x.scalar_type());
+  w4a4::flatquant_linear(x.const_data_ptr(), dtype, x.numel() / features, transform, weight, y.mutable_data_ptr(),
+                         w4a4::kernels(), torch_pool());
+  return y;
+}
+
+std::tuple<Tensor, Tensor> kronecker_quant(const Tensor& x, const OptionalTensor& left_trans,
+                                           const OptionalTensor& right_trans, const Tensor& clip_ratio) {
+  const int64_t features = check_tokens(x, "x");
+  const w4a4::Dtype dtype = float_dtype(x, "x");
+  const w4a4::Transform transform = make_transform(features, left_trans, right_trans, clip_ratio);
+  Tensor q = new_tensor(x, with_last(x, features), ScalarType::Char);
+  std::vector<int64_t> scale_shape = with_last(x, 0);
+  scale_shape.pop_back();
+  Tensor scale = new_tensor(x, scale_shape, ScalarType::Float);
+  w4a4::kronecker_quant(x.const_data_ptr(), dtype, x.numel() / features, features, transform,
+                        static_cast<int8_t*>(q.mutable_data_ptr()), static_cast<float*>(scale.mutable_data_ptr()),
+                        w4a4::kernels(), torch_pool());
+  return {q, scale};
+}
+
+Tensor int4_linear(const Tensor& q, const Tensor& scale, const Tensor& packed, const Tensor& weight_scale,
+                   const OptionalTensor& bias, const OptionalTensor& weight_offset, ScalarType out_dtype) {
+  const int64_t features = check_tokens(q, "q");
+  STD_TORCH_CHECK(q.scalar_type() == ScalarType::Char, "q: expected int8");
+  check_float32(scale, "scale");
+  STD_TORCH_CHECK(scale.numel() * features == q.numel(), "scale: expected one value per token of q, found ",
+                  scale.numel());
+  const w4a4::Weight weight = make_weight(features, packed, weight_scale, bias, weight_offset);
+  Tensor y = new_tensor(q, with_last(q, weight.out_features), out_dtype);
+  w4a4::int4_linear(static_cast<const int8_t*>(q.const_data_ptr()), static_cast<const float*>(scale.const_data_ptr()),
+                    q.numel() / features, weight, y.mutable_data_ptr(), float_dtype(y, "out_dtype"), w4a4::kernels(),
+                    torch_pool());
+  return y;
+}
+
+void check_int4(const Tensor& weight) {
+  check_contiguous(weight, "weight");
+  STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Char && weight.dim() == 2, "weight: expected int8 [out, in], found ",
+                  shape_text(weight));
+  const auto* values = static_cast<const int8_t*>(weight.const_data_ptr());
+  const int64_t place = w4a4::find_outside_int4(values, weight.numel());
+  STD_TORCH_CHECK(place < 0, "weight: expected int4 values in [-8, 7], found ", static_cast<int>(values[place]),
+                  " in row ", place / weight.size(1), ", column ", place % weight.size(1));
+}
+
+void pack_int4_rows(Tensor packed, const Tensor& weight, int64_t first_row) {
+  check_int4(weight);
+  check_contiguous(packed, "packed");
+  const int64_t blocks = w4a4::block_count(weight.size(1));
+  STD_TORCH_CHECK(packed.dim() == 3 && packed.element_size() == 1 && packed.size(1) == blocks &&
+                      packed.size(2) == w4a4::kBlockBytes,
+                  "packed: expected [tiles, ", blocks, ", ", w4a4::kBlockBytes, "], found ", shape_text(packed));
+  STD_TORCH_CHECK(first_row >= 0 && first_row + weight.size(0) <= packed.size(0) * w4a4::kTileRows, "first_row: rows ",
+                  first_row, " to ", first_row + weight.size(0), " do not fit into ", packed.size(0), " tiles");
+  w4a4::pack_rows(static_cast<const int8_t*>(weight.const_data_ptr()), weight.size(0), weight.size(1), first_row,
+                  static_cast<uint8_t*>(packed.mutable_data_ptr()));
+}
+
+Tensor pack_int4(const Tensor& weight) {
+  check_int4(weight);
+  const int64_t tiles = w4a4::tile_count(weight.size(0)), blocks = w4a4::block_count(weight.size(1));
+  Tensor packed = new_tensor(weight, {tiles, blocks, w4a4::kBlockBytes}, ScalarType::Byte);
+  // Rows beyond the last are zero: both nibbles hold the zero point.
+  torch::stable::fill_(packed, w4a4::kZeroPoint << 4 | w4a4::kZeroPoint);
+  pack_int4_rows(packed, weight, 0);
+  return packed;
+}
+
+Tensor unpack_int4(const Tensor& packed, int64_t out_features, int64_t in_features) {
+  check_contiguous(packed, "packed");
+  const int64_t tiles = w4a4::tile_count(out_features), blocks = w4a4::block_count(in_features);
+  STD_TORCH_CHECK(packed.dim() == 3 && packed.size(0) == tiles && packed.size(1) == blocks &&
+                      packed.size(2) == w4a4::kBlockBytes,
+                  "packed: expected [", tiles, ", ", blocks, ", ", w4a4::kBlockBytes, "] for ", out_features, " x ",
+                  in_features, ", found ", shape_text(packed));
+  Tensor weight = new_tensor(packed, {out_features, in_features}, ScalarType::Char);
+  w4a4::unpack_rows(static_cast<const uint8_t*>(packed.const_data_ptr()), out_features, in_features,
+                    static_cast<int8_t*>(weight.mutable_data_ptr()));
+  return weight;
+}
+
+std::string cpu_instruction_set() { return w4a4::kernels().name; }
+
+// Comma-separated, best first.
+std::string cpu_available_instruction_sets() {
+  std::string text;
+  for (const w4a4::Kernels* candidate : w4a4::all_kernels()) {
+    if (candidate->is_available()) text += (text.empty() ? "" : ",") + std::string(candidate->name);
+  }
+  return text;
+}
+
+std::vector<int64_t> int4_layout() { return {w4a4::kTileRows, w4a4::kBlockFeatures, w4a4::kBlockBytes}; }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(vllm_w4a4, m) {
+  m.def(
+      "flatquant_linear(Tensor x, Tensor weight_packed, Tensor weight_scale, Tensor? left_trans, Tensor? right_trans, "
+      "Tensor clip_ratio, Tensor? bias=None, Tensor? weight_offset=None) -> Tensor");
+  m.def("kronecker_quant(Tensor x, Tensor? left_trans, Tensor? right_trans, Tensor clip_ratio) -> (Tensor, Tensor)");
+  m.def(
+      "int4_linear(Tensor q, Tensor scale, Tensor weight_packed, Tensor weight_scale, Tensor? bias, "
+      "Tensor? weight_offset, ScalarType out_dtype) -> Tensor");
+  m.def("pack_int4(Tensor weight) -> Tensor");
+  m.def("pack_int4_rows_(Tensor(a!) packed, Tensor weight, int first_row) -> ()");
+  m.def("unpack_int4(Tensor packed, int out_features, int in_features) -> Tensor");
+  m.def("cpu_instruction_set() -> str");
+  m.def("cpu_available_instruction_sets() -> str");
+  m.def("int4_layout() -> int[]");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(vllm_w4a4, CPU, m) {
+  m.impl("flatquant_linear", TORCH_BOX(&flatquant_linear));
+  m.impl("kronecker_quant", TORCH_BOX(&kronecker_quant));
+  m.impl("int4_linear", TORCH_BOX(&int4_linear));
+  m.impl("pack_int4", TORCH_BOX(&pack_int4));
+  m.impl("pack_int4_rows_", TORCH_BOX(&pack_int4_rows));
+  m.impl("unpack_int4", TORCH_BOX(&unpack_int4));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(vllm_w4a4, CompositeExplicitAutograd, m) {
+  m.impl("cpu_instruction_set", TORCH_BOX(&cpu_instruction_set));
+  m.impl("cpu_available_instruction_sets", TORCH_BOX(&cpu_available_instruction_sets));
+  m.impl("int4_layout", TORCH_BOX(&int4_layout));
+}

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernels of one instruction set, and the table that chooses among them.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace w4a4 {
+
+enum class Dtype { kFloat32, kBFloat16, kFloat16 };
+
+inline int64_t dtype_size(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
+
+// Transform and per-token quantization of a block of tokens.
+//
+// A token x of `features` values, viewed as X [left, right], becomes X' = left_trans^T (X right_trans); a null factor is
+// the identity. scale = clip * max|X'| / 7 and q = clamp(round_half_even(X' / scale), -8, 7); a token of zeros gives
+// scale 0 and q 0.
+struct QuantizeArgs {
+  const void* x;             // [tokens, features], row-major, of type `dtype`
+  Dtype dtype;
+  int64_t features;          // left * right
+  int64_t left, right;       // sizes of the view; 1 x features without transform
+  const float* left_trans;   // [left, left] or null
+  const float* right_trans;  // [right, padded_right] with zeros beyond `right`, or null
+  int64_t padded_right;      // row stride of right_trans and of the scratch, a multiple of kTransformPadding
+  float clip;
+  int64_t groups;            // sums of q are wanted for each of this many equal parts of a token
+  int8_t* q;                 // [tokens, q_stride]; bytes beyond `features` are set to 0
+  int64_t q_stride;
+  float* scale;              // [tokens]
+  int32_t* q_sums;           // [tokens, groups], or null
+};
+
+inline constexpr int64_t kTransformPadding = 16;
+
+// Floats of scratch that `quantize` needs for one thread: two [left, padded_right] matrices.
+inline int64_t quantize_scratch(const QuantizeArgs& args) { return 2 * args.left * args.padded_right; }
+
+// The int4 x int4 matrix product with dequantization.
+//
+//   y[t][o] = scale[t] * sum_g weight_scale[o][g] * (sum_{k in g} q[t][k] * (w[o][k] - weight_offset[o][g])) + bias[o]
+struct GemmArgs {
+  const int8_t* q;      // [tokens, q_stride], zero beyond in_features
+  int64_t q_stride;     // a multiple of 8, at least in_features
+  const float* scale;   // [tokens]
+  const int32_t* q_sums;  // [tokens, groups]
+  const uint8_t* packed;  // see layout.h
+  const float* weight_scale;   // [out_features, groups]
+  const float* weight_offset;  // [out_features, groups] or null
+  const float* bias;           // [out_features] or null
+  int64_t in_features, out_features, groups;
+  void* y;  // [tokens, out_features] of type `dtype`
+  Dtype dtype;
+};
+
+// Tokens that `gemm` handles at a time; bounds its stack and what a thread's caches must hold.
+inline constexpr int64_t kMaxGemmTokens = 256;
+
+struct Kernels {
+  const char* name;
+  bool (*is_available)();
+  // Tokens [begin, end); `scratch` holds quantize_scratch() floats.
+  void (*quantize)(const QuantizeArgs&, int64_t begin, int64_t end, float* scratch);
+  // Tiles of 16 output features [tile_begin, tile_end) for tokens [begin, end), at most kMaxGemmTokens of them.
+  void (*gemm)(const GemmArgs&, int64_t tile_begin, int64_t tile_end, int64_t begin, int64_t end);
+};
+
+// Every instruction set compiled in, best first; the last one runs anywhere.
+const std::vector<const Kernels*>& all_kernels();
+
+// The set that VLLM_W4A4_ISA names, else the best available one. Chosen once.
+// Throws std::runtime_error, listing what there is, if VLLM_W4A4_ISA names an unknown or unavailable one.
+const Kernels& kernels();
+
+// Throws like kernels(). An empty name means the best available one.
+const Kernels& find_kernels(const std::string& name);
+
+}  // namespace w4a4

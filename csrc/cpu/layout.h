@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// How int4 weights lie in memory on the CPU. The one place for this layout; Python asks for it through
+// `vllm_w4a4::int4_layout`.
+//
+// A weight [out, in] is cut into tiles of 16 rows and, within a tile, into blocks of 8 input features:
+// packed[tile][block] is 64 bytes. Byte 4 * r + j holds, for row r of the tile, feature j of the block in its low
+// nibble and feature j + 4 in its high nibble. One 64-byte load thus gives two vectors of "4 consecutive features for
+// each of 16 rows", the operand shape of every int8 dot-product instruction (vpdpbusd, sdot, vpmaddubsw + vpmaddwd).
+//
+// Nibbles are stored as value + 8, so they unpack to unsigned bytes 0..15. The products are corrected by 8 * sum(q),
+// with q the activations, whose sum is known from their quantization. Rows and features beyond the matrix are zero
+// (stored 8).
+#pragma once
+
+#include <cstdint>
+
+namespace w4a4 {
+
+inline constexpr int64_t kTileRows = 16;
+inline constexpr int64_t kBlockFeatures = 8;
+inline constexpr int64_t kBlockBytes = kTileRows * kBlockFeatures / 2;
+inline constexpr int32_t kZeroPoint = 8;
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t tile_count(int64_t out_features) { return ceil_div(out_features, kTileRows); }
+constexpr int64_t block_count(int64_t in_features) { return ceil_div(in_features, kBlockFeatures); }
+
+}  // namespace w4a4

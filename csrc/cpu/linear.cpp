@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+#define W4A4_VECTOR_FLOATS 4
+#include "linear.h"
+
+#include <algorithm>
+#include <memory>
+#include <new>
+
+#include "layout.h"
+#include "vector.h"
+
+namespace w4a4 {
+namespace {
+
+// Tokens quantized before they are multiplied; bounds the scratch memory of long prompts.
+constexpr int64_t kTokenChunk = 512;
+// Floats a thread should transform at least, so that waking it pays.
+constexpr int64_t kQuantizeGrain = 16384;
+
+// Memory that a thread keeps from call to call, so that no call allocates once it has grown.
+class Scratch {
+ public:
+  template <class T>
+  T* get(int64_t count) {
+    const size_t bytes = static_cast<size_t>(count) * sizeof(T);
+    if (bytes > size_) {
+      memory_.reset(static_cast<char*>(::operator new(bytes, std::align_val_t(kAlignment))));
+      size_ = bytes;
+    }
+    return reinterpret_cast<T*>(memory_.get());
+  }
+
+ private:
+  static constexpr size_t kAlignment = 64;
+  struct Free {
+    void operator()(char* p) const { ::operator delete(p, std::align_val_t(kAlignment)); }
+  };
+  std::unique_ptr<char, Free> memory_;
+  size_t size_ = 0;
+};
+
+// One Scratch for each purpose: a thread uses several at once.
+thread_local Scratch q_scratch, scale_scratch, sum_scratch, right_scratch, bias_scratch, token_scratch;
+
+QuantizeArgs quantize_args(const void* x, Dtype dtype, int64_t features, const Transform& transform, int64_t groups) {
+  QuantizeArgs args{};
+  args.x = x;
+  args.dtype = dtype;
+  args.features = features;
+  args.left = transform.left;
+  args.right = transform.right;
+  args.left_trans = transform.left_trans;
+  args.padded_right = ceil_div(transform.right, kTransformPadding) * kTransformPadding;
+  args.clip = transform.clip;
+  args.groups = groups;
+  if (transform.right_trans != nullptr) {
+    float* padded = right_scratch.get<float>(transform.right * args.padded_right);
+    for (int64_t n = 0; n < transform.right; ++n) {
+      float* row = padded + n * args.padded_right;
+      std::copy_n(transform.right_trans + n * transform.right, transform.right, row);
+      std::fill(row + transform.right, row + args.padded_right, 0.0f);
+    }
+    args.right_trans = padded;
+  }
+  return args;
+}
+
+void quantize_tokens(const QuantizeArgs& args, int64_t tokens, const Kernels& kernels, const Pool& pool) {
+  const int64_t grain = std::max<int64_t>(1, kQuantizeGrain / args.features);
+  pool.parallel_for(tokens, grain, [&](int64_t begin, int64_t end) {
+    kernels.quantize(args, begin, end, token_scratch.get<float>(quantize_scratch(args)));
+  });
+}
+
+const float* float_bias(const Weight& weight) {
+  if (weight.bias == nullptr || weight.bias_dtype == Dtype::kFloat32) return static_cast<const float*>(weight.bias);
+  float* bias = bias_scratch.get<float>(weight.out_features);
+  load_floats(weight.bias, weight.bias_dtype, weight.out_features, bias);
+  return bias;
+}
+
+GemmArgs gemm_args(const Weight& weight, Dtype dtype) {
+  GemmArgs args{};
+  args.packed = weight.packed;
+  args.weight_scale = weight.scale;
+  args.weight_offset = weight.offset;
+  args.bias = float_bias(weight);
+  args.in_features = weight.in_features;
+  args.out_features = weight.out_features;
+  args.groups = weight.groups;
+  args.dtype = dtype;
+  return args;
+}
+
+// Splits by output tiles, which share nothing; a matrix with few tiles is split by tokens as well.
+void multiply(const GemmArgs& args, int64_t tokens, const Kernels& kernels, const Pool& pool) {
+  const int64_t tiles = tile_count(args.out_features);
+  int64_t part = std::min(tokens, kMaxGemmTokens);
+  if (tiles < 4 * pool.threads) part = std::min<int64_t>(part, 32);
+  const int64_t parts = ceil_div(tokens, part);
+  if (tiles >= 4 * pool.threads) {
+    pool.parallel_for(tiles, 1, [&](int64_t tile_begin, int64_t tile_end) {
+      for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
+        for (int64_t t = 0; t < tokens; t += part) {
+          kernels.gemm(args, tile, tile + 1, t, std::min(t + part, tokens));
+        }
+      }
+    });
+    return;
+  }
+  pool.parallel_for(parts * tiles, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t tile = item / parts, t = item % parts * part;
+      kernels.gemm(args, tile, tile + 1, t, std::min(t + part, tokens));
+    }
+  });
+}
+
+void* row_of(void* y, Dtype dtype, int64_t columns, int64_t row) {
+  return static_cast<char*>(y) + row * columns * dtype_size(dtype);
+}
+
+}  // namespace
+
+void flatquant_linear(const void* x, Dtype dtype, int64_t tokens, const Transform& transform, const Weight& weight,
+                      void* y, const Kernels& kernels, const Pool& pool) {
+  const int64_t chunk = std::min(tokens, kTokenChunk);
+  const int64_t stride = block_count(weight.in_features) * kBlockFeatures;
+  QuantizeArgs quantize = quantize_args(x, dtype, weight.in_features, transform, weight.groups);
+  quantize.q_stride = stride;
+  quantize.q = q_scratch.get<int8_t>(chunk * stride);
+  quantize.scale = scale_scratch.get<float>(chunk);
+  quantize.q_sums = sum_scratch.get<int32_t>(chunk * weight.groups);
+  GemmArgs gemm = gemm_args(weight, dtype);
+  gemm.q = quantize.q;
+  gemm.q_stride = stride;
+  gemm.scale = quantize.scale;
+  gemm.q_sums = quantize.q_sums;
+  for (int64_t begin = 0; begin < tokens; begin += chunk) {
+    const int64_t count = std::min(chunk, tokens - begin);
+    quantize.x = static_cast<const char*>(x) + begin * weight.in_features * dtype_size(dtype);
+    quantize_tokens(quantize, count, kernels, pool);
+    gemm.y = row_of(y, dtype, weight.out_features, begin);
+    multiply(gemm, count, kernels, pool);
+  }
+}
+
+void kronecker_quant(const void* x, Dtype dtype, int64_t tokens, int64_t features, const Transform& transform,
+                     int8_t* q, float* scale, const Kernels& kernels, const Pool& pool) {
+  QuantizeArgs args = quantize_args(x, dtype, features, transform, 1);
+  args.q = q;
+  args.q_stride = features;
+  args.scale = scale;
+  quantize_tokens(args, tokens, kernels, pool);
+}
+
+void int4_linear(const int8_t* q, const float* scale, int64_t tokens, const Weight& weight, void* y, Dtype dtype,
+                 const Kernels& kernels, const Pool& pool) {
+  const int64_t chunk = std::min(tokens, kTokenChunk);
+  const int64_t stride = block_count(weight.in_features) * kBlockFeatures;
+  const int64_t group_size = weight.in_features / weight.groups;
+  int8_t* padded = q_scratch.get<int8_t>(chunk * stride);
+  int32_t* sums = sum_scratch.get<int32_t>(chunk * weight.groups);
+  GemmArgs gemm = gemm_args(weight, dtype);
+  gemm.q = padded;
+  gemm.q_stride = stride;
+  gemm.q_sums = sums;
+  for (int64_t begin = 0; begin < tokens; begin += chunk) {
+    const int64_t count = std::min(chunk, tokens - begin);
+    for (int64_t t = 0; t < count; ++t) {
+      const int8_t* source = q + (begin + t) * weight.in_features;
+      std::fill(std::copy_n(source, weight.in_features, padded + t * stride), padded + (t + 1) * stride, int8_t{0});
+      for (int64_t g = 0; g < weight.groups; ++g) {
+        sums[t * weight.groups + g] = sum_bytes(source + g * group_size, group_size);
+      }
+    }
+    gemm.scale = scale + begin;
+    gemm.y = row_of(y, dtype, weight.out_features, begin);
+    multiply(gemm, count, kernels, pool);
+  }
+}
+
+}  // namespace w4a4

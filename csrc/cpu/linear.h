@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// Whole operators, made of the kernels of the chosen instruction set. Knows nothing of torch.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "kernels.h"
+
+namespace w4a4 {
+
+// Runs `body(begin, end)` over parts of [0, count), each of at least `grain`, on the caller's thread pool.
+using ParallelFor = std::function<void(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body)>;
+
+struct Pool {
+  ParallelFor parallel_for;
+  int64_t threads;
+};
+
+// The transform of an operator call. `left` * `right` is the number of input features; a null factor is the identity.
+struct Transform {
+  int64_t left, right;
+  const float* left_trans;   // [left, left]
+  const float* right_trans;  // [right, right]
+  float clip;
+};
+
+// The weight side of an operator call; see GemmArgs for the arithmetic.
+struct Weight {
+  const uint8_t* packed;
+  const float* scale;   // [out_features, groups]
+  const float* offset;  // [out_features, groups] or null
+  const void* bias;     // [out_features] of type bias_dtype, or null
+  Dtype bias_dtype;
+  int64_t out_features, in_features, groups;
+};
+
+// x [tokens, in_features] -> y [tokens, out_features], both of type `dtype`.
+void flatquant_linear(const void* x, Dtype dtype, int64_t tokens, const Transform& transform, const Weight& weight,
+                      void* y, const Kernels& kernels, const Pool& pool);
+
+// x [tokens, features] of type `dtype` -> q [tokens, features], scale [tokens].
+void kronecker_quant(const void* x, Dtype dtype, int64_t tokens, int64_t features, const Transform& transform,
+                     int8_t* q, float* scale, const Kernels& kernels, const Pool& pool);
+
+// Already quantized tokens q [tokens, in_features] with scales -> y [tokens, out_features] of type `dtype`.
+void int4_linear(const int8_t* q, const float* scale, int64_t tokens, const Weight& weight, void* y, Dtype dtype,
+                 const Kernels& kernels, const Pool& pool);
+
+}  // namespace w4a4

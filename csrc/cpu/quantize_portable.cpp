@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+#define W4A4_VECTOR_FLOATS 4
+#include "transform_impl.h"
+
+namespace w4a4 {
+
+void quantize_portable(const QuantizeArgs& args, int64_t begin, int64_t end, float* scratch) {
+  quantize(args, begin, end, scratch);
+}
+
+}  // namespace w4a4

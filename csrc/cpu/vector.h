@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+// Float vectors of W4A4_VECTOR_FLOATS lanes and the conversions around them, with internal linkage: every source file
+// compiles its own copy with its own instruction set.
+#pragma once
+
+#ifndef W4A4_VECTOR_FLOATS
+#error "define W4A4_VECTOR_FLOATS before including vector.h"
+#endif
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "kernels.h"
+
+namespace w4a4 {
+namespace {
+
+constexpr int64_t kVector = W4A4_VECTOR_FLOATS;
+static_assert(kTransformPadding % kVector == 0);
+
+typedef float FloatVector __attribute__((vector_size(W4A4_VECTOR_FLOATS * 4), may_alias));
+typedef int32_t IntVector __attribute__((vector_size(W4A4_VECTOR_FLOATS * 4), may_alias));
+typedef int8_t ByteVector __attribute__((vector_size(W4A4_VECTOR_FLOATS), may_alias));
+
+inline FloatVector load(const float* p) {
+  FloatVector v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+inline void store(float* p, FloatVector v) { std::memcpy(p, &v, sizeof v); }
+inline FloatVector broadcast(float a) { return FloatVector{} + a; }
+inline FloatVector min(FloatVector a, FloatVector b) { return a < b ? a : b; }
+inline FloatVector max(FloatVector a, FloatVector b) { return a > b ? a : b; }
+
+inline float bits_to_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline uint16_t to_bfloat16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  if (std::isnan(value)) return static_cast<uint16_t>(bits >> 16 | 0x40);
+  return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+// `count` values of type `dtype` at `source`, as floats.
+inline void load_floats(const void* source, Dtype dtype, int64_t count, float* target) {
+  if (dtype == Dtype::kFloat32) {
+    std::memcpy(target, source, count * sizeof(float));
+  } else if (dtype == Dtype::kBFloat16) {
+    const auto* values = static_cast<const uint16_t*>(source);
+    for (int64_t i = 0; i < count; ++i) target[i] = bits_to_float(static_cast<uint32_t>(values[i]) << 16);
+  } else {
+    const auto* values = static_cast<const _Float16*>(source);
+    for (int64_t i = 0; i < count; ++i) target[i] = static_cast<float>(values[i]);
+  }
+}
+
+// `count` floats written as type `dtype`, rounded to nearest even.
+inline void store_floats(const float* source, int64_t count, Dtype dtype, void* target) {
+  if (dtype == Dtype::kFloat32) {
+    std::memcpy(target, source, count * sizeof(float));
+  } else if (dtype == Dtype::kBFloat16) {
+    auto* values = static_cast<uint16_t*>(target);
+    for (int64_t i = 0; i < count; ++i) values[i] = to_bfloat16(source[i]);
+  } else {
+    auto* values = static_cast<_Float16*>(target);
+    for (int64_t i = 0; i < count; ++i) values[i] = static_cast<_Float16>(source[i]);
+  }
+}
+
+// The largest magnitude; `count` is a multiple of kVector.
+inline float max_abs(const float* values, int64_t count) {
+  FloatVector largest{};
+  for (int64_t i = 0; i < count; i += kVector) {
+    const FloatVector v = load(values + i);
+    largest = max(largest, max(v, -v));
+  }
+  float result = 0.0f;
+  for (int64_t i = 0; i < kVector; ++i) result = largest[i] > result ? largest[i] : result;
+  return result;
+}
+
+// clamp(round_half_even(values / scale), -8, 7). A true division: a reciprocal would move ties.
+inline void quantize_floats(const float* values, int64_t count, float scale, int8_t* q) {
+  // Adding and subtracting 1.5 * 2^23 rounds to nearest even, exact while |value / scale| < 2^22; clamping first
+  // keeps it there.
+  const FloatVector magic = broadcast(12582912.0f), low = broadcast(-8.0f), high = broadcast(7.0f);
+  const FloatVector divisor = broadcast(scale);
+  int64_t i = 0;
+  for (; i + kVector <= count; i += kVector) {
+    const FloatVector ratio = max(low, min(high, load(values + i) / divisor));
+    const IntVector rounded = __builtin_convertvector((ratio + magic) - magic, IntVector);
+    const ByteVector bytes = __builtin_convertvector(rounded, ByteVector);
+    std::memcpy(q + i, &bytes, sizeof bytes);
+  }
+  for (; i < count; ++i) {
+    q[i] = static_cast<int8_t>(std::nearbyint(std::fmax(-8.0f, std::fmin(7.0f, values[i] / scale))));
+  }
+}
+
+inline int32_t sum_bytes(const int8_t* values, int64_t count) {
+  int32_t sum = 0;
+  for (int64_t i = 0; i < count; ++i) sum += values[i];
+  return sum;
+}
+
+}  // namespace
+}  // namespace w4a4

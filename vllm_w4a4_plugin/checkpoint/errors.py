@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one exception that reading and checking checkpoints raises."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used as it stands.
+
+    The message names the file, the layer and the tensor as far as they are known, what was expected and what
+    was found, and what to do about it.
+    """

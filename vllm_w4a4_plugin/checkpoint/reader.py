@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The safetensors files of a checkpoint directory: names, dtypes and shapes from the headers, tensors on demand."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+
+from .description import QuantDescription, load_description, read_json_object, unreadable
+from .errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+INDEX_SUFFIX = ".safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a safetensors header says of one tensor.
+
+    Attributes:
+        name: tensor name.
+        file: name of the shard that holds it.
+        dtype: safetensors' spelling: "I8", "F32", "BF16", ...
+        shape: as stored.
+    """
+
+    name: str
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Stored size in bytes."""
+        return prod(self.shape) * int(re.sub(r"\D", "", self.dtype.split("_")[0]) or 8) // 8
+
+
+class CheckpointReader:
+    """A checkpoint directory.
+
+    Args:
+        directory: holds the index (`*.safetensors.index.json`) and its shards, or shards alone.
+
+    Raises:
+        CheckpointError: no such directory, no weights, a shard is missing, unreadable or truncated, or the index
+            points outside the directory or at tensors that its shards do not hold.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        if not self.directory.is_dir():
+            raise CheckpointError(f"{self.directory}: not a directory. Give the directory that holds config.json.")
+
+    @cached_property
+    def description(self) -> QuantDescription:
+        """The parsed description file."""
+        return load_description(self.directory)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """`config.json`, decoded."""
+        return read_json_object(self.directory / "config.json")
+
+    @cached_property
+    def index_file(self) -> Path | None:
+        """The one index of the directory, None where there is none."""
+        found = sorted(self.directory.glob(f"*{INDEX_SUFFIX}"))
+        if len(found) > 1:
+            names = ", ".join(file.name for file in found)
+            raise CheckpointError(
+                f"{self.directory}: expected one *{INDEX_SUFFIX}, found {names}. "
+                "Remove the index (and its shards) that does not belong to this checkpoint."
+            )
+        return found[0] if found else None
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Every tensor of the checkpoint, by name, from the headers of all shards."""
+        weight_map = self._weight_map()
+        shards = sorted(set(weight_map.values())) if weight_map else self._loose_shards()
+        tensors: dict[str, TensorInfo] = {}
+        for shard in shards:
+            for info in self._read_header(shard):
+                if info.name in tensors:
+                    raise CheckpointError(
+                        f"{self.directory}: tensor {info.name} is in both {tensors[info.name].file} and {shard}. "
+                        "Keep the shards of one checkpoint only."
+                    )
+                tensors[info.name] = info
+        for name, shard in weight_map.items():
+            if name not in tensors or tensors[name].file != shard:
+                raise CheckpointError(
+                    f"{self.index_file}: says that {shard} holds tensor {name}, but it does not. "
+                    "Index and shards come from different runs; copy the whole directory again."
+                )
+        return tensors
+
+    def load(self, name: str) -> "torch.Tensor":
+        """Read one tensor into memory."""
+        info = self.tensors[name]
+        with safe_open(self.directory / info.file, framework="pt") as shard:
+            return shard.get_tensor(name)
+
+    def _weight_map(self) -> dict[str, str]:
+        if self.index_file is None:
+            return {}
+        weight_map = read_json_object(self.index_file).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+            raise CheckpointError(f"{self.index_file}: expected an object 'weight_map' of tensor name to file name.")
+        for shard in sorted(set(weight_map.values())):
+            if Path(shard).is_absolute() or ".." in Path(shard).parts:
+                raise CheckpointError(
+                    f"{self.index_file}: shard {shard!r} lies outside the checkpoint directory. "
+                    "Do not use this checkpoint unless you trust where it came from."
+                )
+            if not (self.directory / shard).exists():
+                raise CheckpointError(
+                    f"{self.index_file}: shard {shard} is missing. Download or copy it into {self.directory}."
+                )
+        return weight_map
+
+    def _loose_shards(self) -> list[str]:
+        shards = sorted(file.name for file in self.directory.glob("*.safetensors"))
+        if not shards:
+            raise CheckpointError(f"{self.directory}: holds no *.safetensors file. Download or copy the weights.")
+        return shards
+
+    def _read_header(self, shard: str) -> Iterator[TensorInfo]:
+        file = self.directory / shard
+        try:
+            with safe_open(file, framework="np") as opened:
+                for name in opened.keys():  # noqa: SIM118 - safe_open is no mapping
+                    part = opened.get_slice(name)
+                    yield TensorInfo(name, shard, part.get_dtype(), tuple(part.get_shape()))
+        except PermissionError:
+            raise CheckpointError(unreadable(file)) from None
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{file}: not a whole safetensors file ({error}), size {file.stat().st_size} bytes. "
+                "The copy was probably cut short; copy or download it again."
+            ) from None

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a vLLM module's name to the quantization type that the checkpoint gives it.
+
+Names are matched as whole dotted names, never by prefix: `mlp.gate` is not `mlp.gate_proj`.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from .description import QuantDescription, QuantType
+from .errors import CheckpointError
+
+WRAPPER = "language_model"
+LM_HEAD = "lm_head"
+
+
+def shard_names(prefix: str, packed_modules_mapping: Mapping[str, Sequence[str]]) -> list[str]:
+    """Names of the checkpoint modules that vLLM fuses into module `prefix`, in order; `[prefix]` if none."""
+    parent, _, leaf = prefix.rpartition(".")
+    shards = packed_modules_mapping.get(leaf, [leaf])
+    return [f"{parent}.{shard}" if parent else shard for shard in shards]
+
+
+def spellings(name: str) -> Iterator[str]:
+    """`name`, then the same name as checkpoints of wrapped models write it.
+
+    A wrapped model's text part is `language_model.model.layers...` in one place, `model.language_model.layers...`
+    in another and plain `model.layers...` where only the text part was quantized.
+    """
+    yield name
+    parts = name.split(".")
+    bare = [part for part in parts if part != WRAPPER]
+    candidates = [bare, [WRAPPER, *bare]]
+    if bare[0] == "model":
+        candidates.append(["model", WRAPPER, *bare[1:]])
+    for candidate in candidates:
+        spelled = ".".join(candidate)
+        if spelled != name:
+            yield spelled
+
+
+def checkpoint_name(description: QuantDescription, name: str) -> str | None:
+    """The spelling of module `name` that the description has a weight for, None if it has none."""
+    return next((s for s in spellings(name) if f"{s}.weight" in description.tensors), None)
+
+
+def module_type(description: QuantDescription, name: str) -> QuantType:
+    """Type of one checkpoint module.
+
+    An absent `lm_head` is FLOAT: it is tied to the embedding.
+
+    Raises:
+        CheckpointError: the description has no such module, or its type is unknown.
+    """
+    found = checkpoint_name(description, name)
+    if found is None:
+        if name.rpartition(".")[2] == LM_HEAD:
+            return QuantType.FLOAT
+        raise CheckpointError(_missing(description, name))
+    written = description.tensors[f"{found}.weight"]
+    try:
+        return QuantType(written)
+    except ValueError:
+        raise CheckpointError(
+            f"quant_model_description.json: tensor '{found}.weight' has the unknown quant type {written!r}. "
+            f"Known types: {', '.join(QuantType)}. A newer plugin may know it; otherwise quantize this layer with "
+            "another type."
+        ) from None
+
+
+def resolve(
+    description: QuantDescription, prefix: str, packed_modules_mapping: Mapping[str, Sequence[str]]
+) -> QuantType:
+    """The quantization type of vLLM module `prefix`.
+
+    Args:
+        description: with tensor names as vLLM spells them (see `QuantDescription.renamed`).
+        prefix: the module's name, e.g. `model.layers.0.self_attn.qkv_proj`.
+        packed_modules_mapping: vLLM's own, e.g. `{"qkv_proj": ["q_proj", "k_proj", "v_proj"]}`.
+
+    Raises:
+        CheckpointError: a shard is missing or unknown, or the shards of a fused module differ in type.
+    """
+    types = {name: module_type(description, name) for name in shard_names(prefix, packed_modules_mapping)}
+    if len(set(types.values())) > 1:
+        listing = ", ".join(f"{name}: {kind}" for name, kind in types.items())
+        raise CheckpointError(
+            f"quant_model_description.json: layer {prefix} is computed as one matrix product, so its parts must have "
+            f"one quant type, found {listing}. Quantize the model again with one type for all of them."
+        )
+    return next(iter(types.values()))
+
+
+def resolve_experts(description: QuantDescription, prefix: str) -> QuantType:
+    """The one quantization type of all expert projections below `prefix` (`...mlp.experts`).
+
+    Raises:
+        CheckpointError: no expert is described, or the experts differ in type.
+    """
+    types: dict[QuantType, str] = {}
+    for spelled in spellings(prefix):
+        expert = re.compile(re.escape(spelled) + r"(\.\d+)?\.[^.]+(\.weight)?")
+        names = [name for name in description.tensors if expert.fullmatch(name)]
+        modules = sorted({name.removesuffix(".weight") for name in names if name.endswith(".weight")})
+        for module in modules:
+            types.setdefault(module_type(description, module), module)
+        if modules:
+            break
+    if not types:
+        raise CheckpointError(_missing(description, prefix))
+    if len(types) > 1:
+        listing = ", ".join(f"{name}: {kind}" for kind, name in types.items())
+        raise CheckpointError(
+            f"quant_model_description.json: the experts of {prefix} run as one kernel, so they must have one quant "
+            f"type, found {listing}. Quantize the model again with one type for all experts."
+        )
+    return next(iter(types))
+
+
+def _missing(description: QuantDescription, name: str) -> str:
+    modules = list(description.type_names())
+    near = difflib.get_close_matches(name, modules, n=4, cutoff=0.5)
+    hint = f"The nearest names there are {', '.join(near)}." if near else f"It describes {len(modules)} modules."
+    return (
+        f"quant_model_description.json: layer {name} has no entry '{name}.weight'. {hint} "
+        "The description must come from the same model as config.json and the weights."
+    )

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `vllm-w4a4` command."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from vllm_w4a4_plugin import __version__
+from vllm_w4a4_plugin.checkpoint import CheckpointError
+
+COMMANDS = ("inspect", "verify")
+"""Modules of this package; each has `add_parser(subparsers)`, which sets `func(args) -> exit code`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="vllm-w4a4", description="Tools for W4A4 FlatQuant checkpoints.")
+    parser.add_argument("--version", action="version", version=f"vllm-w4a4-plugin {__version__}")
+    subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        import_module(f"{__name__}.{name}").add_parser(subparsers)
+    args = parser.parse_args(argv)
+    try:
+        return args.func(args)
+    except CheckpointError as error:
+        print(f"vllm-w4a4: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        return 1

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vllm-w4a4 verify DIR`: every check a checkpoint must pass before it is served."""
+
+import argparse
+
+from tqdm import tqdm
+
+from vllm_w4a4_plugin.checkpoint import CheckpointReader
+from vllm_w4a4_plugin.checkpoint.verify import header_findings, value_findings
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add this command's arguments."""
+    parser = subparsers.add_parser("verify", help="check a checkpoint; exit code 0 if it is good, else 1")
+    parser.add_argument("directory", help="checkpoint directory")
+    parser.add_argument("--headers-only", action="store_true", help="do not read the tensors' values")
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print every finding on a line of its own."""
+    reader = CheckpointReader(args.directory)
+    findings = list(header_findings(reader))
+    if not findings and not args.headers_only:
+        with tqdm(desc="Checking values", unit=" tensors", leave=False) as bar:
+            findings = list(value_findings(reader, bar.update))
+    for finding in findings:
+        print(finding)
+    count = len(findings)
+    print(f"{args.directory}: {count} finding{'s' if count != 1 else ''}" if count else f"{args.directory}: good")
+    return 1 if findings else 0

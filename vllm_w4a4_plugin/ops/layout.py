@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shape of the CPU's packed int4 weights. `csrc/cpu/layout.h` defines the layout; loading the library compares."""
+
+INT4_TILE_ROWS = 16
+"""Output features that are interleaved in one tile."""
+
+INT4_GROUP_MULTIPLE = 8
+"""Input features in one block; a scale group must be a multiple of it."""
+
+INT4_BLOCK_BYTES = INT4_TILE_ROWS * INT4_GROUP_MULTIPLE // 2
+
+
+def packed_int4_shape(out_features: int, in_features: int) -> tuple[int, int, int]:
+    """Shape of the packed form of an int4 weight [out_features, in_features]; one byte per element."""
+    tiles = -(-out_features // INT4_TILE_ROWS)
+    blocks = -(-in_features // INT4_GROUP_MULTIPLE)
+    return tiles, blocks, INT4_BLOCK_BYTES

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators' arithmetic in plain torch: the oracle of every kernel's tests.
+
+Written for clarity, independent of the native code. Weights stay unpacked, int8 [out, in]. Formulas:
+`flatquant_linear`, `kronecker_quant` as msModelSlim's own fake-quantized model computes them; `*_npu` with the
+roundings that CANN documents for aclnnFlatQuant (not compared with a device).
+"""
+
+import torch
+from torch import Tensor
+
+ACTIVATION_MAX = 7
+INT4_MIN, INT4_MAX = -8, 7
+
+
+def kronecker_transform(x: Tensor, left_trans: Tensor | None, right_trans: Tensor | None) -> Tensor:
+    """x @ kron(left_trans, right_trans) for x [..., in], as left_trans^T (X right_trans) with X [M, N] per token.
+
+    Computed in x's dtype; a missing factor is the identity.
+    """
+    features = x.shape[-1]
+    if left_trans is not None:
+        left = left_trans.shape[0]
+    else:
+        left = features // right_trans.shape[0] if right_trans is not None else 1
+    tokens = x.reshape(*x.shape[:-1], left, features // left)
+    if right_trans is not None:
+        tokens = tokens @ right_trans.to(x.dtype)
+    if left_trans is not None:
+        tokens = left_trans.to(x.dtype).T @ tokens
+    return tokens.reshape(x.shape)
+
+
+def quantize_tokens(x: Tensor, clip_ratio: float) -> tuple[Tensor, Tensor]:
+    """Symmetric per-token int4: (q int8 in [-8, 7], scale float32 = clip_ratio * max|x| / 7)."""
+    x = x.float()
+    scale = clip_ratio * x.abs().amax(-1) / ACTIVATION_MAX
+    # A token of zeros has scale 0 and must give 0, not NaN.
+    q = torch.where(scale[..., None] > 0, x / scale[..., None], 0.0)
+    return q.round().clamp(INT4_MIN, INT4_MAX).to(torch.int8), scale
+
+
+def kronecker_quant(
+    x: Tensor, left_trans: Tensor | None, right_trans: Tensor | None, clip_ratio: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Transform in float32, then quantize per token; see `vllm_w4a4_plugin.ops.kronecker_quant`."""
+    return quantize_tokens(kronecker_transform(x.float(), left_trans, right_trans), clip_ratio)
+
+
+def int4_linear(
+    q: Tensor,
+    scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    weight_offset: Tensor | None = None,
+    out_dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """y = scale * sum_g weight_scale[g] * sum_{k in g} q[k] * (weight[k] - weight_offset[g]) + bias.
+
+    The sums over k are exact integers (computed in float64, which holds them exactly); the rest is float32.
+    """
+    groups = 1 if weight_scale.dim() == 1 else weight_scale.shape[1]
+    weight_scale = weight_scale.reshape(-1, groups).float()
+    grouped_q = q.double().reshape(*q.shape[:-1], groups, -1)
+    grouped_weight = weight.double().reshape(weight.shape[0], groups, -1)
+    products = torch.einsum("...gk,ogk->...og", grouped_q, grouped_weight).float()
+    if weight_offset is not None:
+        sums = grouped_q.sum(-1).float()
+        products = products - weight_offset.reshape(-1, groups).float() * sums[..., None, :]
+    y = scale[..., None] * (weight_scale * products).sum(-1)
+    if bias is not None:
+        y = y + bias.float()
+    return y.to(out_dtype)
+
+
+def flatquant_linear(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    left_trans: Tensor | None,
+    right_trans: Tensor | None,
+    clip_ratio: float = 1.0,
+    bias: Tensor | None = None,
+    *,
+    weight_offset: Tensor | None = None,
+) -> Tensor:
+    """A W4A4 linear on an unpacked weight, int8 [out, in]; see `vllm_w4a4_plugin.ops.flatquant_linear`."""
+    q, scale = kronecker_quant(x, left_trans, right_trans, clip_ratio)
+    return int4_linear(q, scale, weight, weight_scale, bias, weight_offset, x.dtype)
+
+
+def kronecker_quant_npu(
+    x: Tensor, left_trans: Tensor, right_trans: Tensor, clip_ratio: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """`kronecker_quant` with the roundings of aclnnFlatQuant.
+
+    x bfloat16 or float16: the first product is rounded to x's dtype, the second to float16 whatever x's dtype is;
+    scale = max|z| * clip / 7 in float32; q = rint(float16(float32(z) * ((7 / clip) / max|z|))), saturated.
+    """
+    left, right = left_trans.shape[0], right_trans.shape[0]
+    tokens = x.reshape(*x.shape[:-1], left, right)
+    y = (tokens.float() @ right_trans.to(x.dtype).float()).to(x.dtype)
+    z = (left_trans.to(x.dtype).float().T @ y.float()).to(torch.float16).float().reshape(x.shape)
+    largest = z.abs().amax(-1)
+    scale = largest * clip_ratio / ACTIVATION_MAX
+    factor = torch.where(largest > 0, (ACTIVATION_MAX / clip_ratio) / largest, 0.0)
+    q = (z * factor[..., None]).to(torch.float16).float().round().clamp(INT4_MIN, INT4_MAX).to(torch.int8)
+    return q, scale
+
+
+def flatquant_linear_npu(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    left_trans: Tensor,
+    right_trans: Tensor,
+    clip_ratio: float = 1.0,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """`flatquant_linear` as npu_kronecker_quant followed by npu_quant_matmul compute it."""
+    q, scale = kronecker_quant_npu(x, left_trans, right_trans, clip_ratio)
+    return int4_linear(q, scale, weight, weight_scale, bias, None, x.dtype)

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's CPU platform plus what W4A4 checkpoints need before weights load."""
+
+import logging
+from typing import TYPE_CHECKING
+
+from vllm.platforms.cpu import CpuPlatform
+
+from vllm_w4a4_plugin import METHOD
+from vllm_w4a4_plugin.checkpoint import DESCRIPTION_FILE, CheckpointError
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+logger = logging.getLogger("vllm.plugins.w4a4")
+
+LOAD_FORMATS = ("auto", "hf", "safetensors")
+"""Load formats that hand over one checkpoint tensor at a time under its own name."""
+
+
+class W4A4CpuPlatform(CpuPlatform):
+    """Adds the `--quantization ascend` choice, auto-detection of checkpoints, and early checks."""
+
+    @classmethod
+    def pre_register_and_update(cls, parser: "FlexibleArgumentParser | None" = None) -> None:
+        super().pre_register_and_update(parser)
+        from vllm_w4a4_plugin import register
+
+        register()
+        action = parser._option_string_actions.get("--quantization") if parser is not None else None
+        if action is not None and action.choices is not None and METHOD not in action.choices:
+            action.choices = [*action.choices, METHOD]
+
+    @classmethod
+    def apply_config_platform_defaults(cls, vllm_config: "VllmConfig") -> None:
+        super().apply_config_platform_defaults(vllm_config)
+        model_config = vllm_config.model_config
+        if model_config is None:
+            return
+        if model_config.quantization is None:
+            cls._detect(vllm_config)
+        if model_config.quantization == METHOD:
+            # vLLM checks that every parameter was loaded for unquantized models only, unless it is told to.
+            extra = vllm_config.load_config.model_loader_extra_config
+            if vllm_config.load_config.load_format in LOAD_FORMATS and isinstance(extra, dict):
+                extra.setdefault("enable_weights_track", True)
+
+    @classmethod
+    def check_and_update_config(cls, vllm_config: "VllmConfig") -> None:
+        super().check_and_update_config(vllm_config)
+        model_config = vllm_config.model_config
+        if model_config is None or model_config.quantization != METHOD:
+            return
+        load_format = vllm_config.load_config.load_format
+        if load_format not in (*LOAD_FORMATS, "dummy"):
+            raise CheckpointError(
+                f"{model_config.model}: load format {load_format!r} does not hand over the checkpoint's own tensors. "
+                f"Use --load-format {' or '.join(LOAD_FORMATS)}."
+            )
+
+    @classmethod
+    def _detect(cls, vllm_config: "VllmConfig") -> None:
+        """Choose the method for a checkpoint that has a description file and no `--quantization`."""
+        from vllm_w4a4_plugin.quantization.source import has_description
+
+        model_config = vllm_config.model_config
+        if not has_description(model_config.model, model_config.revision):
+            return
+        logger.info(
+            "Found %s in %s: using --quantization %s. Give --quantization to choose otherwise.",
+            DESCRIPTION_FILE,
+            model_config.model,
+            METHOD,
+        )
+        model_config.quantization = METHOD
+        vllm_config.quant_config = type(vllm_config)._get_quantization_config(model_config, vllm_config.load_config)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The linear method that vLLM calls for every quantized layer."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.model_executor.layers.linear import (
+    LinearMethodBase,
+    ReplicatedLinear,
+    register_weight_loader_v2_supported_method,
+)
+
+from vllm_w4a4_plugin.checkpoint import CheckpointError
+
+from .schemes import LayerShape, LinearScheme
+
+if TYPE_CHECKING:
+    from .report import LoadReport
+
+
+@register_weight_loader_v2_supported_method
+class AscendW4A4LinearMethod(LinearMethodBase):
+    """Connects one vLLM linear layer with its scheme.
+
+    Args:
+        scheme: of this layer alone.
+        report: told about the layer when it is ready.
+        expect_weights: False when vLLM fills parameters with dummy values.
+    """
+
+    def __init__(self, scheme: LinearScheme, report: "LoadReport", expect_weights: bool) -> None:
+        self.scheme, self.report, self.expect_weights = scheme, report, expect_weights
+
+    def create_weights(
+        self,
+        layer: torch.nn.Module,
+        input_size_per_partition: int,
+        output_partition_sizes: list[int],
+        input_size: int,
+        output_size: int,
+        params_dtype: torch.dtype,
+        **extra_weight_attrs: Any,
+    ) -> None:
+        spec, source = self.scheme.spec, self.scheme.source
+        if spec.in_features != input_size:
+            raise CheckpointError(
+                f"layer {source.prefix}, tensor {spec.name}.weight: expected {input_size} input features "
+                f"(config.json), found {spec.in_features}. config.json and weights come from different models."
+            )
+        weight_loader = extra_weight_attrs["weight_loader"]
+        if isinstance(layer, ReplicatedLinear):
+            # Its loader copies whole tensors of equal shape; a packed weight has another one.
+            def weight_loader(param: Any, loaded_weight: torch.Tensor) -> None:
+                param.load_column_parallel_weight(loaded_weight)
+
+        shape = LayerShape(sum(output_partition_sizes), input_size_per_partition, input_size, params_dtype)
+        self.scheme.create_weights(layer, shape, weight_loader)
+        self.report.expect(self.scheme)
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        if self.expect_weights:
+            self._check_filled(layer)
+        self.scheme.process_weights_after_loading(layer)
+        self.report.ready(self.scheme, layer)
+
+    def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        return self.scheme.apply(layer, x, bias)
+
+    def _check_filled(self, layer: torch.nn.Module) -> None:
+        """vLLM lets quantized models start with parameters that no tensor filled; this does not."""
+        prefix, spec = self.scheme.source.prefix, self.scheme.spec
+        for parameter in layer.parameters(recurse=False):
+            missing = getattr(parameter, "missing", lambda: None)()
+            if missing:
+                raise CheckpointError(
+                    f"layer {prefix}: {missing}. The checkpoint is incomplete; copy or quantize it again."
+                )
+        if spec.has_bias != (getattr(layer, "bias", None) is not None):
+            raise CheckpointError(
+                f"layer {prefix}, tensor {spec.name}.bias: checkpoint has {'one' if spec.has_bias else 'none'}, the "
+                f"model has {'none' if spec.has_bias else 'one'}. config.json and weights come from different models."
+            )

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the user sees while a checkpoint loads: progress of packing, then one table of what runs how."""
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+from vllm.distributed import get_tensor_model_parallel_rank
+from vllm.logger import init_logger
+
+from vllm_w4a4_plugin.checkpoint import QuantType
+from vllm_w4a4_plugin.text import format_table
+
+if TYPE_CHECKING:
+    import torch
+
+    from .schemes import LinearScheme
+
+# Below "vllm", so that vLLM's logging configuration applies in every process.
+logger = init_logger("vllm.plugins.w4a4")
+
+HEADER = ("quant type", "layers", "weights", "operator", "remark")
+
+
+class LoadReport:
+    """Collects the layers of one model on one rank."""
+
+    def __init__(self) -> None:
+        self._expected: set[str] = set()
+        self._tensors = 0
+        self._rows: Counter[tuple[str, str, str]] = Counter()
+        self._bytes: Counter[tuple[str, str, str]] = Counter()
+        self._bar: Any = None
+
+    def expect(self, scheme: "LinearScheme") -> None:
+        """A quantized layer was created and will be loaded."""
+        self._expected.add(scheme.source.prefix)
+        if scheme.spec.quant_type.is_w4a4:
+            self._tensors += len(scheme.source.shards)
+
+    def float_layer(self, weight_bytes: int) -> None:
+        """A layer stays with vLLM's own unquantized method."""
+        self._add((QuantType.FLOAT.value, "vLLM unquantized linear", ""), weight_bytes)
+
+    def packed(self) -> None:
+        """An int4 tensor was packed."""
+        if self._bar is None:
+            quiet = get_tensor_model_parallel_rank() != 0
+            self._bar = tqdm(total=self._tensors, desc="Packing int4 weights", unit=" tensors", disable=quiet)
+        self._bar.update()
+        if self._bar.n >= self._bar.total:
+            self._bar.close()
+            self._bar = None
+
+    def ready(self, scheme: "LinearScheme", layer: "torch.nn.Module") -> None:
+        """A quantized layer is loaded; after the last one the table is logged, once."""
+        if scheme.source.prefix not in self._expected:
+            return
+        self._expected.discard(scheme.source.prefix)
+        key = (scheme.spec.quant_type.value, scheme.operator, scheme.remark)
+        self._add(key, scheme.weight_bytes(layer))
+        if not self._expected and get_tensor_model_parallel_rank() == 0:
+            logger.info("W4A4 plugin: linear layers of this model\n%s", self.table())
+
+    def table(self) -> str:
+        """The start-up table."""
+        rows = [
+            (kind, str(count), f"{self._bytes[kind, operator, remark] / 2**20:.1f} MiB", operator, remark)
+            for (kind, operator, remark), count in sorted(self._rows.items())
+        ]
+        return format_table(HEADER, rows)
+
+    def _add(self, key: tuple[str, str, str], weight_bytes: int) -> None:
+        self._rows[key] += 1
+        self._bytes[key] += weight_bytes
+
+    def __getstate__(self) -> dict[str, Any]:
+        # vLLM sends its configuration, and this with it, to worker processes.
+        return {**self.__dict__, "_bar": None}

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the two W4A4 schemes share: packed int4 weights and the fused operator."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from vllm_w4a4_plugin import ops
+from vllm_w4a4_plugin.checkpoint import CheckpointError
+from vllm_w4a4_plugin.checkpoint.layer import WEIGHT
+from vllm_w4a4_plugin.quantization.parameters import PackedInt4Parameter
+
+from .base import LayerShape, LinearScheme
+
+
+class W4A4Scheme(LinearScheme):
+    """int4 weights x int4 activations."""
+
+    def create_weights(self, layer: torch.nn.Module, shape: LayerShape, weight_loader: Callable[..., Any]) -> None:
+        group_size = self.spec.in_features // self.spec.groups
+        if self.spec.groups > 1 and group_size % ops.INT4_GROUP_MULTIPLE:
+            raise CheckpointError(
+                f"layer {self.source.prefix}: group size {group_size} is not a multiple of {ops.INT4_GROUP_MULTIPLE}, "
+                "which the CPU kernels need. Quantize again with another group size or per channel."
+            )
+        data = torch.zeros(ops.packed_int4_shape(shape.rows, shape.columns), dtype=torch.int8)
+        weight = PackedInt4Parameter(
+            data,
+            rows=shape.rows,
+            columns=shape.columns,
+            source=self.source,
+            suffix=WEIGHT,
+            weight_loader=weight_loader,
+        )
+        layer.register_parameter(WEIGHT, weight)
+        self._register_scales(layer, shape, weight_loader)
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        # A symmetric checkpoint stores offsets that are all zero; the kernels skip an absent one.
+        self.has_offset = self.spec.has_offset and bool(layer.weight_offset.any())
+
+    @property
+    def operator(self) -> str:
+        return f"vllm_w4a4::flatquant_linear, {ops.cpu_instruction_set()}"
+
+    @property
+    def remark(self) -> str:
+        if ops.cpu_instruction_set() == "portable":
+            return "this CPU has no instruction set that the plugin knows; portable code is slow"
+        return ""
+
+    def weight_bytes(self, layer: torch.nn.Module) -> int:
+        return layer.weight.numel()
+
+    def _offset(self, layer: torch.nn.Module) -> torch.Tensor | None:
+        return layer.weight_offset if self.has_offset else None

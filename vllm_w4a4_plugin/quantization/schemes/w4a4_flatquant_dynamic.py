@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""W4A4_FLATQUANT_DYNAMIC: an online Kronecker transform before the per-token quantization."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from vllm.distributed import tensor_model_parallel_all_gather
+
+from vllm_w4a4_plugin import ops
+from vllm_w4a4_plugin.checkpoint.layer import CLIP_RATIO, LEFT_TRANS, RIGHT_TRANS
+from vllm_w4a4_plugin.quantization.parameters import ClipRatioParameter, TransformParameter
+
+from .base import LayerShape
+from .w4a4 import W4A4Scheme
+
+
+class W4A4FlatQuantDynamicScheme(W4A4Scheme):
+    """A missing transform factor is the identity.
+
+    The transform mixes all input features. In a row-parallel layer the ranks therefore gather their parts of the
+    activations, transform and quantize the whole token and multiply their own part of it: the int4 values and the
+    scale of a token are the same as on one rank.
+    """
+
+    def create_weights(self, layer: torch.nn.Module, shape: LayerShape, weight_loader: Callable[..., Any]) -> None:
+        super().create_weights(layer, shape, weight_loader)
+        self.is_row_parallel = shape.is_row_parallel
+        for suffix, size in ((LEFT_TRANS, self.spec.left), (RIGHT_TRANS, self.spec.right)):
+            factor = None
+            if size is not None:
+                data = torch.zeros(size, size, dtype=torch.float32)
+                factor = TransformParameter(data, source=self.source, suffix=suffix, weight_loader=weight_loader)
+            layer.register_parameter(suffix, factor)
+        clips = torch.ones(len(self.source.shards), dtype=torch.float32)
+        clip = ClipRatioParameter(clips, source=self.source, suffix=CLIP_RATIO, weight_loader=weight_loader)
+        layer.register_parameter(CLIP_RATIO, clip)
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        super().process_weights_after_loading(layer)
+        layer.clip_ratio.settle()
+
+    def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        transform = (layer.left_trans, layer.right_trans, layer.clip_ratio)
+        offset = self._offset(layer)
+        if not self.is_row_parallel:
+            return ops.flatquant_linear(x, layer.weight, layer.weight_scale, *transform, bias, weight_offset=offset)
+        columns = x.shape[-1]
+        q, scale = ops.kronecker_quant(tensor_model_parallel_all_gather(x), *transform)
+        q = q.narrow(-1, layer.tp_rank * columns, columns).contiguous()
+        return ops.int4_linear(q, scale, layer.weight, layer.weight_scale, bias, offset, x.dtype)
