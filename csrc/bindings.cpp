@@ -79,13 +79,13 @@ w4a4::Transform make_transform(int64_t features, const OptionalTensor& left_tran
   if (right_trans) transform.right = square_size(*right_trans, "right_trans");
   if (left_trans && !right_trans) transform.right = features / transform.left;
   if (right_trans && !left_trans) transform.left = features / transform.right;
-  STD_TORCH_CHECK(transform.left * transform.right == features, "left_trans, right_trans: sizes ", transform.left, " x ",
-                  transform.right, " do not multiply to the ", features, " input features");
+  STD_TORCH_CHECK(transform.left * transform.right == features, "left_trans, right_trans: sizes ", transform.left,
+                  " x ", transform.right, " do not multiply to the ", features, " input features");
   return transform;
 }
 
-w4a4::Weight make_weight(int64_t in_features, const Tensor& packed, const Tensor& scale, const OptionalTensor& bias,
-                         const OptionalTensor& offset) {
+w4a4::Weight make_weight(int64_t in_features, const Tensor& packed, int64_t block_bytes, const Tensor& scale,
+                         const OptionalTensor& bias, const OptionalTensor& offset) {
   check_contiguous(packed, "weight_packed");
   check_float32(scale, "weight_scale");
   STD_TORCH_CHECK(scale.dim() == 1 || scale.dim() == 2, "weight_scale: expected [out] or [out, groups], found ",
@@ -96,15 +96,15 @@ w4a4::Weight make_weight(int64_t in_features, const Tensor& packed, const Tensor
   weight.groups = scale.dim() == 2 ? scale.size(1) : 1;
   STD_TORCH_CHECK(weight.groups > 0 && in_features % weight.groups == 0 &&
                       (weight.groups == 1 || in_features / weight.groups % w4a4::kBlockFeatures == 0),
-                  "weight_scale: ", weight.groups, " groups do not cut ", in_features, " input features into multiples of ",
-                  w4a4::kBlockFeatures);
+                  "weight_scale: ", weight.groups, " groups do not cut ", in_features,
+                  " input features into multiples of ", w4a4::kBlockFeatures);
   const int64_t tiles = w4a4::tile_count(weight.out_features), blocks = w4a4::block_count(in_features);
   const ScalarType type = packed.scalar_type();
-  STD_TORCH_CHECK((type == ScalarType::Byte || type == ScalarType::Char) && packed.dim() == 3 && packed.size(0) == tiles &&
-                      packed.size(1) == blocks && packed.size(2) == w4a4::kBlockBytes,
-                  "weight_packed: expected int8 or uint8 [", tiles, ", ", blocks, ", ", w4a4::kBlockBytes, "] for ",
+  STD_TORCH_CHECK((type == ScalarType::Byte || type == ScalarType::Char) && packed.dim() == 3 &&
+                      packed.size(0) == tiles && packed.size(1) == blocks && packed.size(2) == block_bytes,
+                  "weight_packed: expected int8 or uint8 [", tiles, ", ", blocks, ", ", block_bytes, "] for ",
                   weight.out_features, " x ", in_features, ", found ", shape_text(packed));
-  weight.packed = static_cast<const uint8_t*>(packed.const_data_ptr());
+  weight.packed = packed.const_data_ptr();
   weight.scale = static_cast<const float*>(scale.const_data_ptr());
   if (offset) {
     check_float32(*offset, "weight_offset");
@@ -131,7 +131,8 @@ std::vector<int64_t> with_last(const Tensor& x, int64_t last) {
 
 int64_t check_tokens(const Tensor& x, const char* name) {
   check_contiguous(x, name);
-  STD_TORCH_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) > 0, name, ": expected [..., in_features], found ", shape_text(x));
+  STD_TORCH_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) > 0, name, ": expected [..., in_features], found ",
+                  shape_text(x));
   return x.size(x.dim() - 1);
 }
 
@@ -145,7 +146,7 @@ Tensor flatquant_linear(const Tensor& x, const Tensor& packed, const Tensor& wei
   const int64_t features = check_tokens(x, "x");
   const w4a4::Dtype dtype = float_dtype(x, "x");
   const w4a4::Transform transform = make_transform(features, left_trans, right_trans, clip_ratio);
-  const w4a4::Weight weight = make_weight(features, packed, weight_scale, bias, weight_offset);
+  const w4a4::Weight weight = make_weight(features, packed, w4a4::kBlockBytes, weight_scale, bias, weight_offset);
   Tensor y = new_tensor(x, with_last(x, weight.out_features), x.scalar_type());
   w4a4::flatquant_linear(x.const_data_ptr(), dtype, x.numel() / features, transform, weight, y.mutable_data_ptr(),
                          w4a4::kernels(), torch_pool());
@@ -174,7 +175,7 @@ Tensor int4_linear(const Tensor& q, const Tensor& scale, const Tensor& packed, c
   check_float32(scale, "scale");
   STD_TORCH_CHECK(scale.numel() * features == q.numel(), "scale: expected one value per token of q, found ",
                   scale.numel());
-  const w4a4::Weight weight = make_weight(features, packed, weight_scale, bias, weight_offset);
+  const w4a4::Weight weight = make_weight(features, packed, w4a4::kBlockBytes, weight_scale, bias, weight_offset);
   Tensor y = new_tensor(q, with_last(q, weight.out_features), out_dtype);
   w4a4::int4_linear(static_cast<const int8_t*>(q.const_data_ptr()), static_cast<const float*>(scale.const_data_ptr()),
                     q.numel() / features, weight, y.mutable_data_ptr(), float_dtype(y, "out_dtype"), w4a4::kernels(),
@@ -182,10 +183,21 @@ Tensor int4_linear(const Tensor& q, const Tensor& scale, const Tensor& packed, c
   return y;
 }
 
+Tensor w8a8_linear(const Tensor& x, const Tensor& packed, const Tensor& weight_scale, const OptionalTensor& bias) {
+  const int64_t features = check_tokens(x, "x");
+  const w4a4::Dtype dtype = float_dtype(x, "x");
+  const w4a4::Weight weight = make_weight(features, packed, w4a4::kInt8BlockBytes, weight_scale, bias, std::nullopt);
+  STD_TORCH_CHECK(weight.groups == 1, "weight_scale: expected one value per output feature, found ", weight.groups);
+  Tensor y = new_tensor(x, with_last(x, weight.out_features), x.scalar_type());
+  w4a4::w8a8_linear(x.const_data_ptr(), dtype, x.numel() / features, weight, y.mutable_data_ptr(), w4a4::kernels(),
+                    torch_pool());
+  return y;
+}
+
 void check_int4(const Tensor& weight) {
   check_contiguous(weight, "weight");
-  STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Char && weight.dim() == 2, "weight: expected int8 [out, in], found ",
-                  shape_text(weight));
+  STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Char && weight.dim() == 2,
+                  "weight: expected int8 [out, in], found ", shape_text(weight));
   const auto* values = static_cast<const int8_t*>(weight.const_data_ptr());
   const int64_t place = w4a4::find_outside_int4(values, weight.numel());
   STD_TORCH_CHECK(place < 0, "weight: expected int4 values in [-8, 7], found ", static_cast<int>(values[place]),
@@ -215,13 +227,28 @@ Tensor pack_int4(const Tensor& weight) {
   return packed;
 }
 
+void pack_int8_rows(Tensor packed, const Tensor& weight, int64_t first_row) {
+  check_contiguous(weight, "weight");
+  check_contiguous(packed, "packed");
+  STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Char && weight.dim() == 2,
+                  "weight: expected int8 [out, in], found ", shape_text(weight));
+  const int64_t blocks = w4a4::block_count(weight.size(1));
+  STD_TORCH_CHECK(packed.dim() == 3 && packed.element_size() == 1 && packed.size(1) == blocks &&
+                      packed.size(2) == w4a4::kInt8BlockBytes,
+                  "packed: expected [tiles, ", blocks, ", ", w4a4::kInt8BlockBytes, "], found ", shape_text(packed));
+  STD_TORCH_CHECK(first_row >= 0 && first_row + weight.size(0) <= packed.size(0) * w4a4::kTileRows, "first_row: rows ",
+                  first_row, " to ", first_row + weight.size(0), " do not fit into ", packed.size(0), " tiles");
+  w4a4::pack_int8_rows(static_cast<const int8_t*>(weight.const_data_ptr()), weight.size(0), weight.size(1), first_row,
+                       static_cast<int8_t*>(packed.mutable_data_ptr()));
+}
+
 Tensor unpack_int4(const Tensor& packed, int64_t out_features, int64_t in_features) {
   check_contiguous(packed, "packed");
   const int64_t tiles = w4a4::tile_count(out_features), blocks = w4a4::block_count(in_features);
-  STD_TORCH_CHECK(packed.dim() == 3 && packed.size(0) == tiles && packed.size(1) == blocks &&
-                      packed.size(2) == w4a4::kBlockBytes,
-                  "packed: expected [", tiles, ", ", blocks, ", ", w4a4::kBlockBytes, "] for ", out_features, " x ",
-                  in_features, ", found ", shape_text(packed));
+  STD_TORCH_CHECK(
+      packed.dim() == 3 && packed.size(0) == tiles && packed.size(1) == blocks && packed.size(2) == w4a4::kBlockBytes,
+      "packed: expected [", tiles, ", ", blocks, ", ", w4a4::kBlockBytes, "] for ", out_features, " x ", in_features,
+      ", found ", shape_text(packed));
   Tensor weight = new_tensor(packed, {out_features, in_features}, ScalarType::Char);
   w4a4::unpack_rows(static_cast<const uint8_t*>(packed.const_data_ptr()), out_features, in_features,
                     static_cast<int8_t*>(weight.mutable_data_ptr()));
@@ -253,6 +280,8 @@ STABLE_TORCH_LIBRARY(vllm_w4a4, m) {
       "Tensor? weight_offset, ScalarType out_dtype) -> Tensor");
   m.def("pack_int4(Tensor weight) -> Tensor");
   m.def("pack_int4_rows_(Tensor(a!) packed, Tensor weight, int first_row) -> ()");
+  m.def("w8a8_linear(Tensor x, Tensor weight_packed, Tensor weight_scale, Tensor? bias=None) -> Tensor");
+  m.def("pack_int8_rows_(Tensor(a!) packed, Tensor weight, int first_row) -> ()");
   m.def("unpack_int4(Tensor packed, int out_features, int in_features) -> Tensor");
   m.def("cpu_instruction_set() -> str");
   m.def("cpu_available_instruction_sets() -> str");
@@ -265,6 +294,8 @@ STABLE_TORCH_LIBRARY_IMPL(vllm_w4a4, CPU, m) {
   m.impl("int4_linear", TORCH_BOX(&int4_linear));
   m.impl("pack_int4", TORCH_BOX(&pack_int4));
   m.impl("pack_int4_rows_", TORCH_BOX(&pack_int4_rows));
+  m.impl("w8a8_linear", TORCH_BOX(&w8a8_linear));
+  m.impl("pack_int8_rows_", TORCH_BOX(&pack_int8_rows));
   m.impl("unpack_int4", TORCH_BOX(&unpack_int4));
 }
 

@@ -6,9 +6,10 @@
 
 namespace w4a4 {
 
-#define W4A4_DECLARE(isa)                                                                      \
-  void quantize_##isa(const QuantizeArgs& args, int64_t begin, int64_t end, float* scratch);   \
-  void gemm_##isa(const GemmArgs& args, int64_t tile_begin, int64_t tile_end, int64_t begin, int64_t end)
+#define W4A4_DECLARE(isa)                                                                                  \
+  void quantize_##isa(const QuantizeArgs& args, int64_t begin, int64_t end, float* scratch);               \
+  void gemm_##isa(const GemmArgs& args, int64_t tile_begin, int64_t tile_end, int64_t begin, int64_t end); \
+  void gemm_int8_##isa(const GemmArgs& args, int64_t tile_begin, int64_t tile_end, int64_t begin, int64_t end)
 
 W4A4_DECLARE(portable);
 #if defined(__x86_64__)
@@ -42,10 +43,10 @@ std::string names(bool only_available) {
 }  // namespace
 
 const std::vector<const Kernels*>& all_kernels() {
-  static const Kernels portable{"portable", always, quantize_portable, gemm_portable};
+  static const Kernels portable{"portable", always, quantize_portable, gemm_portable, gemm_int8_portable};
 #if defined(__x86_64__)
-  static const Kernels avx2{"avx2", has_avx2, quantize_avx2, gemm_avx2};
-  static const Kernels avx512vnni{"avx512vnni", has_avx512vnni, quantize_avx512vnni, gemm_avx512vnni};
+  static const Kernels avx2{"avx2", has_avx2, quantize_avx2, gemm_avx2, gemm_int8_avx2};
+  static const Kernels avx512vnni{"avx512vnni", has_avx512vnni, quantize_avx512vnni, gemm_avx512vnni, gemm_int8_avx2};
   static const std::vector<const Kernels*> all{&avx512vnni, &avx2, &portable};
 #else
   static const std::vector<const Kernels*> all{&portable};
@@ -66,7 +67,7 @@ const Kernels& find_kernels(const std::string& name) {
 }
 
 const Kernels& kernels() {
-  static const Kernels& chosen = [] () -> const Kernels& {
+  static const Kernels& chosen = []() -> const Kernels& {
     const char* forced = std::getenv("VLLM_W4A4_ISA");
     return find_kernels(forced != nullptr ? forced : "");
   }();

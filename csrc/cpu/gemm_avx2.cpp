@@ -10,6 +10,7 @@ namespace w4a4 {
 namespace {
 
 struct Avx2Micro {
+  static constexpr int64_t kBlockBytes = w4a4::kBlockBytes;
   static constexpr int64_t kSegmentBlocks = 64;
   static constexpr int64_t kUnpackTokens = 5;
 
@@ -86,10 +87,14 @@ struct Avx2Micro {
   static void run_packed(const uint8_t* tile, int64_t blocks, const int8_t* q, int64_t q_stride, int64_t tokens,
                          int32_t* acc) {
     switch (tokens) {
-      case 1: return packed_tokens<1>(tile, blocks, q, q_stride, acc);
-      case 2: return packed_tokens<2>(tile, blocks, q, q_stride, acc);
-      case 3: return packed_tokens<3>(tile, blocks, q, q_stride, acc);
-      default: return packed_tokens<4>(tile, blocks, q, q_stride, acc);
+      case 1:
+        return packed_tokens<1>(tile, blocks, q, q_stride, acc);
+      case 2:
+        return packed_tokens<2>(tile, blocks, q, q_stride, acc);
+      case 3:
+        return packed_tokens<3>(tile, blocks, q, q_stride, acc);
+      default:
+        return packed_tokens<4>(tile, blocks, q, q_stride, acc);
     }
   }
 
@@ -102,7 +107,51 @@ struct Avx2Micro {
   }
 };
 
+// int8 x int8, exact: vpmaddubsw takes |w| and q with the sign of w, so that a pair is at most 2 * 128 * 127 and fits
+// into 16 bits. (With q + 128 as the unsigned operand, as oneDNN has it, pairs saturate.)
+struct Avx2Int8Micro : NeverUnpacks {
+  static constexpr int64_t kBlockBytes = kInt8BlockBytes;
+
+  template <int T>
+  static void tokens(const uint8_t* tile, int64_t blocks, const int8_t* q, int64_t q_stride, int32_t* acc) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i sum[T][2];
+    for (int t = 0; t < T; ++t) {
+      for (int half = 0; half < 2; ++half) {
+        sum[t][half] = Avx2Micro::load256(reinterpret_cast<const uint8_t*>(acc + t * kTileRows + half * 8));
+      }
+    }
+    for (int64_t i = 0; i < 2 * blocks; ++i) {
+      for (int half = 0; half < 2; ++half) {
+        const __m256i w = Avx2Micro::load256(tile + i * 64 + half * 32);
+        const __m256i magnitude = _mm256_abs_epi8(w);
+        for (int t = 0; t < T; ++t) {
+          const __m256i a = _mm256_sign_epi8(Avx2Micro::broadcast4(q + t * q_stride + i * 4), w);
+          const __m256i pairs = _mm256_maddubs_epi16(magnitude, a);
+          sum[t][half] = _mm256_add_epi32(sum[t][half], _mm256_madd_epi16(pairs, ones));
+        }
+      }
+    }
+    for (int t = 0; t < T; ++t) {
+      for (int half = 0; half < 2; ++half) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(acc + t * kTileRows + half * 8), sum[t][half]);
+      }
+    }
+  }
+
+  static void run_packed(const uint8_t* tile, int64_t blocks, const int8_t* q, int64_t q_stride, int64_t count,
+                         int32_t* acc) {
+    int64_t t = 0;
+    for (; t + 4 <= count; t += 4) tokens<4>(tile, blocks, q + t * q_stride, q_stride, acc + t * kTileRows);
+    for (; t < count; ++t) tokens<1>(tile, blocks, q + t * q_stride, q_stride, acc + t * kTileRows);
+  }
+};
+
 }  // namespace
+
+void gemm_int8_avx2(const GemmArgs& args, int64_t tile_begin, int64_t tile_end, int64_t begin, int64_t end) {
+  gemm<Avx2Int8Micro>(args, tile_begin, tile_end, begin, end);
+}
 
 void gemm_avx2(const GemmArgs& args, int64_t tile_begin, int64_t tile_end, int64_t begin, int64_t end) {
   gemm<Avx2Micro>(args, tile_begin, tile_end, begin, end);

@@ -9,6 +9,7 @@ namespace w4a4 {
 namespace {
 
 struct Avx512VnniMicro {
+  static constexpr int64_t kBlockBytes = w4a4::kBlockBytes;
   static constexpr int64_t kSegmentBlocks = 128;
   static constexpr int64_t kUnpackTokens = 9;
 

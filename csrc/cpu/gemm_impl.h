@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The int4 matrix product around a micro-kernel. Include it in one source file per instruction set.
+// The integer matrix product around a micro-kernel. Include it in one source file per instruction set.
 //
 // A Micro has
+//   kBlockBytes      stored bytes of a block,
 //   kSegmentBlocks   blocks of 8 features it may sum before its accumulators must be widened,
 //   kUnpackTokens    tokens from which on unpacking a tile once pays,
-//   run_packed(tile, blocks, q, q_stride, tokens, acc)      acc[t][16] += (w + 8) . q over `blocks` packed blocks,
+//   run_packed(tile, blocks, q, q_stride, tokens, acc)      acc[t][16] += stored . q over `blocks` packed blocks,
 //   unpack(tile, blocks, bytes)                             128 bytes per block: 16 x 4 features, then 16 x 4,
 //   run_unpacked(bytes, blocks, q, q_stride, tokens, acc)   the same product from unpacked bytes.
 #pragma once
@@ -20,7 +21,15 @@
 namespace w4a4 {
 namespace {
 
-// Adds one group's dequantized part: sum[t][r] += weight_scale * (acc - (8 + offset) * sum(q)).
+// Base of a Micro whose stored weights are bytes already.
+struct NeverUnpacks {
+  static constexpr int64_t kSegmentBlocks = 64;
+  static constexpr int64_t kUnpackTokens = kMaxGemmTokens + 1;
+  static void unpack(const uint8_t*, int64_t, uint8_t*) {}
+  static void run_unpacked(const uint8_t*, int64_t, const int8_t*, int64_t, int64_t, int32_t*) {}
+};
+
+// Adds one group's dequantized part: sum[t][r] += weight_scale * (acc - (zero_point + offset) * sum(q)).
 void add_group(const GemmArgs& args, int64_t tile, int64_t group, int64_t begin, int64_t tokens, const int32_t* acc,
                float* sum) {
   const int64_t rows = std::min(kTileRows, args.out_features - tile * kTileRows);
@@ -34,7 +43,7 @@ void add_group(const GemmArgs& args, int64_t tile, int64_t group, int64_t begin,
     const int32_t q_sum = args.q_sums[(begin + t) * args.groups + group];
     for (int64_t r = 0; r < kTileRows; ++r) {
       // The stored zero point is removed in integers, exactly; only a checkpoint's own offset is a float.
-      const auto exact = static_cast<float>(acc[t * kTileRows + r] - kZeroPoint * q_sum);
+      const auto exact = static_cast<float>(acc[t * kTileRows + r] - args.zero_point * q_sum);
       sum[t * kTileRows + r] += scale[r] * (exact - zero_point[r] * static_cast<float>(q_sum));
     }
   }
@@ -66,14 +75,14 @@ void gemm(const GemmArgs& args, int64_t tile_begin, int64_t tile_end, int64_t be
   alignas(64) float sum[kMaxGemmTokens * kTileRows];
   alignas(64) uint8_t bytes[Micro::kSegmentBlocks * kTileRows * kBlockFeatures];
   for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
-    const uint8_t* packed = args.packed + tile * blocks * kBlockBytes;
+    const uint8_t* packed = static_cast<const uint8_t*>(args.packed) + tile * blocks * Micro::kBlockBytes;
     std::memset(sum, 0, tokens * kTileRows * sizeof(float));
     for (int64_t group = 0; group < args.groups; ++group) {
       const int64_t group_end = std::min((group + 1) * group_blocks, blocks);
       std::memset(acc, 0, tokens * kTileRows * sizeof(int32_t));
       for (int64_t block = group * group_blocks; block < group_end; block += Micro::kSegmentBlocks) {
         const int64_t count = std::min<int64_t>(Micro::kSegmentBlocks, group_end - block);
-        const uint8_t* segment = packed + block * kBlockBytes;
+        const uint8_t* segment = packed + block * Micro::kBlockBytes;
         const int8_t* q_segment = q + block * kBlockFeatures;
         if (tokens < Micro::kUnpackTokens) {
           Micro::run_packed(segment, count, q_segment, args.q_stride, tokens, acc);

@@ -6,6 +6,7 @@ namespace w4a4 {
 namespace {
 
 struct PortableMicro {
+  static constexpr int64_t kBlockBytes = w4a4::kBlockBytes;
   static constexpr int64_t kSegmentBlocks = 64;
   static constexpr int64_t kUnpackTokens = 2;
 
@@ -18,19 +19,25 @@ struct PortableMicro {
     }
   }
 
-  static void run_unpacked(const uint8_t* bytes, int64_t blocks, const int8_t* q, int64_t q_stride, int64_t tokens,
-                           int32_t* acc) {
+  template <class Byte>
+  static void run_bytes(const Byte* bytes, int64_t blocks, const int8_t* q, int64_t q_stride, int64_t tokens,
+                        int32_t* acc) {
     for (int64_t t = 0; t < tokens; ++t) {
       int32_t* sum = acc + t * kTileRows;
       // Four features at a time: half a block.
       for (int64_t half = 0; half < 2 * blocks; ++half) {
-        const uint8_t* w = bytes + half * kBlockBytes;
+        const Byte* w = bytes + half * kBlockBytes;
         const int8_t* a = q + t * q_stride + half * 4;
         for (int64_t r = 0; r < kTileRows; ++r) {
           sum[r] += w[4 * r] * a[0] + w[4 * r + 1] * a[1] + w[4 * r + 2] * a[2] + w[4 * r + 3] * a[3];
         }
       }
     }
+  }
+
+  static void run_unpacked(const uint8_t* bytes, int64_t blocks, const int8_t* q, int64_t q_stride, int64_t tokens,
+                           int32_t* acc) {
+    run_bytes(bytes, blocks, q, q_stride, tokens, acc);
   }
 
   static void run_packed(const uint8_t* tile, int64_t blocks, const int8_t* q, int64_t q_stride, int64_t tokens,
@@ -41,7 +48,20 @@ struct PortableMicro {
   }
 };
 
+struct PortableInt8Micro : NeverUnpacks {
+  static constexpr int64_t kBlockBytes = kInt8BlockBytes;
+
+  static void run_packed(const uint8_t* tile, int64_t blocks, const int8_t* q, int64_t q_stride, int64_t tokens,
+                         int32_t* acc) {
+    PortableMicro::run_bytes(reinterpret_cast<const int8_t*>(tile), blocks, q, q_stride, tokens, acc);
+  }
+};
+
 }  // namespace
+
+void gemm_int8_portable(const GemmArgs& args, int64_t tile_begin, int64_t tile_end, int64_t begin, int64_t end) {
+  gemm<PortableInt8Micro>(args, tile_begin, tile_end, begin, end);
+}
 
 void gemm_portable(const GemmArgs& args, int64_t tile_begin, int64_t tile_end, int64_t begin, int64_t end) {
   gemm<PortableMicro>(args, tile_begin, tile_end, begin, end);

@@ -14,11 +14,11 @@ inline int64_t dtype_size(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2
 
 // Transform and per-token quantization of a block of tokens.
 //
-// A token x of `features` values, viewed as X [left, right], becomes X' = left_trans^T (X right_trans); a null factor is
-// the identity. scale = clip * max|X'| / 7 and q = clamp(round_half_even(X' / scale), -8, 7); a token of zeros gives
-// scale 0 and q 0.
+// With q_max = 7 and q_min = -8 (int4) or q_max = 127 and q_min = -127 (int8): a token x of `features` values, viewed
+// as X [left, right], becomes X' = left_trans^T (X right_trans); a null factor is the identity. scale = clip * max|X'|
+// / q_max and q = clamp(round_half_even(X' / scale), q_min, q_max); a token of zeros gives scale 0 and q 0.
 struct QuantizeArgs {
-  const void* x;             // [tokens, features], row-major, of type `dtype`
+  const void* x;  // [tokens, features], row-major, of type `dtype`
   Dtype dtype;
   int64_t features;          // left * right
   int64_t left, right;       // sizes of the view; 1 x features without transform
@@ -26,11 +26,12 @@ struct QuantizeArgs {
   const float* right_trans;  // [right, padded_right] with zeros beyond `right`, or null
   int64_t padded_right;      // row stride of right_trans and of the scratch, a multiple of kTransformPadding
   float clip;
-  int64_t groups;            // sums of q are wanted for each of this many equal parts of a token
-  int8_t* q;                 // [tokens, q_stride]; bytes beyond `features` are set to 0
+  float q_min, q_max;
+  int64_t groups;  // sums of q are wanted for each of this many equal parts of a token
+  int8_t* q;       // [tokens, q_stride]; bytes beyond `features` are set to 0
   int64_t q_stride;
-  float* scale;              // [tokens]
-  int32_t* q_sums;           // [tokens, groups], or null
+  float* scale;     // [tokens]
+  int32_t* q_sums;  // [tokens, groups], or null
 };
 
 inline constexpr int64_t kTransformPadding = 16;
@@ -38,15 +39,16 @@ inline constexpr int64_t kTransformPadding = 16;
 // Floats of scratch that `quantize` needs for one thread: two [left, padded_right] matrices.
 inline int64_t quantize_scratch(const QuantizeArgs& args) { return 2 * args.left * args.padded_right; }
 
-// The int4 x int4 matrix product with dequantization.
+// The integer matrix product with dequantization.
 //
 //   y[t][o] = scale[t] * sum_g weight_scale[o][g] * (sum_{k in g} q[t][k] * (w[o][k] - weight_offset[o][g])) + bias[o]
 struct GemmArgs {
-  const int8_t* q;      // [tokens, q_stride], zero beyond in_features
-  int64_t q_stride;     // a multiple of 8, at least in_features
-  const float* scale;   // [tokens]
-  const int32_t* q_sums;  // [tokens, groups]
-  const uint8_t* packed;  // see layout.h
+  const int8_t* q;             // [tokens, q_stride], zero beyond in_features
+  int64_t q_stride;            // a multiple of 8, at least in_features
+  const float* scale;          // [tokens]
+  const int32_t* q_sums;       // [tokens, groups]
+  const void* packed;          // see layout.h
+  int32_t zero_point;          // what the stored weights are larger by
   const float* weight_scale;   // [out_features, groups]
   const float* weight_offset;  // [out_features, groups] or null
   const float* bias;           // [out_features] or null
@@ -65,6 +67,8 @@ struct Kernels {
   void (*quantize)(const QuantizeArgs&, int64_t begin, int64_t end, float* scratch);
   // Tiles of 16 output features [tile_begin, tile_end) for tokens [begin, end), at most kMaxGemmTokens of them.
   void (*gemm)(const GemmArgs&, int64_t tile_begin, int64_t tile_end, int64_t begin, int64_t end);
+  // The same for int8 weights.
+  void (*gemm_int8)(const GemmArgs&, int64_t tile_begin, int64_t tile_end, int64_t begin, int64_t end);
 };
 
 // Every instruction set compiled in, best first; the last one runs anywhere.

@@ -21,6 +21,10 @@ inline constexpr int64_t kBlockFeatures = 8;
 inline constexpr int64_t kBlockBytes = kTileRows * kBlockFeatures / 2;
 inline constexpr int32_t kZeroPoint = 8;
 
+// int8 weights have the same tiles and blocks, one byte per value: 64 bytes of features 0..3 of a block, then 64
+// of 4..7.
+inline constexpr int64_t kInt8BlockBytes = kTileRows * kBlockFeatures;
+
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t tile_count(int64_t out_features) { return ceil_div(out_features, kTileRows); }
 constexpr int64_t block_count(int64_t in_features) { return ceil_div(in_features, kBlockFeatures); }

@@ -42,8 +42,11 @@ class Scratch {
 // One Scratch for each purpose: a thread uses several at once.
 thread_local Scratch q_scratch, scale_scratch, sum_scratch, right_scratch, bias_scratch, token_scratch;
 
-QuantizeArgs quantize_args(const void* x, Dtype dtype, int64_t features, const Transform& transform, int64_t groups) {
+QuantizeArgs quantize_args(const void* x, Dtype dtype, int64_t features, const Transform& transform,
+                           ActivationRange range, int64_t groups) {
   QuantizeArgs args{};
+  args.q_min = range.min;
+  args.q_max = range.max;
   args.x = x;
   args.dtype = dtype;
   args.features = features;
@@ -79,8 +82,9 @@ const float* float_bias(const Weight& weight) {
   return bias;
 }
 
-GemmArgs gemm_args(const Weight& weight, Dtype dtype) {
+GemmArgs gemm_args(const Weight& weight, Dtype dtype, int32_t zero_point) {
   GemmArgs args{};
+  args.zero_point = zero_point;
   args.packed = weight.packed;
   args.weight_scale = weight.scale;
   args.weight_offset = weight.offset;
@@ -93,7 +97,7 @@ GemmArgs gemm_args(const Weight& weight, Dtype dtype) {
 }
 
 // Splits by output tiles, which share nothing; a matrix with few tiles is split by tokens as well.
-void multiply(const GemmArgs& args, int64_t tokens, const Kernels& kernels, const Pool& pool) {
+void multiply(const GemmArgs& args, int64_t tokens, decltype(Kernels::gemm) gemm, const Pool& pool) {
   const int64_t tiles = tile_count(args.out_features);
   int64_t part = std::min(tokens, kMaxGemmTokens);
   if (tiles < 4 * pool.threads) part = std::min<int64_t>(part, 32);
@@ -102,7 +106,7 @@ void multiply(const GemmArgs& args, int64_t tokens, const Kernels& kernels, cons
     pool.parallel_for(tiles, 1, [&](int64_t tile_begin, int64_t tile_end) {
       for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
         for (int64_t t = 0; t < tokens; t += part) {
-          kernels.gemm(args, tile, tile + 1, t, std::min(t + part, tokens));
+          gemm(args, tile, tile + 1, t, std::min(t + part, tokens));
         }
       }
     });
@@ -111,7 +115,7 @@ void multiply(const GemmArgs& args, int64_t tokens, const Kernels& kernels, cons
   pool.parallel_for(parts * tiles, 1, [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
       const int64_t tile = item / parts, t = item % parts * part;
-      kernels.gemm(args, tile, tile + 1, t, std::min(t + part, tokens));
+      gemm(args, tile, tile + 1, t, std::min(t + part, tokens));
     }
   });
 }
@@ -120,34 +124,46 @@ void* row_of(void* y, Dtype dtype, int64_t columns, int64_t row) {
   return static_cast<char*>(y) + row * columns * dtype_size(dtype);
 }
 
-}  // namespace
-
-void flatquant_linear(const void* x, Dtype dtype, int64_t tokens, const Transform& transform, const Weight& weight,
-                      void* y, const Kernels& kernels, const Pool& pool) {
+// Quantizes and multiplies, some hundred tokens at a time.
+void linear(const void* x, Dtype dtype, int64_t tokens, QuantizeArgs quantize, GemmArgs gemm, void* y,
+            const Kernels& kernels, decltype(Kernels::gemm) kernel, const Pool& pool) {
   const int64_t chunk = std::min(tokens, kTokenChunk);
-  const int64_t stride = block_count(weight.in_features) * kBlockFeatures;
-  QuantizeArgs quantize = quantize_args(x, dtype, weight.in_features, transform, weight.groups);
+  const int64_t stride = block_count(gemm.in_features) * kBlockFeatures;
   quantize.q_stride = stride;
   quantize.q = q_scratch.get<int8_t>(chunk * stride);
   quantize.scale = scale_scratch.get<float>(chunk);
-  quantize.q_sums = sum_scratch.get<int32_t>(chunk * weight.groups);
-  GemmArgs gemm = gemm_args(weight, dtype);
+  quantize.q_sums = sum_scratch.get<int32_t>(chunk * gemm.groups);
   gemm.q = quantize.q;
   gemm.q_stride = stride;
   gemm.scale = quantize.scale;
   gemm.q_sums = quantize.q_sums;
   for (int64_t begin = 0; begin < tokens; begin += chunk) {
     const int64_t count = std::min(chunk, tokens - begin);
-    quantize.x = static_cast<const char*>(x) + begin * weight.in_features * dtype_size(dtype);
+    quantize.x = static_cast<const char*>(x) + begin * gemm.in_features * dtype_size(dtype);
     quantize_tokens(quantize, count, kernels, pool);
-    gemm.y = row_of(y, dtype, weight.out_features, begin);
-    multiply(gemm, count, kernels, pool);
+    gemm.y = row_of(y, dtype, gemm.out_features, begin);
+    multiply(gemm, count, kernel, pool);
   }
+}
+
+}  // namespace
+
+void flatquant_linear(const void* x, Dtype dtype, int64_t tokens, const Transform& transform, const Weight& weight,
+                      void* y, const Kernels& kernels, const Pool& pool) {
+  const QuantizeArgs quantize = quantize_args(x, dtype, weight.in_features, transform, kInt4Range, weight.groups);
+  linear(x, dtype, tokens, quantize, gemm_args(weight, dtype, kZeroPoint), y, kernels, kernels.gemm, pool);
+}
+
+void w8a8_linear(const void* x, Dtype dtype, int64_t tokens, const Weight& weight, void* y, const Kernels& kernels,
+                 const Pool& pool) {
+  const Transform none{1, weight.in_features, nullptr, nullptr, 1.0f};
+  const QuantizeArgs quantize = quantize_args(x, dtype, weight.in_features, none, kInt8Range, weight.groups);
+  linear(x, dtype, tokens, quantize, gemm_args(weight, dtype, 0), y, kernels, kernels.gemm_int8, pool);
 }
 
 void kronecker_quant(const void* x, Dtype dtype, int64_t tokens, int64_t features, const Transform& transform,
                      int8_t* q, float* scale, const Kernels& kernels, const Pool& pool) {
-  QuantizeArgs args = quantize_args(x, dtype, features, transform, 1);
+  QuantizeArgs args = quantize_args(x, dtype, features, transform, kInt4Range, 1);
   args.q = q;
   args.q_stride = features;
   args.scale = scale;
@@ -161,7 +177,7 @@ void int4_linear(const int8_t* q, const float* scale, int64_t tokens, const Weig
   const int64_t group_size = weight.in_features / weight.groups;
   int8_t* padded = q_scratch.get<int8_t>(chunk * stride);
   int32_t* sums = sum_scratch.get<int32_t>(chunk * weight.groups);
-  GemmArgs gemm = gemm_args(weight, dtype);
+  GemmArgs gemm = gemm_args(weight, dtype, kZeroPoint);
   gemm.q = padded;
   gemm.q_stride = stride;
   gemm.q_sums = sums;
@@ -176,7 +192,7 @@ void int4_linear(const int8_t* q, const float* scale, int64_t tokens, const Weig
     }
     gemm.scale = scale + begin;
     gemm.y = row_of(y, dtype, weight.out_features, begin);
-    multiply(gemm, count, kernels, pool);
+    multiply(gemm, count, kernels.gemm, pool);
   }
 }
 

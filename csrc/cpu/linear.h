@@ -10,7 +10,8 @@
 namespace w4a4 {
 
 // Runs `body(begin, end)` over parts of [0, count), each of at least `grain`, on the caller's thread pool.
-using ParallelFor = std::function<void(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body)>;
+using ParallelFor =
+    std::function<void(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body)>;
 
 struct Pool {
   ParallelFor parallel_for;
@@ -25,9 +26,16 @@ struct Transform {
   float clip;
 };
 
+// Range of quantized activations.
+struct ActivationRange {
+  float min, max;
+};
+inline constexpr ActivationRange kInt4Range{-8.0f, 7.0f};
+inline constexpr ActivationRange kInt8Range{-127.0f, 127.0f};
+
 // The weight side of an operator call; see GemmArgs for the arithmetic.
 struct Weight {
-  const uint8_t* packed;
+  const void* packed;
   const float* scale;   // [out_features, groups]
   const float* offset;  // [out_features, groups] or null
   const void* bias;     // [out_features] of type bias_dtype, or null
@@ -38,6 +46,10 @@ struct Weight {
 // x [tokens, in_features] -> y [tokens, out_features], both of type `dtype`.
 void flatquant_linear(const void* x, Dtype dtype, int64_t tokens, const Transform& transform, const Weight& weight,
                       void* y, const Kernels& kernels, const Pool& pool);
+
+// The same with int8 weights, int8 activations and no transform.
+void w8a8_linear(const void* x, Dtype dtype, int64_t tokens, const Weight& weight, void* y, const Kernels& kernels,
+                 const Pool& pool);
 
 // x [tokens, features] of type `dtype` -> q [tokens, features], scale [tokens].
 void kronecker_quant(const void* x, Dtype dtype, int64_t tokens, int64_t features, const Transform& transform,

@@ -43,6 +43,18 @@ void unpack_rows(const uint8_t* packed, int64_t rows, int64_t in_features, int8_
   }
 }
 
+void pack_int8_rows(const int8_t* weight, int64_t rows, int64_t in_features, int64_t first_row, int8_t* packed) {
+  const int64_t blocks = block_count(in_features);
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t row = first_row + r;
+    int8_t* target = packed + (row / kTileRows) * blocks * kInt8BlockBytes + (row % kTileRows) * 4;
+    for (int64_t k = 0; k < blocks * kBlockFeatures; ++k) {
+      const int64_t half_block = k / 4;
+      target[half_block * kTileRows * 4 + k % 4] = k < in_features ? weight[r * in_features + k] : int8_t{0};
+    }
+  }
+}
+
 int64_t find_outside_int4(const int8_t* values, int64_t count) {
   // Blocks keep the loop vectorizable; the exact place is looked for only when there is one.
   constexpr int64_t kBlock = 4096;

@@ -12,6 +12,9 @@ void pack_rows(const int8_t* weight, int64_t rows, int64_t in_features, int64_t 
 // The inverse, for rows [0, rows).
 void unpack_rows(const uint8_t* packed, int64_t rows, int64_t in_features, int8_t* weight);
 
+// The same for int8 weights.
+void pack_int8_rows(const int8_t* weight, int64_t rows, int64_t in_features, int64_t first_row, int8_t* packed);
+
 // Index of the first value outside [-8, 7], or -1.
 int64_t find_outside_int4(const int8_t* values, int64_t count);
 

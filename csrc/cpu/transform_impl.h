@@ -71,12 +71,12 @@ void quantize_token(const QuantizeArgs& args, const float* z, int64_t token) {
   for (int64_t m = 0; m < args.left; ++m) {
     largest = std::fmax(largest, max_abs(z + m * args.padded_right, args.padded_right));
   }
-  const float scale = args.clip * largest / 7.0f;
+  const float scale = args.clip * largest / args.q_max;
   int8_t* q = args.q + token * args.q_stride;
   args.scale[token] = scale;
   if (scale > 0.0f) {
     for (int64_t m = 0; m < args.left; ++m) {
-      quantize_floats(z + m * args.padded_right, args.right, scale, q + m * args.right);
+      quantize_floats(z + m * args.padded_right, args.right, scale, args.q_min, args.q_max, q + m * args.right);
     }
     std::memset(q + args.features, 0, args.q_stride - args.features);
   } else {

@@ -84,11 +84,11 @@ inline float max_abs(const float* values, int64_t count) {
   return result;
 }
 
-// clamp(round_half_even(values / scale), -8, 7). A true division: a reciprocal would move ties.
-inline void quantize_floats(const float* values, int64_t count, float scale, int8_t* q) {
+// clamp(round_half_even(values / scale), q_min, q_max). A true division: a reciprocal would move ties.
+inline void quantize_floats(const float* values, int64_t count, float scale, float q_min, float q_max, int8_t* q) {
   // Adding and subtracting 1.5 * 2^23 rounds to nearest even, exact while |value / scale| < 2^22; clamping first
   // keeps it there.
-  const FloatVector magic = broadcast(12582912.0f), low = broadcast(-8.0f), high = broadcast(7.0f);
+  const FloatVector magic = broadcast(12582912.0f), low = broadcast(q_min), high = broadcast(q_max);
   const FloatVector divisor = broadcast(scale);
   int64_t i = 0;
   for (; i + kVector <= count; i += kVector) {
@@ -98,7 +98,7 @@ inline void quantize_floats(const float* values, int64_t count, float scale, int
     std::memcpy(q + i, &bytes, sizeof bytes);
   }
   for (; i < count; ++i) {
-    q[i] = static_cast<int8_t>(std::nearbyint(std::fmax(-8.0f, std::fmin(7.0f, values[i] / scale))));
+    q[i] = static_cast<int8_t>(std::nearbyint(std::fmax(q_min, std::fmin(q_max, values[i] / scale))));
   }
 }
 

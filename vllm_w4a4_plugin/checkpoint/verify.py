@@ -2,6 +2,7 @@
 """Every check that a checkpoint must pass before it is served."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from .description import QuantType
 from .errors import CheckpointError
@@ -55,9 +56,9 @@ def header_findings(reader: CheckpointReader) -> Iterator[str]:
                 "Description and weights come from different runs; copy the whole directory again."
             )
     for name in linear_modules(reader):
-        yield from _caught(lambda name=name: _check_linear(reader, name))
+        yield from _caught(partial(_check_linear, reader, name))
     for group in _fused_groups(reader):
-        yield from _caught(lambda group=group: _check_fused_headers(reader, group))
+        yield from _caught(partial(_check_fused_headers, reader, group))
 
 
 def value_findings(reader: CheckpointReader, progress: Callable[[], None] = lambda: None) -> Iterator[str]:
@@ -123,7 +124,7 @@ def _fused_value_findings(reader: CheckpointReader, group: list[str]) -> Iterato
             if not torch.equal(reader.load(first), reader.load(other)):
                 yield f"tensors {first} and {other} differ, but their layers are computed as one matrix product"
     clips = {f"{name}.{CLIP_RATIO}": reader.load(f"{name}.{CLIP_RATIO}").item() for name in group}
-    yield from _caught(lambda: common_clip(clips))
+    yield from _caught(partial(common_clip, clips))
 
 
 def _caught(check: Callable[[], object]) -> Iterator[str]:

@@ -8,8 +8,9 @@ both missing means no transform. q holds int4 values one per int8. Every tensor 
 import torch
 from torch import Tensor
 
+from . import reference
 from .cpu import cpu_available_instruction_sets, cpu_instruction_set, load_library
-from .layout import INT4_GROUP_MULTIPLE, INT4_TILE_ROWS, packed_int4_shape
+from .layout import INT4_GROUP_MULTIPLE, INT4_TILE_ROWS, packed_int4_shape, packed_int8_shape
 
 __all__ = [
     "INT4_GROUP_MULTIPLE",
@@ -22,8 +23,12 @@ __all__ = [
     "load_library",
     "pack_int4",
     "pack_int4_rows_",
+    "pack_int8_rows_",
     "packed_int4_shape",
+    "packed_int8_shape",
+    "reference",
     "unpack_int4",
+    "w8a8_linear",
 ]
 
 
@@ -105,6 +110,28 @@ def pack_int4_rows_(packed: Tensor, weight: Tensor, first_row: int) -> None:
     """Write the rows of `weight`, int8 [n, in], over rows `first_row`... of a packed weight, in place."""
     load_library()
     torch.ops.vllm_w4a4.pack_int4_rows_(packed, weight, first_row)
+
+
+def w8a8_linear(x: Tensor, weight_packed: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """W8A8_DYNAMIC in one call, exact in integers; for CPUs on which vLLM's own int8 kernels are not.
+
+    Args:
+        x: float32, bfloat16 or float16 [..., in]; quantized per token with scale max|x| / 127.
+        weight_packed: filled by `pack_int8_rows_`, int8 `packed_int8_shape(out, in)`.
+        weight_scale: float32 [out].
+        bias: [out], any float dtype, or None.
+
+    Returns:
+        [..., out] in x's dtype.
+    """
+    load_library()
+    return torch.ops.vllm_w4a4.w8a8_linear(x, weight_packed, weight_scale, bias)
+
+
+def pack_int8_rows_(packed: Tensor, weight: Tensor, first_row: int) -> None:
+    """Write the rows of `weight`, int8 [n, in], over rows `first_row`... of a packed int8 weight, in place."""
+    load_library()
+    torch.ops.vllm_w4a4.pack_int8_rows_(packed, weight, first_row)
 
 
 def unpack_int4(packed: Tensor, out_features: int, in_features: int) -> Tensor:

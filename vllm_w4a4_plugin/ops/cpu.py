@@ -109,6 +109,14 @@ def _register_fakes() -> None:
     ) -> Tensor:
         return q.new_empty((*q.shape[:-1], weight_scale.shape[0]), dtype=out_dtype)
 
+    @torch.library.register_fake("vllm_w4a4::w8a8_linear")
+    def _(x: Tensor, weight_packed: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:
+        return x.new_empty((*x.shape[:-1], weight_scale.shape[0]))
+
+    @torch.library.register_fake("vllm_w4a4::pack_int8_rows_")
+    def _(packed: Tensor, weight: Tensor, first_row: int) -> None:
+        return None
+
     @torch.library.register_fake("vllm_w4a4::pack_int4")
     def _(weight: Tensor) -> Tensor:
         return weight.new_empty(packed_int4_shape(*weight.shape), dtype=torch.uint8)

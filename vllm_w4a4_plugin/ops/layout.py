@@ -7,11 +7,21 @@ INT4_TILE_ROWS = 16
 INT4_GROUP_MULTIPLE = 8
 """Input features in one block; a scale group must be a multiple of it."""
 
+INT8_BLOCK_BYTES = INT4_TILE_ROWS * INT4_GROUP_MULTIPLE
 INT4_BLOCK_BYTES = INT4_TILE_ROWS * INT4_GROUP_MULTIPLE // 2
 
 
 def packed_int4_shape(out_features: int, in_features: int) -> tuple[int, int, int]:
     """Shape of the packed form of an int4 weight [out_features, in_features]; one byte per element."""
+    return (*_tiles_and_blocks(out_features, in_features), INT4_BLOCK_BYTES)
+
+
+def packed_int8_shape(out_features: int, in_features: int) -> tuple[int, int, int]:
+    """Shape of the packed form of an int8 weight [out_features, in_features]."""
+    return (*_tiles_and_blocks(out_features, in_features), INT8_BLOCK_BYTES)
+
+
+def _tiles_and_blocks(out_features: int, in_features: int) -> tuple[int, int]:
     tiles = -(-out_features // INT4_TILE_ROWS)
     blocks = -(-in_features // INT4_GROUP_MULTIPLE)
-    return tiles, blocks, INT4_BLOCK_BYTES
+    return tiles, blocks

@@ -90,6 +90,14 @@ def flatquant_linear(
     return int4_linear(q, scale, weight, weight_scale, bias, weight_offset, x.dtype)
 
 
+def w8a8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """W8A8_DYNAMIC on an unpacked weight, int8 [out, in]: scale = max|x| / 127 per token, symmetric."""
+    values = x.float()
+    scale = values.abs().amax(-1) / 127
+    q = torch.where(scale[..., None] > 0, values / scale[..., None], 0.0).round()
+    return int4_linear(q, scale, weight, weight_scale, bias, None, x.dtype)
+
+
 def kronecker_quant_npu(
     x: Tensor, left_trans: Tensor, right_trans: Tensor, clip_ratio: float = 1.0
 ) -> tuple[Tensor, Tensor]:

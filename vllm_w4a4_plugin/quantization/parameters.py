@@ -15,7 +15,7 @@ from vllm.model_executor.parameter import BasevLLMParameter, PerTensorScaleParam
 
 from vllm_w4a4_plugin import ops
 from vllm_w4a4_plugin.checkpoint import CheckpointError, QuantType
-from vllm_w4a4_plugin.checkpoint.layer import check_values, common_clip
+from vllm_w4a4_plugin.checkpoint.layer import WEIGHT, check_values, common_clip
 
 _QKV = {"q": 0, "k": 1, "v": 2}
 
@@ -29,7 +29,7 @@ class LayerSource:
         quant_type: its type.
         shards: checkpoint names of the modules fused into it, in order.
         files: checkpoint tensor name -> shard file, empty if not known.
-        on_packed: called after each int4 tensor that was packed.
+        on_packed: called after each weight tensor that was packed.
     """
 
     prefix: str
@@ -141,25 +141,62 @@ class RowsParameter(BasevLLMParameter):
         target.copy_(matrix.reshape(target.shape))
 
 
-class PackedInt4Parameter(RowsParameter):
-    """An int4 weight [rows, columns], two values per byte in the CPU kernels' layout (`ops.packed_int4_shape`).
+class PackedParameter(RowsParameter):
+    """A weight [rows, columns] in the CPU kernels' layout, packed as each checkpoint tensor arrives.
 
-    Declared int8, the dtype of the checkpoint's unpacked tensors, so that vLLM sees no dtype change on loading.
+    Declared int8, the dtype of the checkpoint's tensors, so that vLLM sees no dtype change on loading.
+
+    Args:
+        pack_rows: the operator that writes rows of an int8 matrix into the packed form.
     """
 
+    def __init__(
+        self,
+        data: torch.Tensor,
+        *,
+        pack_rows: Callable[[torch.Tensor, torch.Tensor, int], None],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(data, **kwargs)
+        self.pack_rows = pack_rows
+
     def _store(self, matrix: torch.Tensor, first_row: int, shard: int | None) -> None:
-        tile = ops.INT4_TILE_ROWS
-        last_row = first_row + matrix.shape[0]
-        whole_tiles = first_row % tile == 0 and (last_row % tile == 0 or last_row == self.rows)
-        if whole_tiles:
-            target = self.data[first_row // tile : -(-last_row // tile)]
-            # vLLM's reload counts copied elements on a meta tensor before it loads; packing there would be wasted.
-            packed = target if self.is_meta else ops.pack_int4(matrix.contiguous()).view(torch.int8)
-            target.copy_(packed)
-        elif not self.is_meta:
-            ops.pack_int4_rows_(self.data, matrix.contiguous(), first_row)
-        if not self.is_meta:
-            self.source.on_packed()
+        if self.is_meta:
+            # vLLM's reload first loads into a meta tensor, to count the elements that loading will copy.
+            tiles = self.data[first_row // ops.INT4_TILE_ROWS : -(-(first_row + matrix.shape[0]) // ops.INT4_TILE_ROWS)]
+            tiles.copy_(tiles)
+            return
+        self.pack_rows(self.data, matrix.contiguous(), first_row)
+        self.source.on_packed()
+
+
+def packed_int4_parameter(rows: int, columns: int, source: LayerSource, weight_loader: Any) -> PackedParameter:
+    """An int4 weight of rows x columns values, two per byte."""
+    return _packed_parameter(ops.packed_int4_shape, ops.pack_int4_rows_, rows, columns, source, weight_loader)
+
+
+def packed_int8_parameter(rows: int, columns: int, source: LayerSource, weight_loader: Any) -> PackedParameter:
+    """An int8 weight of rows x columns values."""
+    return _packed_parameter(ops.packed_int8_shape, ops.pack_int8_rows_, rows, columns, source, weight_loader)
+
+
+def _packed_parameter(
+    packed_shape: Callable[[int, int], tuple[int, ...]],
+    pack_rows: Callable[[torch.Tensor, torch.Tensor, int], None],
+    rows: int,
+    columns: int,
+    source: LayerSource,
+    weight_loader: Any,
+) -> PackedParameter:
+    return PackedParameter(
+        torch.zeros(packed_shape(rows, columns), dtype=torch.int8),
+        pack_rows=pack_rows,
+        rows=rows,
+        columns=columns,
+        source=source,
+        suffix=WEIGHT,
+        weight_loader=weight_loader,
+    )
 
 
 class PerShardParameter(PerTensorScaleParameter):

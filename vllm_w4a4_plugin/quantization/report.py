@@ -35,7 +35,7 @@ class LoadReport:
     def expect(self, scheme: "LinearScheme") -> None:
         """A quantized layer was created and will be loaded."""
         self._expected.add(scheme.source.prefix)
-        if scheme.spec.quant_type.is_w4a4:
+        if scheme.packs_weights:
             self._tensors += len(scheme.source.shards)
 
     def float_layer(self, weight_bytes: int) -> None:
@@ -43,10 +43,10 @@ class LoadReport:
         self._add((QuantType.FLOAT.value, "vLLM unquantized linear", ""), weight_bytes)
 
     def packed(self) -> None:
-        """An int4 tensor was packed."""
+        """A weight tensor was packed."""
         if self._bar is None:
             quiet = get_tensor_model_parallel_rank() != 0
-            self._bar = tqdm(total=self._tensors, desc="Packing int4 weights", unit=" tensors", disable=quiet)
+            self._bar = tqdm(total=self._tensors, desc="Packing weights", unit=" tensors", disable=quiet)
         self._bar.update()
         if self._bar.n >= self._bar.total:
             self._bar.close()

@@ -4,13 +4,16 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from vllm_w4a4_plugin.checkpoint import CheckpointError
 from vllm_w4a4_plugin.checkpoint.layer import WEIGHT_OFFSET, WEIGHT_SCALE, LinearSpec
 from vllm_w4a4_plugin.quantization.parameters import LayerSource, RowsParameter
+
+Layer: TypeAlias = Any
+"""A vLLM linear layer. `torch.nn.Module` would type each of its parameters as "Tensor or Module"."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +50,21 @@ class LinearScheme(ABC):
         self.spec, self.source = spec, source
 
     @abstractmethod
-    def create_weights(self, layer: torch.nn.Module, shape: LayerShape, weight_loader: Callable[..., Any]) -> None:
+    def create_weights(self, layer: Layer, shape: LayerShape, weight_loader: Callable[..., Any]) -> None:
         """Register the layer's parameters, under their names in the checkpoint."""
 
     @abstractmethod
-    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+    def process_weights_after_loading(self, layer: Layer) -> None:
         """Make the loaded parameters ready; called once per loading, all parameters are filled."""
 
     @abstractmethod
-    def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def apply(self, layer: Layer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """The layer's output [..., rows] in x's dtype for x [..., columns]."""
+
+    @property
+    def packs_weights(self) -> bool:
+        """Whether the weight is a `PackedParameter`, whose packing is worth a progress bar."""
+        return True
 
     @property
     @abstractmethod
@@ -69,10 +77,10 @@ class LinearScheme(ABC):
         return ""
 
     @abstractmethod
-    def weight_bytes(self, layer: torch.nn.Module) -> int:
+    def weight_bytes(self, layer: Layer) -> int:
         """Resident bytes of the weight matrix on this rank."""
 
-    def _register_scales(self, layer: torch.nn.Module, shape: LayerShape, weight_loader: Callable[..., Any]) -> None:
+    def _register_scales(self, layer: Layer, shape: LayerShape, weight_loader: Callable[..., Any]) -> None:
         """Register `weight_scale` and, where stored, `weight_offset`: float32 [rows] or [rows, groups]."""
         groups = self.spec.groups
         if groups > 1 and shape.is_row_parallel:

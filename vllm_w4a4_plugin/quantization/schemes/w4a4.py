@@ -9,34 +9,26 @@ import torch
 from vllm_w4a4_plugin import ops
 from vllm_w4a4_plugin.checkpoint import CheckpointError
 from vllm_w4a4_plugin.checkpoint.layer import WEIGHT
-from vllm_w4a4_plugin.quantization.parameters import PackedInt4Parameter
+from vllm_w4a4_plugin.quantization.parameters import packed_int4_parameter
 
-from .base import LayerShape, LinearScheme
+from .base import Layer, LayerShape, LinearScheme
 
 
 class W4A4Scheme(LinearScheme):
     """int4 weights x int4 activations."""
 
-    def create_weights(self, layer: torch.nn.Module, shape: LayerShape, weight_loader: Callable[..., Any]) -> None:
+    def create_weights(self, layer: Layer, shape: LayerShape, weight_loader: Callable[..., Any]) -> None:
         group_size = self.spec.in_features // self.spec.groups
         if self.spec.groups > 1 and group_size % ops.INT4_GROUP_MULTIPLE:
             raise CheckpointError(
                 f"layer {self.source.prefix}: group size {group_size} is not a multiple of {ops.INT4_GROUP_MULTIPLE}, "
                 "which the CPU kernels need. Quantize again with another group size or per channel."
             )
-        data = torch.zeros(ops.packed_int4_shape(shape.rows, shape.columns), dtype=torch.int8)
-        weight = PackedInt4Parameter(
-            data,
-            rows=shape.rows,
-            columns=shape.columns,
-            source=self.source,
-            suffix=WEIGHT,
-            weight_loader=weight_loader,
-        )
+        weight = packed_int4_parameter(shape.rows, shape.columns, self.source, weight_loader)
         layer.register_parameter(WEIGHT, weight)
         self._register_scales(layer, shape, weight_loader)
 
-    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+    def process_weights_after_loading(self, layer: Layer) -> None:
         # A symmetric checkpoint stores offsets that are all zero; the kernels skip an absent one.
         self.has_offset = self.spec.has_offset and bool(layer.weight_offset.any())
 
@@ -50,8 +42,8 @@ class W4A4Scheme(LinearScheme):
             return "this CPU has no instruction set that the plugin knows; portable code is slow"
         return ""
 
-    def weight_bytes(self, layer: torch.nn.Module) -> int:
+    def weight_bytes(self, layer: Layer) -> int:
         return layer.weight.numel()
 
-    def _offset(self, layer: torch.nn.Module) -> torch.Tensor | None:
+    def _offset(self, layer: Layer) -> torch.Tensor | None:
         return layer.weight_offset if self.has_offset else None

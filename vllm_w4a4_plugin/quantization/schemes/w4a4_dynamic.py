@@ -5,13 +5,14 @@ import torch
 
 from vllm_w4a4_plugin import ops
 
+from .base import Layer
 from .w4a4 import W4A4Scheme
 
 
 class W4A4DynamicScheme(W4A4Scheme):
     """In a row-parallel layer each rank quantizes its own part of a token, with a scale of its own."""
 
-    def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def apply(self, layer: Layer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         return ops.flatquant_linear(
             x, layer.weight, layer.weight_scale, None, None, 1.0, bias, weight_offset=self._offset(layer)
         )

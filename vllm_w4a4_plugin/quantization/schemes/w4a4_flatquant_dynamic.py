@@ -11,7 +11,7 @@ from vllm_w4a4_plugin import ops
 from vllm_w4a4_plugin.checkpoint.layer import CLIP_RATIO, LEFT_TRANS, RIGHT_TRANS
 from vllm_w4a4_plugin.quantization.parameters import ClipRatioParameter, TransformParameter
 
-from .base import LayerShape
+from .base import Layer, LayerShape
 from .w4a4 import W4A4Scheme
 
 
@@ -23,7 +23,7 @@ class W4A4FlatQuantDynamicScheme(W4A4Scheme):
     scale of a token are the same as on one rank.
     """
 
-    def create_weights(self, layer: torch.nn.Module, shape: LayerShape, weight_loader: Callable[..., Any]) -> None:
+    def create_weights(self, layer: Layer, shape: LayerShape, weight_loader: Callable[..., Any]) -> None:
         super().create_weights(layer, shape, weight_loader)
         self.is_row_parallel = shape.is_row_parallel
         for suffix, size in ((LEFT_TRANS, self.spec.left), (RIGHT_TRANS, self.spec.right)):
@@ -36,11 +36,11 @@ class W4A4FlatQuantDynamicScheme(W4A4Scheme):
         clip = ClipRatioParameter(clips, source=self.source, suffix=CLIP_RATIO, weight_loader=weight_loader)
         layer.register_parameter(CLIP_RATIO, clip)
 
-    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+    def process_weights_after_loading(self, layer: Layer) -> None:
         super().process_weights_after_loading(layer)
         layer.clip_ratio.settle()
 
-    def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def apply(self, layer: Layer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         transform = (layer.left_trans, layer.right_trans, layer.clip_ratio)
         offset = self._offset(layer)
         if not self.is_row_parallel:

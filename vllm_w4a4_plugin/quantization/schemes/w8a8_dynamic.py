@@ -1,56 +1,124 @@
 # SPDX-License-Identifier: Apache-2.0
-"""W8A8_DYNAMIC: int8 weights per channel, int8 activations per token, through vLLM's own CPU kernels."""
+"""W8A8_DYNAMIC: int8 weights per channel, int8 activations per token.
+
+vLLM's own CPU kernels compute it, where they compute it right. oneDNN's int8 product, which they use, saturates 16-bit
+sums on x86 CPUs without VNNI: with weights over the whole int8 range the output is wrong by over 10 %. So the kernel
+that vLLM chooses is tried once on a small product, and if it fails our exact one is used.
+Drop that when oneDNN's int8 matmul is exact on AVX2.
+"""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
+from vllm.logger import init_logger
 from vllm.model_executor.kernels.linear import init_int8_linear_kernel
 
+from vllm_w4a4_plugin import ops
 from vllm_w4a4_plugin.checkpoint import CheckpointError
 from vllm_w4a4_plugin.checkpoint.layer import WEIGHT
-from vllm_w4a4_plugin.quantization.parameters import RowsParameter
+from vllm_w4a4_plugin.quantization.parameters import RowsParameter, packed_int8_parameter
 
-from .base import LayerShape, LinearScheme
+from .base import Layer, LayerShape, LinearScheme
+
+logger = init_logger("vllm.plugins.w4a4")
+
+TOLERATED_ERROR = 0.02
+"""Relative error of a product in bfloat16 that is put down to rounding; saturation gives over 0.1."""
 
 
 class W8A8DynamicScheme(LinearScheme):
     """vLLM's kernel repacks the weight and drops the original; vLLM's reload restores it before loading again."""
 
-    def create_weights(self, layer: torch.nn.Module, shape: LayerShape, weight_loader: Callable[..., Any]) -> None:
+    def create_weights(self, layer: Layer, shape: LayerShape, weight_loader: Callable[..., Any]) -> None:
         self.shape = shape
-        self.kernel = init_int8_linear_kernel(
-            is_channelwise=True, is_static_input_scheme=False, input_symmetric=True, module_name=type(self).__name__
-        )
-        # Attributes that vLLM's kernels read.
-        layer.logical_widths = layer.output_partition_sizes
-        for absent in ("input_scale", "input_zero_point", "azp_adj"):
-            layer.register_parameter(absent, None)
-        weight = RowsParameter(
-            torch.zeros(shape.rows, shape.columns, dtype=torch.int8),
-            rows=shape.rows,
-            columns=shape.columns,
-            source=self.source,
-            suffix=WEIGHT,
-            weight_loader=weight_loader,
-        )
+        self.fault = fault_of_vllm_kernel()
+        if self.fault:
+            weight: RowsParameter = packed_int8_parameter(shape.rows, shape.columns, self.source, weight_loader)
+        else:
+            self.kernel = _new_vllm_kernel(layer, layer.output_partition_sizes)
+            weight = RowsParameter(
+                torch.zeros(shape.rows, shape.columns, dtype=torch.int8),
+                rows=shape.rows,
+                columns=shape.columns,
+                source=self.source,
+                suffix=WEIGHT,
+                weight_loader=weight_loader,
+            )
         layer.register_parameter(WEIGHT, weight)
         self._register_scales(layer, shape, weight_loader)
 
-    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+    def process_weights_after_loading(self, layer: Layer) -> None:
         if self.spec.has_offset and bool(layer.weight_offset.any()):
             raise CheckpointError(
                 f"layer {self.source.prefix}, tensor {self.source.tensor_name('weight_offset', None)}: expected zeros, "
-                "found other values. vLLM's int8 kernels need symmetric weights; quantize this layer symmetrically."
+                "found other values. The int8 kernels need symmetric weights; quantize this layer symmetrically."
             )
-        self.kernel.process_weights_after_loading(layer)
+        if not self.fault:
+            self.kernel.process_weights_after_loading(layer)
 
-    def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def apply(self, layer: Layer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if self.fault:
+            return ops.w8a8_linear(x, layer.weight, layer.weight_scale, bias)
         return self.kernel.apply_weights(layer, x, bias)
 
     @property
+    def packs_weights(self) -> bool:
+        return bool(self.fault)
+
+    @property
     def operator(self) -> str:
+        if self.fault:
+            return f"vllm_w4a4::w8a8_linear, {ops.cpu_instruction_set()}"
         return f"vLLM {type(self.kernel).__name__}"
 
-    def weight_bytes(self, layer: torch.nn.Module) -> int:
+    @property
+    def remark(self) -> str:
+        return f"not vLLM's kernel: {self.fault}" if self.fault else ""
+
+    def weight_bytes(self, layer: Layer) -> int:
         return self.shape.rows * self.shape.columns
+
+
+@cache
+def fault_of_vllm_kernel() -> str:
+    """What is wrong with vLLM's int8 kernel on this machine, "" if nothing is.
+
+    Multiplies random int8 matrices over the whole value range, a few and many tokens, and compares with the reference.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randint(-127, 128, (256, 512), dtype=torch.int8, generator=generator)
+    scale = torch.full((256, 1), 1e-3, dtype=torch.float32)
+    try:
+        layer: Layer = torch.nn.Module()
+        layer.register_parameter("weight", torch.nn.Parameter(weight.clone(), requires_grad=False))
+        layer.register_parameter("weight_scale", torch.nn.Parameter(scale.clone(), requires_grad=False))
+        layer.register_parameter("bias", None)
+        kernel = _new_vllm_kernel(layer, [256])
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            kernel.process_weights_after_loading(layer)
+        finally:
+            torch.set_default_dtype(default)
+        errors = []
+        for tokens in (1, 17):
+            x = torch.randn(tokens, 512, generator=generator, dtype=torch.bfloat16)
+            expected = ops.reference.w8a8_linear(x, weight, scale.view(-1)).float()
+            found = kernel.apply_weights(layer, x, None).float()
+            errors.append(((found - expected).norm() / expected.norm()).item())
+    except (AttributeError, ImportError, NotImplementedError, RuntimeError, ValueError) as error:
+        logger.debug("vLLM's int8 kernel failed", exc_info=True)
+        return f"it does not run here ({str(error).splitlines()[0][:80]})"
+    return f"inexact on this CPU (error {max(errors):.0%})" if max(errors) > TOLERATED_ERROR else ""
+
+
+def _new_vllm_kernel(layer: Layer, widths: list[int]) -> Any:
+    """vLLM's int8 kernel for this platform, and on `layer` the attributes that it reads."""
+    layer.logical_widths = widths
+    for absent in ("input_scale", "input_zero_point", "azp_adj"):
+        layer.register_parameter(absent, None)
+    return init_int8_linear_kernel(
+        is_channelwise=True, is_static_input_scheme=False, input_symmetric=True, module_name=W8A8DynamicScheme.__name__
+    )
