@@ -62,8 +62,9 @@ def int4_linear(
     """
     groups = 1 if weight_scale.dim() == 1 else weight_scale.shape[1]
     weight_scale = weight_scale.reshape(-1, groups).float()
-    grouped_q = q.double().reshape(*q.shape[:-1], groups, -1)
-    grouped_weight = weight.double().reshape(weight.shape[0], groups, -1)
+    group_size = q.shape[-1] // groups
+    grouped_q = q.double().reshape(*q.shape[:-1], groups, group_size)
+    grouped_weight = weight.double().reshape(weight.shape[0], groups, group_size)
     products = torch.einsum("...gk,ogk->...og", grouped_q, grouped_weight).float()
     if weight_offset is not None:
         sums = grouped_q.sum(-1).float()

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The oracle itself, against arithmetic written out in another way."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vllm_w4a4_plugin.ops import reference
+
+small = st.integers(1, 7)
+
+
+@given(small, small, st.integers(1, 4), st.integers(0, 99))
+@settings(deadline=None)
+def test_transform_is_a_kronecker_product(left: int, right: int, tokens: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(tokens, left * right, dtype=torch.float64, generator=generator)
+    left_trans = torch.randn(left, left, dtype=torch.float64, generator=generator)
+    right_trans = torch.randn(right, right, dtype=torch.float64, generator=generator)
+    expected = x @ torch.kron(left_trans, right_trans)
+    torch.testing.assert_close(reference.kronecker_transform(x, left_trans, right_trans), expected)
+    one_sided = x @ torch.kron(left_trans, torch.eye(right, dtype=torch.float64))
+    torch.testing.assert_close(reference.kronecker_transform(x, left_trans, None), one_sided)
+    other_side = x @ torch.kron(torch.eye(left, dtype=torch.float64), right_trans)
+    torch.testing.assert_close(reference.kronecker_transform(x, None, right_trans), other_side)
+
+
+def test_quantization_by_hand() -> None:
+    q, scale = reference.quantize_tokens(torch.tensor([[7.0, -7.0, 3.5, 2.5, 0.0], [0.0] * 5]), 1.0)
+    assert q.tolist() == [[7, -7, 4, 2, 0], [0] * 5]  # 3.5 and 2.5 are ties and go to the even neighbour
+    assert scale.tolist() == [1.0, 0.0]
+    q, scale = reference.quantize_tokens(torch.tensor([[14.0, -14.0, 1.0]]), 0.5)
+    assert q.tolist() == [[7, -8, 1]]  # clipping keeps -8
+    assert scale.tolist() == [1.0]
+
+
+def test_linear_by_loops() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randint(-8, 8, (3, 16), dtype=torch.int8, generator=generator)
+    weight = torch.randint(-8, 8, (5, 16), dtype=torch.int8, generator=generator)
+    scale, weight_scale = torch.rand(3, generator=generator), torch.rand(5, 2, generator=generator)
+    offset, bias = torch.rand(5, 2, generator=generator), torch.rand(5, generator=generator)
+    y = reference.int4_linear(q, scale, weight, weight_scale, bias, offset)
+    for t in range(3):
+        for o in range(5):
+            total = 0.0
+            for k in range(16):
+                total += (
+                    float(q[t, k]) * (float(weight[o, k]) - float(offset[o, k // 8])) * float(weight_scale[o, k // 8])
+                )
+            assert abs(float(scale[t]) * total + float(bias[o]) - float(y[t, o])) < 1e-4
+
+
+def test_npu_roundings_stay_near_the_exact_result() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(64, 192, generator=generator).bfloat16()
+    left, right = torch.randn(12, 12, generator=generator), torch.randn(16, 16, generator=generator)
+    q, scale = reference.kronecker_quant(x, left, right, 0.9)
+    q_npu, scale_npu = reference.kronecker_quant_npu(x, left, right, 0.9)
+    assert (q.int() - q_npu.int()).abs().max() <= 1
+    assert (q != q_npu).float().mean() < 0.05
+    torch.testing.assert_close(scale, scale_npu, rtol=0.02, atol=0)
+
+
+def test_npu_zero_token() -> None:
+    q, scale = reference.kronecker_quant_npu(torch.zeros(2, 12), torch.eye(3), torch.eye(4))
+    assert not q.any()
+    assert not scale.any()
