@@ -4,6 +4,9 @@
 vLLM's linear layers call one of four `load_*` methods per checkpoint tensor (weight loader v2). Each parameter here
 turns such a call into "these rows of mine come from that part of the tensor", checks dtype, shape and values, and
 notes the rows as filled. Nothing is replaced after loading, so every parameter can be loaded again.
+
+vLLM's reload loads everything twice: first into parameters on the meta device, to count the elements that `copy_`
+will write, then, when a layer is complete, into real ones that inherit the attributes of the former.
 """
 
 from collections.abc import Callable, Mapping
@@ -119,8 +122,9 @@ class RowsParameter(BasevLLMParameter):
         matrix = self._take(matrix, 1, self.columns, self.tp_rank, shard, loaded.shape)
         if not self.is_meta and (problem := check_values(self.suffix, matrix, self.source.quant_type)):
             raise self.source.error(self.suffix, shard, problem)
-        self._store(matrix, first_row, shard)
-        self.filled = {**self.filled, first_row: rows}
+        self._store(matrix, first_row)
+        if not self.is_meta:
+            self.filled = {**self.filled, first_row: rows}
 
     def _take(
         self, matrix: torch.Tensor, dim: int, size: int, rank: int, shard: int | None, shape: torch.Size
@@ -136,7 +140,7 @@ class RowsParameter(BasevLLMParameter):
     def _is_float(self) -> bool:
         return self.dtype.is_floating_point
 
-    def _store(self, matrix: torch.Tensor, first_row: int, shard: int | None) -> None:
+    def _store(self, matrix: torch.Tensor, first_row: int) -> None:
         target = self.data.narrow(0, first_row, matrix.shape[0])
         target.copy_(matrix.reshape(target.shape))
 
@@ -160,9 +164,8 @@ class PackedParameter(RowsParameter):
         super().__init__(data, **kwargs)
         self.pack_rows = pack_rows
 
-    def _store(self, matrix: torch.Tensor, first_row: int, shard: int | None) -> None:
+    def _store(self, matrix: torch.Tensor, first_row: int) -> None:
         if self.is_meta:
-            # vLLM's reload first loads into a meta tensor, to count the elements that loading will copy.
             tiles = self.data[first_row // ops.INT4_TILE_ROWS : -(-(first_row + matrix.shape[0]) // ops.INT4_TILE_ROWS)]
             tiles.copy_(tiles)
             return
@@ -227,7 +230,8 @@ class PerShardParameter(PerTensorScaleParameter):
         if not self.is_meta and (problem := self._problem(loaded)):
             raise self.source.error(self.suffix, shard, problem)
         self._store(loaded, shard)
-        self.filled = self.filled | {shard}
+        if not self.is_meta:
+            self.filled = self.filled | {shard}
 
     def _problem(self, loaded: torch.Tensor) -> str | None:
         expected = self._tensor_shape()
@@ -250,9 +254,13 @@ class TransformParameter(PerShardParameter):
 
     def _store(self, loaded: torch.Tensor, shard: int) -> None:
         others = sorted(self.filled - {shard})
-        if not others:
+        if self.is_meta:
+            # Only one of the equal copies counts as loaded.
+            if shard == 0:
+                self.data.copy_(loaded)
+        elif not others:
             self.data.copy_(loaded)
-        elif not self.is_meta and not torch.equal(self.data, loaded.to(self.data)):
+        elif not torch.equal(self.data, loaded.to(self.data)):
             names = ", ".join(self.source.tensor_name(self.suffix, other) for other in others)
             problem = f"expected the same values as in {names} (vLLM computes them as one matrix product), found others"
             raise self.source.error(self.suffix, shard, problem)

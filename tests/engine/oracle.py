@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole quantized Qwen3 in transformers, its linears computed by the reference: the oracle of the engine tests."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from vllm_w4a4_plugin.checkpoint import CheckpointReader, QuantType
+from vllm_w4a4_plugin.checkpoint.resolve import module_type
+from vllm_w4a4_plugin.ops import reference
+
+
+class ReferenceLinear(torch.nn.Module):
+    """One quantized linear of a checkpoint, in plain torch."""
+
+    def __init__(self, reader: CheckpointReader, name: str, kind: QuantType) -> None:
+        super().__init__()
+        self.kind = kind
+        self.values = {
+            suffix: reader.load(f"{name}.{suffix}")
+            for suffix in ("weight", "weight_scale", "left_trans", "right_trans", "clip_ratio")
+            if f"{name}.{suffix}" in reader.tensors
+        }
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        v = self.values
+        scale = v["weight_scale"].squeeze(1)
+        if self.kind is QuantType.W8A8_DYNAMIC:
+            return reference.w8a8_linear(x, v["weight"], scale)
+        return reference.flatquant_linear(
+            x, v["weight"], scale, v["left_trans"], v["right_trans"], v["clip_ratio"].item()
+        )
+
+
+def prompt_logprobs(directory: Path, tokens: list[int]) -> torch.Tensor:
+    """Log probability, float32 [len(tokens) - 1], of each token but the first given those before it."""
+    reader = CheckpointReader(directory)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory), dtype=torch.float32).eval()
+    for name in reader.description.type_names():
+        kind = module_type(reader.description, name)
+        if kind is not QuantType.FLOAT:
+            model.set_submodule(name, ReferenceLinear(reader, name, kind))
+    floats = {name: reader.load(name).float() for name, kind in reader.description.tensors.items() if kind == "FLOAT"}
+    missing, unexpected = model.load_state_dict(floats, strict=False)
+    assert not unexpected
+    assert not missing
+    with torch.inference_mode():
+        logits = model(torch.tensor([tokens])).logits[0]
+    return logits[:-1].log_softmax(-1)[torch.arange(len(tokens) - 1), tokens[1:]]

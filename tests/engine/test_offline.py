@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's engine on the checkpoint of the real tool: eager and compiled, and reloading weights under it.
+
+Whole models are compared by the log probabilities of a prompt in float32. Single 4-bit roundings that fall the other
+way move them a little, a wrong layer moves them by several units.
+"""
+
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from vllm import LLM, SamplingParams
+
+from tests.conftest import MICRO
+from tests.engine.oracle import prompt_logprobs
+from vllm_w4a4_plugin.checkpoint import CheckpointReader
+
+pytestmark = pytest.mark.engine
+
+TOKENS = torch.randint(3, 500, (96,), generator=torch.Generator().manual_seed(0)).tolist()
+TYPICAL_DIFFERENCE = 0.02
+"""Bound on the median; measured 0.000 to 0.004."""
+
+
+@pytest.fixture(scope="module", params=["eager", "compiled"])
+def llm(request: pytest.FixtureRequest) -> Iterator[LLM]:
+    # The compiled engine is started without naming the method: it must be detected.
+    method: dict[str, Any] = {"quantization": "ascend"} if request.param == "eager" else {}
+    engine = LLM(
+        str(MICRO),
+        max_model_len=128,
+        dtype="float32",
+        enforce_eager=request.param == "eager",
+        enable_prefix_caching=False,
+        **method,
+    )
+    yield engine
+    engine.llm_engine.engine_core.shutdown()
+    del engine
+    gc.collect()
+
+
+def engine_logprobs(llm: LLM) -> torch.Tensor:
+    params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
+    output = llm.generate([{"prompt_token_ids": TOKENS}], params, use_tqdm=False)[0]
+    entries = output.prompt_logprobs[1:]
+    return torch.tensor([entry[token].logprob for entry, token in zip(entries, TOKENS[1:], strict=True)])
+
+
+def assert_same_model(found: torch.Tensor, expected: torch.Tensor) -> None:
+    assert (found - expected).abs().median() < TYPICAL_DIFFERENCE
+
+
+def test_log_probabilities(llm: LLM) -> None:
+    assert_same_model(engine_logprobs(llm), prompt_logprobs(MICRO, TOKENS))
+
+
+def test_batches_and_sampling(llm: LLM) -> None:
+    prompts = [{"prompt_token_ids": TOKENS[:n]} for n in (1, 5, 40, 96)]
+    outputs = llm.generate(prompts, SamplingParams(max_tokens=8, temperature=0.6, seed=1), use_tqdm=False)
+    assert [len(output.outputs[0].token_ids) for output in outputs] == [8] * 4
+
+
+def test_reloading_weights(llm: LLM, micro_copy: Path, edit_tensors: Callable[..., None]) -> None:
+    """Another checkpoint's weights, then the first one's again: each time the outputs are those of what was loaded."""
+    reader = CheckpointReader(MICRO)
+    swapped = {}
+    for name in reader.tensors:
+        if name.startswith("model.layers."):
+            layer = name.split(".")[2]
+            swapped[name.replace(f"layers.{layer}.", f"layers.{1 - int(layer)}.", 1)] = reader.load(name)
+    edit_tensors(swapped)
+    before = engine_logprobs(llm)
+    llm.collective_rpc("reload_weights", kwargs={"weights_path": str(micro_copy)})
+    other = engine_logprobs(llm)
+    assert (other - before).abs().median() > 10 * TYPICAL_DIFFERENCE
+    assert_same_model(other, prompt_logprobs(micro_copy, TOKENS))
+    llm.collective_rpc("reload_weights", kwargs={"weights_path": str(MICRO)})
+    assert torch.equal(engine_logprobs(llm), before)

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real server, started and queried as the public tutorial does."""
+
+import json
+import shutil
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import MICRO
+from tools.demo import free_port, running, wait_until_healthy
+
+pytestmark = pytest.mark.engine
+
+# The tutorial's command, word for word.
+CURL = """curl http://localhost:8000/v1/completions \\
+    -H "Content-Type: application/json" \\
+    -d '{
+        "model": "qwen3-32b-w4a4",
+        "prompt": "what is large language model?",
+        "max_tokens": "128",
+        "top_p": "0.95",
+        "top_k": "40",
+        "temperature": "0.0"
+    }'
+"""
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    port = free_port()
+    vllm = str(Path(sys.executable).parent / "vllm")
+    command = [vllm, "serve", str(MICRO), "--served-model-name", "qwen3-32b-w4a4", "--max-model-len", "4096"]
+    with running([*command, "--quantization", "ascend", "--enforce-eager", "--port", str(port)]) as server:
+        wait_until_healthy(server, f"http://127.0.0.1:{port}/health")
+        yield port
+
+
+def check_answer(text: str) -> None:
+    answer: dict[str, Any] = json.loads(text)
+    assert answer["model"] == "qwen3-32b-w4a4"
+    assert answer["choices"][0]["text"]
+    assert answer["usage"]["completion_tokens"] == 128 or answer["choices"][0]["finish_reason"] == "stop"
+
+
+def test_the_tutorials_curl_command(port: int) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed (Debian, Ubuntu: apt-get install curl); the next test sends the same bytes")
+    command = CURL.replace("localhost:8000", f"localhost:{port}")
+    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    check_answer(result.stdout)
+
+
+def test_the_same_request_without_curl(port: int) -> None:
+    body = CURL.partition("-d '")[2].rpartition("'")[0].encode()
+    url = f"http://localhost:{port}/v1/completions"
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=300) as response:
+        check_answer(response.read().decode())
+
+
+def test_streaming(port: int) -> None:
+    body = {"model": "qwen3-32b-w4a4", "prompt": "what is", "max_tokens": 5, "temperature": 0, "stream": True}
+    url = f"http://localhost:{port}/v1/completions"
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=300) as response:
+        lines = [line for line in response.read().decode().splitlines() if line.startswith("data: ")]
+    assert lines[-1] == "data: [DONE]"
+    assert len(lines) >= 2
