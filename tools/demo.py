@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 START_TIMEOUT_S = 600
+# vLLM does not start unless this part of the machine's memory is free, however little the model needs.
+MODEST_MEMORY = ("--gpu-memory-utilization", "0.3")
 # The tutorial's request; its numbers are strings there too.
 REQUEST = """{
         "model": "%s",
@@ -36,7 +38,7 @@ def main() -> None:
     port = free_port()
     command = [
         str(Path(sys.executable).parent / "vllm"), "serve", str(args.model), "--served-model-name", name,
-        "--max-model-len", "1024", "--quantization", "ascend", "--port", str(port),
+        "--max-model-len", "1024", "--quantization", "ascend", "--port", str(port), *MODEST_MEMORY,
     ]  # fmt: skip
     print("$", shlex.join(["vllm", *command[1:]]), flush=True)
     started = time.monotonic()

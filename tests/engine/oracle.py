@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from vllm import LLM, SamplingParams
 
 from vllm_w4a4_plugin.checkpoint import CheckpointReader, QuantType
 from vllm_w4a4_plugin.checkpoint.resolve import module_type
@@ -48,3 +49,11 @@ def prompt_logprobs(directory: Path, tokens: list[int]) -> torch.Tensor:
     with torch.inference_mode():
         logits = model(torch.tensor([tokens])).logits[0]
     return logits[:-1].log_softmax(-1)[torch.arange(len(tokens) - 1), tokens[1:]]
+
+
+def engine_logprobs(llm: LLM, tokens: list[int]) -> torch.Tensor:
+    """The same from a vLLM engine."""
+    params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
+    output = llm.generate([{"prompt_token_ids": tokens}], params, use_tqdm=False)[0]
+    entries = output.prompt_logprobs[1:]
+    return torch.tensor([entry[token].logprob for entry, token in zip(entries, tokens[1:], strict=True)])

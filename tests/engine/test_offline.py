@@ -15,7 +15,7 @@ import torch
 from vllm import LLM, SamplingParams
 
 from tests.conftest import MICRO
-from tests.engine.oracle import prompt_logprobs
+from tests.engine.oracle import engine_logprobs, prompt_logprobs
 from vllm_w4a4_plugin.checkpoint import CheckpointReader
 
 pytestmark = pytest.mark.engine
@@ -35,6 +35,7 @@ def llm(request: pytest.FixtureRequest) -> Iterator[LLM]:
         dtype="float32",
         enforce_eager=request.param == "eager",
         enable_prefix_caching=False,
+        gpu_memory_utilization=0.3,
         **method,
     )
     yield engine
@@ -43,19 +44,12 @@ def llm(request: pytest.FixtureRequest) -> Iterator[LLM]:
     gc.collect()
 
 
-def engine_logprobs(llm: LLM) -> torch.Tensor:
-    params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
-    output = llm.generate([{"prompt_token_ids": TOKENS}], params, use_tqdm=False)[0]
-    entries = output.prompt_logprobs[1:]
-    return torch.tensor([entry[token].logprob for entry, token in zip(entries, TOKENS[1:], strict=True)])
-
-
 def assert_same_model(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert (found - expected).abs().median() < TYPICAL_DIFFERENCE
 
 
 def test_log_probabilities(llm: LLM) -> None:
-    assert_same_model(engine_logprobs(llm), prompt_logprobs(MICRO, TOKENS))
+    assert_same_model(engine_logprobs(llm, TOKENS), prompt_logprobs(MICRO, TOKENS))
 
 
 def test_batches_and_sampling(llm: LLM) -> None:
@@ -73,10 +67,10 @@ def test_reloading_weights(llm: LLM, micro_copy: Path, edit_tensors: Callable[..
             layer = name.split(".")[2]
             swapped[name.replace(f"layers.{layer}.", f"layers.{1 - int(layer)}.", 1)] = reader.load(name)
     edit_tensors(swapped)
-    before = engine_logprobs(llm)
+    before = engine_logprobs(llm, TOKENS)
     llm.collective_rpc("reload_weights", kwargs={"weights_path": str(micro_copy)})
-    other = engine_logprobs(llm)
+    other = engine_logprobs(llm, TOKENS)
     assert (other - before).abs().median() > 10 * TYPICAL_DIFFERENCE
     assert_same_model(other, prompt_logprobs(micro_copy, TOKENS))
     llm.collective_rpc("reload_weights", kwargs={"weights_path": str(MICRO)})
-    assert torch.equal(engine_logprobs(llm), before)
+    assert torch.equal(engine_logprobs(llm, TOKENS), before)

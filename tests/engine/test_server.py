@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import MICRO
-from tools.demo import free_port, running, wait_until_healthy
+from tools.demo import MODEST_MEMORY, free_port, running, wait_until_healthy
 
 pytestmark = pytest.mark.engine
 
@@ -36,6 +36,7 @@ def port() -> Iterator[int]:
     port = free_port()
     vllm = str(Path(sys.executable).parent / "vllm")
     command = [vllm, "serve", str(MICRO), "--served-model-name", "qwen3-32b-w4a4", "--max-model-len", "4096"]
+    command += MODEST_MEMORY
     with running([*command, "--quantization", "ascend", "--enforce-eager", "--port", str(port)]) as server:
         wait_until_healthy(server, f"http://127.0.0.1:{port}/health")
         yield port
