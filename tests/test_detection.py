@@ -29,23 +29,23 @@ def platforms(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def test_plain_cpu_is_ours(platforms: Callable[..., None]) -> None:
-    platforms({"cuda": answer(None), "cpu": answer(CPU)}, {"w4a4": vllm_w4a4_plugin.platform})
-    assert vllm_w4a4_plugin.platform() == OURS
+    platforms({"cuda": answer(None), "cpu": answer(CPU)}, {"w4a4": vllm_w4a4_plugin.platform_plugin})
+    assert vllm_w4a4_plugin.platform_plugin() == OURS
 
 
 def test_zen_cpu_stays_vllms(platforms: Callable[..., None]) -> None:
     platforms({"cpu": answer("vllm.platforms.zen_cpu.ZenCpuPlatform")}, {})
-    assert vllm_w4a4_plugin.platform() is None
+    assert vllm_w4a4_plugin.platform_plugin() is None
 
 
 def test_cuda_stays_vllms(platforms: Callable[..., None]) -> None:
     platforms({"cuda": answer("vllm.platforms.cuda.CudaPlatform"), "cpu": answer(None)}, {})
-    assert vllm_w4a4_plugin.platform() is None
+    assert vllm_w4a4_plugin.platform_plugin() is None
 
 
 def test_another_active_plugin_stays_in_charge(platforms: Callable[..., None]) -> None:
     platforms({"cpu": answer(CPU)}, {"ascend": answer("vllm_ascend.platform.NPUPlatform")})
-    assert vllm_w4a4_plugin.platform() is None
+    assert vllm_w4a4_plugin.platform_plugin() is None
 
 
 def test_an_inactive_or_failing_plugin_does_not_matter(platforms: Callable[..., None]) -> None:
@@ -53,7 +53,7 @@ def test_an_inactive_or_failing_plugin_does_not_matter(platforms: Callable[..., 
         raise OSError("no driver")
 
     platforms({"cpu": answer(CPU)}, {"tpu": answer(None), "broken": failing})
-    assert vllm_w4a4_plugin.platform() == OURS
+    assert vllm_w4a4_plugin.platform_plugin() == OURS
 
 
 def test_plugins_that_ask_each_other_come_to_an_end(platforms: Callable[..., None]) -> None:
@@ -64,5 +64,5 @@ def test_plugins_that_ask_each_other_come_to_an_end(platforms: Callable[..., Non
         return None
 
     platforms({"cpu": answer(CPU)}, {"other": asks_us})
-    assert vllm_w4a4_plugin.platform() == OURS
+    assert vllm_w4a4_plugin.platform_plugin() == OURS
     assert asked == [False]

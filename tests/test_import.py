@@ -56,12 +56,29 @@ print(type(current_platform).__name__, "ascend" in QUANTIZATION_METHODS)
 
 
 def test_quantization_works_on_a_cpu_platform_that_is_not_ours() -> None:
-    """VLLM_TARGET_DEVICE=cpu bypasses out-of-tree platforms."""
+    """vLLM chooses one of its own with VLLM_TARGET_DEVICE=cpu (from 0.24 on) and on AMD Zen with zentorch."""
     code = """
+import vllm.platforms
+from vllm.platforms.cpu import CpuPlatform
+vllm.platforms._current_platform = CpuPlatform()
 from vllm.plugins import load_general_plugins
-from vllm.platforms import current_platform
 load_general_plugins()
 from vllm.model_executor.layers.quantization import get_quantization_config
+from vllm.platforms import current_platform
 print(type(current_platform).__name__, get_quantization_config("ascend").__name__)
 """
-    assert run_python(code, VLLM_TARGET_DEVICE="cpu") == "CpuPlatform AscendW4A4Config"
+    assert run_python(code) == "CpuPlatform AscendW4A4Config"
+
+
+def test_an_untested_vllm_is_named() -> None:
+    code = """
+import logging, vllm
+logging.basicConfig(format="%(message)s")
+vllm.__version__ = "0.99.1"
+import vllm_w4a4_plugin
+records = []
+vllm_w4a4_plugin.logger.addFilter(lambda record: records.append(record.getMessage()) or True)
+vllm_w4a4_plugin.register()
+print(records)
+"""
+    assert "tested with vLLM 0.23 to 0.32, this is vLLM 0.99.1" in run_python(code)

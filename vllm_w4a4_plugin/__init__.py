@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Integer W4A4 FlatQuant models under vLLM.
 
-vLLM finds this package through two entry points, both named `w4a4`: `platform` (group `vllm.platform_plugins`) and
+vLLM finds this package through two entry points, both named `w4a4`: `platform_plugin` (group `vllm.platform_plugins`) and
 `register` (group `vllm.general_plugins`). Importing the package imports neither vLLM nor torch.
 """
 
@@ -14,12 +14,15 @@ __version__ = "0.1.0"
 METHOD = "ascend"
 """Name of the quantization method, the one that vllm-ascend's users know."""
 
+TESTED_VLLM = ("0.23", "0.32")
+"""First and last minor version of vLLM that the tests run with."""
+
 DISABLE_VARIABLE = "VLLM_W4A4_DISABLE"
 
 logger = logging.getLogger("vllm.plugins.w4a4")
 
 
-def platform() -> str | None:
+def platform_plugin() -> str | None:
     """Qualified name of our CPU platform where vLLM would choose its own CPU platform, None everywhere else."""
     if _is_disabled():
         return None
@@ -40,8 +43,20 @@ def register() -> None:
 
     from vllm_w4a4_plugin.quantization.config import AscendW4A4Config
 
+    _warn_of_untested_vllm()
     if _CUSTOMIZED_METHOD_TO_QUANT_CONFIG.get(METHOD) is not AscendW4A4Config:
         register_quantization_config(METHOD)(AscendW4A4Config)
+
+
+def _warn_of_untested_vllm() -> None:
+    from vllm import __version__ as version
+
+    first, last = (tuple(map(int, text.split("."))) for text in TESTED_VLLM)
+    numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdigit())
+    if numbers and not first <= numbers <= last:
+        logger.warning(
+            "vllm-w4a4-plugin %s was tested with vLLM %s to %s, this is vLLM %s", __version__, *TESTED_VLLM, version
+        )
 
 
 def _is_disabled() -> bool:

