@@ -1,0 +1,404 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quantization of one decoder block, group by group, each fed with the quantized outputs of those before it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vllm_w4a4_plugin.checkpoint import QuantType
+
+from .geometry import Transform, closed_form
+from .kronecker import FactorSizes, apply_kronecker, factor_sizes, kronecker_inverse
+from .model import StreamedModel
+from .rounding import (
+    best_activation_clip,
+    best_weight_scale,
+    gptq,
+    quantize_tokens,
+    refit,
+    round_codes,
+    row_scale,
+)
+from .structure import Group, Role, linear
+
+ROWS_AT_ONCE = 4
+CLIP_TOKENS = 2048
+LOSS_ROWS = 2
+RTN_TOKENS = 512
+CURVE_POINTS = 64
+
+Weights = Callable[[Role], tuple[Tensor, Tensor] | None]
+
+
+@dataclass
+class LayerReport:
+    """What the user is told of one linear layer.
+
+    Attributes:
+        name: full module name; quant_type: as written; shape: [out, in].
+        before, after: |error| / |output| of rounding to nearest without a transform, and as written.
+        clip: activation clip ratio, None where there is none. factors: sizes of L and R.
+        nbytes: of all its tensors.
+        activation_curves, weight_curves: magnitude per channel, sorted, before and after the transform.
+    """
+
+    name: str
+    quant_type: str
+    shape: list[int]
+    nbytes: int
+    before: float | None = None
+    after: float | None = None
+    clip: float | None = None
+    factors: list[int] = field(default_factory=list)
+    activation_curves: list[list[float]] = field(default_factory=list)
+    weight_curves: list[list[float]] = field(default_factory=list)
+
+
+@dataclass
+class BlockResult:
+    """A quantized block.
+
+    Attributes:
+        tensors: name -> tensor as stored; types: name -> quant type, in the same order.
+        hidden: the quantized block's output [rows, length, hidden], float32.
+        reports: per linear layer. loss: relative error of what the block adds to the residual stream.
+    """
+
+    tensors: dict[str, Tensor]
+    types: dict[str, QuantType]
+    hidden: Tensor
+    reports: list[LayerReport]
+    loss: float
+
+
+class BlockQuantizer:
+    """Quantizes one block.
+
+    Args:
+        model: the block comes from it.
+        index: which block.
+        block: loaded; changed in place.
+        groups: of the block. types: quant type per role.
+        hidden: its input [rows, length, hidden].
+        seed: of the flat rotations.
+        weights: token and row weights of a role, or None for equal ones.
+    """
+
+    def __init__(
+        self,
+        model: StreamedModel,
+        index: int,
+        block: nn.Module,
+        groups: Mapping[Role, Group],
+        types: Mapping[Role, QuantType],
+        hidden: Tensor,
+        seed: int,
+        weights: Weights = lambda role: None,
+    ) -> None:
+        self.model, self.index, self.block, self.groups, self.types = model, index, block, groups, types
+        self.name, self.hidden, self.seed, self.weights = model.block_name(index), hidden, seed, weights
+        self.replays: dict[str, Tensor] = {}
+        self.first_row = 0
+        self.written: dict[str, tuple[Tensor, QuantType]] = {}
+        self.reports: list[LayerReport] = []
+
+    @torch.no_grad()
+    def run(self, progress: Callable[[str], None] = lambda step: None) -> BlockResult:
+        """Quantize the groups in the order of execution."""
+        sample = slice(None, None, max(1, len(self.hidden) // LOSS_ROWS))
+        first = self.hidden[sample].to(self.model.device)
+        exact = (self.model.run_block(self.block, self.index, first) - first).cpu()
+        for role in (Role.O, Role.DOWN):
+            if self.types[role] is not QuantType.FLOAT:
+                self._prepare_source(self.groups[role])
+        for role, group in self.groups.items():
+            progress(f"{role}")
+            if self.types[role] is QuantType.FLOAT:
+                self._keep_float(group)
+            else:
+                self._quantize(group)
+        output = self._forward()
+        loss = ((output[sample] - self.hidden[sample] - exact).norm() / exact.norm()).item()
+        tensors, types = self._collect()
+        return BlockResult(tensors, types, output, self.reports, loss)
+
+    def _forward(self, until: str | None = None) -> Tensor:
+        """The block's output, or the input of linear `until`, for all rows; quantized layers give stored outputs."""
+        results = []
+        hooks: list[Any] = [
+            self.block.get_submodule(name).register_forward_hook(
+                lambda _, args, out, n=name: self.replays[n][self.first_row : self.first_row + len(args[0])].to(out)
+            )
+            for name in self.replays
+        ]
+        if until:
+            hooks.append(self.block.get_submodule(until).register_forward_pre_hook(_stop))
+        originals = {name: self.block.get_submodule(name).forward for name in self.replays}
+        for name in self.replays:  # the product itself is not needed again
+            self.block.get_submodule(name).forward = lambda x: x  # type: ignore[method-assign]
+        try:
+            for self.first_row in range(0, len(self.hidden), ROWS_AT_ONCE):
+                rows = self.hidden[self.first_row : self.first_row + ROWS_AT_ONCE].to(self.model.device)
+                try:
+                    result = self.model.run_block(self.block, self.index, rows)
+                except _Stopped as stopped:
+                    result = stopped.value
+                results.append(result.cpu())
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for name, forward in originals.items():
+                self.block.get_submodule(name).forward = forward  # type: ignore[method-assign]
+        return torch.cat(results)
+
+    def _importance(self, role: Role, tokens: int, rows: int) -> tuple[Tensor, Tensor]:
+        """Weights of the tokens [tokens] and of the output rows [rows]."""
+        given = self.weights(role)
+        if given is None:
+            given = torch.ones(tokens), torch.ones(rows)
+        return given[0].to(self.model.device), given[1].to(self.model.device)
+
+    def _generator(self, role: Role) -> torch.Generator:
+        number = (self.seed * 100_003 + self.index) * len(Role) + list(Role).index(role)
+        return torch.Generator().manual_seed(number)
+
+    def _input(self, group: Group) -> Tensor:
+        return self._forward(group.linears[0]).flatten(0, 1).to(self.model.device)
+
+    def _weight(self, group: Group) -> Tensor:
+        return torch.cat([linear(self.block, name).weight for name in group.linears])
+
+    def _prepare_source(self, group: Group) -> None:
+        """Fold the part of the transform of o or down that cannot be computed online into v or up."""
+        if group.source is None:
+            return
+        source = linear(self.block, group.source)
+        target = linear(self.block, group.linears[0])
+        x = self._input(group)
+        tokens, rows = self._importance(group.role, len(x), len(target.weight))
+        sx, sw = _moment(x, tokens) / len(x), _moment(target.weight, rows)
+        features, produced = target.in_features, source.out_features
+        flat = self.types[group.role] is QuantType.W4A4_FLATQUANT_DYNAMIC
+        if group.role is Role.DOWN:
+            sizes = factor_sizes(features) if flat else FactorSizes(1, 1)
+            if not flat:
+                diagonal = (sw.diagonal() / sx.diagonal().clamp_min(1e-12)).pow(0.25).clamp_min(1e-6).double().cpu()
+                diagonal /= diagonal.log().mean().exp()
+            else:
+                diagonal = closed_form(sx, sw, sizes, self._generator(group.role)).diagonal
+            scale = diagonal.to(source.weight)
+            source.weight.mul_(scale[:, None])
+            if source.bias is not None:
+                source.bias.mul_(scale)
+            target.weight.div_(scale)
+        elif flat:
+            head = self._head_dim()
+            heads, kv_heads = features // head, produced // head
+            column = torch.arange(features)
+            tied = column // head // (heads // kv_heads) * head + column % head
+            transform = closed_form(sx, sw, FactorSizes(heads, head), self._generator(group.role), tied=tied)
+            self._fold_heads(source, target, transform, tied, kv_heads, head)
+
+    def _fold_heads(
+        self, source: nn.Linear, target: nn.Linear, transform: Transform, tied: Tensor, kv_heads: int, head: int
+    ) -> None:
+        """v' = (v * d) R per head, and the inverse in o."""
+        device = source.weight.device
+        d = torch.empty(kv_heads * head, dtype=torch.float64)
+        d[tied] = transform.diagonal
+        right = transform.right.to(device)
+        blocks = (source.weight.double() * d.to(device)[:, None]).reshape(kv_heads, head, -1)
+        source.weight.copy_(torch.matmul(right.t(), blocks).reshape(source.weight.shape))
+        if source.bias is not None:
+            source.bias.copy_(((source.bias.double() * d.to(device)).reshape(kv_heads, head) @ right).flatten())
+        weight = target.weight.double() / transform.diagonal.to(device)
+        inverse = torch.linalg.inv(right).t().contiguous()
+        target.weight.copy_(apply_kronecker(weight, None, inverse))
+
+    def _head_dim(self) -> int:
+        config = self.model.config.get_text_config()
+        return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+    def _quantize(self, group: Group) -> None:
+        kind = self.types[group.role]
+        bits = 8 if kind is QuantType.W8A8_DYNAMIC else 4
+        x, weight = self._input(group), self._weight(group)
+        tokens, rows = self._importance(group.role, len(x), len(weight))
+        left = right = None
+        xt, wt = x, weight
+        if kind is QuantType.W4A4_FLATQUANT_DYNAMIC:
+            features = x.shape[1]
+            folded = group.role is Role.O and group.source is not None
+            sizes = FactorSizes(features // self._head_dim(), self._head_dim()) if folded else factor_sizes(features)
+            transform = closed_form(
+                _moment(x, tokens) / len(x),
+                _moment(weight, rows),
+                sizes,
+                self._generator(group.role),
+                fit_diagonal=group.norm is not None,
+                fit_right=not folded,
+            )
+            left = transform.left.float().to(x.device)
+            right = None if folded else transform.right.float().to(x.device)
+            scale = self._fold_into_norm(group, transform.diagonal) if group.norm else torch.ones_like(x[0])
+            xt = apply_kronecker(x * scale, left, right)
+            inverse = kronecker_inverse(left, right)
+            wt = apply_kronecker((weight / scale).double(), *inverse).float()
+        clip = 1.0
+        if kind is QuantType.W4A4_FLATQUANT_DYNAMIC:
+            some = slice(None, None, max(1, len(xt) // CLIP_TOKENS))
+            clip = best_activation_clip(xt[some], _moment(wt, rows), tokens[some])
+        clip = torch.tensor(clip, dtype=torch.float32).item()
+        xq = quantize_tokens(xt, clip, bits)
+        weighted = xq * (tokens / len(x))[:, None]
+        hessian, cross = weighted.t() @ xq, weighted.t() @ xt
+        del weighted
+        refitted = refit(wt, hessian, cross)
+        scale_rows = best_weight_scale(refitted, hessian.diagonal(), bits) if bits == 4 else row_scale(refitted, bits)
+        codes = gptq(refitted, scale_rows, hessian, bits)
+        self._finish(group, kind, codes, scale_rows, xq, left, right, clip)
+        self._report(group, kind, x, weight, xt, wt, xq, codes * scale_rows, clip, left, right, bits)
+
+    def _fold_into_norm(self, group: Group, diagonal: Tensor) -> Tensor:
+        """Multiply the norm's weight by the diagonal; returns the diagonal that its stored dtype leaves of it."""
+        assert group.norm
+        norm = self.block.get_submodule(group.norm)
+        assert isinstance(norm.weight, Tensor)
+        stored = self.model.tensors[f"{self.name}.{group.norm}.weight"]
+        dtype = _TORCH_DTYPES[stored.dtype]
+        new = (norm.weight * diagonal.to(norm.weight)).to(dtype).to(norm.weight.dtype)
+        effective = torch.where(norm.weight == 0, torch.ones_like(new), new / norm.weight)
+        effective = torch.where(effective == 0, torch.ones_like(new), effective)
+        norm.weight.copy_(torch.where(norm.weight == 0, norm.weight, norm.weight * effective))
+        return effective
+
+    def _finish(
+        self,
+        group: Group,
+        kind: QuantType,
+        codes: Tensor,
+        scale: Tensor,
+        xq: Tensor,
+        left: Tensor | None,
+        right: Tensor | None,
+        clip: float,
+    ) -> None:
+        """Keep the stored tensors of each layer of the group and what it outputs from now on."""
+        start = 0
+        for name in group.linears:
+            module = linear(self.block, name)
+            part = slice(start, start + module.out_features)
+            start += module.out_features
+            prefix = f"{self.name}.{name}"
+            tensors = {
+                "weight": codes[part].to(torch.int8),
+                "weight_scale": scale[part].float(),
+                "weight_offset": torch.zeros_like(scale[part], dtype=torch.float32),
+            }
+            if kind is QuantType.W4A4_FLATQUANT_DYNAMIC:
+                tensors["clip_ratio"] = torch.tensor([clip], dtype=torch.float32)
+                if left is not None:
+                    tensors["left_trans"] = left.clone()
+                if right is not None:
+                    tensors["right_trans"] = right.clone()
+            for suffix, tensor in tensors.items():
+                self.written[f"{prefix}.{suffix}"] = (tensor.cpu().contiguous(), kind)
+            output = xq @ (codes[part] * scale[part]).t()
+            if module.bias is not None:
+                output += module.bias
+            self.replays[name] = output.reshape(*self.hidden.shape[:2], -1).cpu()
+
+    def _keep_float(self, group: Group) -> None:
+        for name in group.linears:
+            module = linear(self.block, name)
+            size = (
+                module.weight.numel() * _TORCH_DTYPES[self.model.tensors[f"{self.name}.{name}.weight"].dtype].itemsize
+            )
+            self.reports.append(LayerReport(f"{self.name}.{name}", QuantType.FLOAT, list(module.weight.shape), size))
+
+    def _report(
+        self,
+        group: Group,
+        kind: QuantType,
+        x: Tensor,
+        weight: Tensor,
+        xt: Tensor,
+        wt: Tensor,
+        xq: Tensor,
+        quantized: Tensor,
+        clip: float,
+        left: Tensor | None,
+        right: Tensor | None,
+        bits: int,
+    ) -> None:
+        some = slice(None, None, max(1, len(x) // RTN_TOKENS))
+        scale = row_scale(weight, bits)
+        plain = quantize_tokens(x[some], 1.0, bits) @ (round_codes(weight, scale, bits) * scale).t()
+        exact, after = x[some] @ weight.t(), xq[some] @ quantized.t()
+        curves = [[_curve(x), _curve(xt)], [_curve(weight), _curve(wt)]] if kind.is_w4a4 else [[], []]
+        start = 0
+        for name in group.linears:
+            out = linear(self.block, name).out_features
+            part = slice(start, start + out)
+            start += out
+            norm = exact[:, part].norm().clamp_min(1e-30)
+            prefix = f"{self.name}.{name}."
+            self.reports.append(
+                LayerReport(
+                    f"{self.name}.{name}",
+                    kind,
+                    [out, x.shape[1]],
+                    sum(t.nbytes for n, (t, _) in self.written.items() if n.startswith(prefix)),
+                    ((plain - exact)[:, part].norm() / norm).item(),
+                    ((after - exact)[:, part].norm() / norm).item(),
+                    clip if kind is QuantType.W4A4_FLATQUANT_DYNAMIC else None,
+                    [len(f) for f in (left, right) if f is not None],
+                    *curves,
+                )
+            )
+
+    def _collect(self) -> tuple[dict[str, Tensor], dict[str, QuantType]]:
+        """All tensors of the block: linear layers in the order of execution, then the rest as stored."""
+        tensors: dict[str, Tensor] = {}
+        types: dict[str, QuantType] = {}
+        for group in self.groups.values():
+            for name in group.linears:
+                prefix = f"{self.name}.{name}."
+                for full, (tensor, kind) in self.written.items():
+                    if full.startswith(prefix):
+                        tensors[full], types[full] = tensor, kind
+        for full, info in self.model.tensors.items():
+            local = full.removeprefix(self.name + ".")
+            if local == full or full in tensors:
+                continue
+            owner, _, leaf = local.rpartition(".")
+            value = getattr(self.block.get_submodule(owner), leaf)
+            tensors[full], types[full] = value.detach().to("cpu", _TORCH_DTYPES[info.dtype]), QuantType.FLOAT
+        return tensors, types
+
+
+def _moment(matrix: Tensor, weights: Tensor) -> Tensor:
+    """Sum over rows of weight * row' row."""
+    return (matrix * weights[:, None]).t() @ matrix
+
+
+class _Stopped(Exception):
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+
+def _stop(module: nn.Module, args: tuple[Tensor]) -> None:
+    raise _Stopped(args[0])
+
+
+def _curve(matrix: Tensor) -> list[float]:
+    """Largest magnitude per column, sorted downwards, at `CURVE_POINTS` places, relative to their mean."""
+    peaks = matrix.abs().amax(0).sort(descending=True).values
+    places = torch.linspace(0, len(peaks) - 1, min(CURVE_POINTS, len(peaks)), device=peaks.device).round().long()
+    return [round(v, 4) for v in (peaks[places] / peaks.mean().clamp_min(1e-30)).tolist()]
+
+
+_TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Hugging Face causal language model whose decoder blocks are loaded one at a time."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader, TensorInfo
+
+from .errors import CalibrationError
+
+BlockArguments = dict[str, Any]
+
+
+class StreamedModel:
+    """Embedding, final norm and head in memory; decoder blocks read from the safetensors shards on request.
+
+    Arithmetic is float32: on CPU the fastest, and it adds no rounding of its own to what is measured.
+
+    Args:
+        directory: of the float model.
+        device: where blocks run.
+        trust_remote_code: run the model's own Python code.
+
+    Raises:
+        CalibrationError: not a causal language model of supported structure, or tensors are missing.
+    """
+
+    def __init__(self, directory: Path, device: str = "cpu", trust_remote_code: bool = False) -> None:
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        self.directory, self.device = directory, torch.device(device)
+        self.tensors = _stored_tensors(directory)
+        try:
+            self.config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+            if "quantize" in self.config.to_dict() or getattr(self.config, "quantization_config", None):
+                raise CalibrationError(f"{directory}: config.json says that this model is quantized already.")
+            with _parameters_on_meta():
+                self.skeleton = AutoModelForCausalLM.from_config(
+                    self.config, trust_remote_code=trust_remote_code, attn_implementation="sdpa"
+                ).eval()
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CalibrationError(f"{directory}: transformers cannot build this model: {error}") from None
+        self.skeleton.requires_grad_(False)
+        self.blocks_name, blocks = self._find_blocks()
+        self._blocks = list(blocks)
+        parent = self.skeleton.get_submodule(self.blocks_name.rpartition(".")[0])
+        self._stubs = [_Stub(block) for block in self._blocks]
+        setattr(parent, self.blocks_name.rpartition(".")[2], nn.ModuleList(self._stubs))
+        self.tied = bool(self.config.get_text_config().tie_word_embeddings)
+        self._load_outer()
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        return self.config.get_text_config().hidden_size
+
+    def block_name(self, index: int) -> str:
+        """Full name of block `index`, e.g. `model.layers.3`."""
+        return f"{self.blocks_name}.{index}"
+
+    def load_block(self, index: int) -> nn.Module:
+        """Block `index` with its weights in float32, a fresh copy on the device."""
+        import copy
+
+        block = copy.deepcopy(self._blocks[index])
+        self._fill(block, self.block_name(index), self.device)
+        return block
+
+    def stored(self, name: str) -> Tensor:
+        """One tensor as stored."""
+        return _read(self.directory, self.tensors[name])
+
+    def outer_names(self) -> list[str]:
+        """Stored tensors that belong to no block, in stored order."""
+        return [name for name in self.tensors if not name.startswith(self.blocks_name + ".")]
+
+    def start(self, ids: Tensor) -> tuple[Tensor, list[BlockArguments]]:
+        """What the first block receives for token ids [rows, length], and each block's further arguments.
+
+        The arguments are those of one row: masks and positions broadcast over rows.
+        """
+        hidden = torch.cat([self._run(row[None]) for row in ids])
+        return hidden, [stub.arguments for stub in self._stubs]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Final norm and head on the last block's output [rows, length, hidden]; differentiable."""
+        self._stubs[-1].replacement = hidden
+        try:
+            placeholder = torch.zeros(hidden.shape[:2], dtype=torch.long)
+            return self.skeleton(input_ids=placeholder.to(hidden.device), use_cache=False).logits
+        finally:
+            self._stubs[-1].replacement = None
+
+    def run_block(self, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
+        """Output of a block for hidden [rows, length, hidden]; `start` must have run with this length."""
+        output = block(hidden, **self._stubs[index].arguments)
+        return output[0] if isinstance(output, tuple) else output
+
+    def _run(self, ids: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.skeleton.get_decoder()(input_ids=ids.to(self.device), use_cache=False)
+        return self._stubs[0].hidden
+
+    def _find_blocks(self) -> tuple[str, nn.ModuleList]:
+        count = getattr(self.config.get_text_config(), "num_hidden_layers", None)
+        found = [
+            (name, module)
+            for name, module in self.skeleton.named_modules()
+            if isinstance(module, nn.ModuleList) and len(module) == count
+        ]
+        if len(found) != 1:
+            raise CalibrationError(
+                f"{self.directory}: expected one list of {count} decoder blocks in {type(self.skeleton).__name__}, "
+                f"found {len(found)}. Only dense decoder-only language models can be quantized."
+            )
+        return found[0]
+
+    def _load_outer(self) -> None:
+        for name, module in list(self.skeleton.named_children()):
+            self._fill(module, name, self.device, skip=self.blocks_name)
+        if self.tied:
+            head, embedding = self.skeleton.get_output_embeddings(), self.skeleton.get_input_embeddings()
+            head.weight = embedding.weight
+        for name, parameter in self.skeleton.named_parameters():
+            if parameter.is_meta and not name.startswith(self.blocks_name):
+                raise CalibrationError(f"{self.directory}: tensor {name} is missing from the model's files.")
+
+    def _fill(self, module: nn.Module, prefix: str, device: torch.device, skip: str | None = None) -> None:
+        for name, _ in list(module.named_parameters(remove_duplicate=False)):
+            full = f"{prefix}.{name}"
+            if skip and full.startswith(skip + "."):
+                continue
+            if full not in self.tensors:
+                if self.tied and full.endswith("lm_head.weight"):
+                    continue
+                raise CalibrationError(f"{self.directory}: tensor {full} is missing from the model's files.")
+            owner = module.get_submodule(name.rpartition(".")[0])
+            value = self.stored(full).to(device, torch.float32)
+            setattr(owner, name.rpartition(".")[2], nn.Parameter(value, requires_grad=False))
+        for name, buffer in list(module.named_buffers()):
+            owner = module.get_submodule(name.rpartition(".")[0])
+            setattr(owner, name.rpartition(".")[2], buffer.to(device))
+
+
+class _Stub(nn.Module):
+    """Stands where a block was: notes what it is called with and returns its input, or a given replacement."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        object.__setattr__(self, "_block", block)
+        self.arguments: BlockArguments = {}
+        self.hidden = torch.empty(0)
+        self.replacement: Tensor | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(object.__getattribute__(self, "_block"), name)  # e.g. attention_type
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        if self.replacement is not None:
+            return self.replacement
+        self.hidden, self.arguments = hidden_states, kwargs
+        return hidden_states
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Modules built inside have parameters without storage; buffers (rotary frequencies) are real."""
+    original: Callable[..., None] = nn.Module.register_parameter
+
+    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
+        original(module, name, parameter)
+
+    nn.Module.register_parameter = register  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = original  # type: ignore[method-assign]
+
+
+def _stored_tensors(directory: Path) -> dict[str, TensorInfo]:
+    if not (directory / "config.json").is_file():
+        raise CalibrationError(f"{directory}: no config.json there; give the directory of a Hugging Face model.")
+    if not list(directory.glob("*.safetensors")):
+        raise CalibrationError(
+            f"{directory}: no *.safetensors file there. Weights in another format must be converted first, e.g. with "
+            "transformers' save_pretrained()."
+        )
+    return CheckpointReader(directory).tensors
+
+
+def _read(directory: Path, info: TensorInfo) -> Tensor:
+    try:
+        with safe_open(directory / info.file, framework="pt") as shard:
+            return shard.get_tensor(info.name)
+    except (SafetensorError, OSError) as error:
+        raise CalibrationError(f"{directory / info.file}: tensor {info.name} cannot be read: {error}") from None

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quantization of a whole model, block by block, resumable."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vllm_w4a4_plugin.checkpoint import QuantType
+from vllm_w4a4_plugin.checkpoint.writer import MODEL_QUANT_TYPE, write_checkpoint
+
+from . import sensitivity
+from .block import BlockQuantizer, LayerReport
+from .errors import CalibrationError
+from .model import StreamedModel
+from .recipe import Recipe
+from .structure import Role, trace
+
+WORK_SUFFIX = ".quantizing"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the result, beside model, text and recipe.
+
+    Attributes:
+        seed: of the flat rotations and of sampling.
+        weigh_tokens: weigh tokens by the squared gradient of the loss (`sensitivity`).
+        weigh_rows: weigh output rows in the same way.
+    """
+
+    seed: int = 0
+    weigh_tokens: bool = True
+    weigh_rows: bool = False
+
+
+@dataclass
+class BlockRecord:
+    """A finished block: file names below the work directory, and what the report shows of it."""
+
+    name: str
+    types: dict[str, str]
+    loss: float
+    reports: list[dict[str, Any]] = field(default_factory=list)
+
+    def layers(self) -> list[LayerReport]:
+        """The reports, typed."""
+        return [LayerReport(**report) for report in self.reports]
+
+
+Progress = Callable[[str, int], None]
+
+
+class Quantization:
+    """One run, in a work directory beside the output that survives interruptions.
+
+    Args:
+        model: to quantize; recipe, settings: how.
+        ids: calibration tokens [rows, length].
+        output: directory to make.
+        resume: continue in an existing work directory.
+
+    Raises:
+        CalibrationError: the output exists, an interrupted run is there and `resume` was not asked for, or it was
+            started with another model, text, recipe or other settings.
+    """
+
+    def __init__(
+        self, model: StreamedModel, recipe: Recipe, settings: Settings, ids: Tensor, output: Path, resume: bool
+    ) -> None:
+        self.model, self.recipe, self.settings, self.ids, self.output = model, recipe, settings, ids, output
+        self.work = work_directory(output)
+        self._open(resume)
+
+    def run(self, progress: Progress = lambda step, done: None) -> list[BlockRecord]:
+        """Quantize every block that is not finished, then write the checkpoint; returns a record per block.
+
+        Args:
+            progress: called with what is being done and the number of finished blocks.
+        """
+        try:
+            records = self._blocks(progress)
+            progress("Writing", len(records))
+            self._write(records)
+        except OSError as error:
+            raise CalibrationError(
+                f"{self.work}: cannot be written: {error}. Free disk space and continue with --resume."
+            ) from None
+        shutil.rmtree(self.work)
+        return records
+
+    def _blocks(self, progress: Progress) -> list[BlockRecord]:
+        if self.settings.weigh_tokens:
+            sensitivity.measure(self.model, self.ids, self.work, lambda step: progress(step, 0))
+        hidden, _ = self.model.start(self.ids)
+        records: list[BlockRecord] = []
+        for index in range(len(self.model)):
+            if self._file(index, "json").exists():
+                records.append(BlockRecord(**json.loads(self._file(index, "json").read_text())))
+                continue
+            if index:
+                hidden = load_file(self.work / f"hidden-{index:05d}.safetensors")["hidden"]
+            records.append(self._block(index, hidden, lambda step, i=index: progress(step, i)))
+            (self.work / f"hidden-{index:05d}.safetensors").unlink(missing_ok=True)
+            progress("done", index + 1)
+        return records
+
+    def _block(self, index: int, hidden: Tensor, progress: Callable[[str], None]) -> BlockRecord:
+        block, name = self.model.load_block(index), self.model.block_name(index)
+        first = hidden[:1].to(self.model.device)
+        groups = trace(block, lambda: self.model.run_block(block, index, first), name)
+        types = self.recipe.of_block(name, groups)
+        quantizer = BlockQuantizer(
+            self.model, index, block, groups, types, hidden, self.settings.seed, lambda role: self._weights(index, role)
+        )
+        result = quantizer.run(progress)
+        save_file(result.tensors, self._file(index, "safetensors"))
+        _save_atomically({"hidden": result.hidden}, self.work / f"hidden-{index + 1:05d}.safetensors")
+        record = BlockRecord(
+            name, {n: t.value for n, t in result.types.items()}, result.loss, [asdict(r) for r in result.reports]
+        )
+        # Written last: a block counts as finished when this file exists.
+        partial = self._file(index, "partial")
+        partial.write_text(json.dumps(asdict(record)))
+        partial.replace(self._file(index, "json"))
+        return record
+
+    def _weights(self, index: int, role: Role) -> tuple[Tensor, Tensor] | None:
+        if not self.settings.weigh_tokens:
+            return None
+        tokens, rows = sensitivity.load(self.work, index, role)
+        return tokens, rows if self.settings.weigh_rows else torch.ones_like(rows)
+
+    def _write(self, records: list[BlockRecord]) -> None:
+        outer = {name: self.model.stored(name) for name in self.model.outer_names()}
+        head = "lm_head.weight"
+        if self.model.tied and head not in outer:
+            embedding = self.model.skeleton.get_input_embeddings()
+            name = next(n for n, m in self.model.skeleton.named_modules() if m is embedding)
+            outer[head] = outer[f"{name}.weight"].clone()
+        outer_file = self.work / "outer.safetensors"
+        save_file(outer, outer_file)
+        before = [n for n in outer if "embed" in n]
+        types: dict[str, QuantType] = dict.fromkeys(before, QuantType.FLOAT)
+        for record in records:
+            types |= {n: QuantType(t) for n, t in record.types.items()}
+        types |= dict.fromkeys((n for n in outer if n not in before and n != head), QuantType.FLOAT)
+        if head in outer:
+            types[head] = QuantType.FLOAT
+        parts = [outer_file, *(self._file(i, "safetensors") for i in range(len(records)))]
+        write_checkpoint(self.model.directory, self.output, parts, types, MODEL_QUANT_TYPE)
+
+    def _file(self, index: int, suffix: str) -> Path:
+        return self.work / f"block-{index:05d}.{suffix}"
+
+    def _open(self, resume: bool) -> None:
+        check_output(self.output, resume)
+        identity = self.work / "run.json"
+        wanted = self._identity()
+        if identity.exists():
+            found = json.loads(identity.read_text())
+            if changed := [key for key in wanted if wanted[key] != found.get(key)]:
+                raise CalibrationError(
+                    f"{self.work}: the interrupted run had another {', '.join(changed)}. Run it as it was started, or "
+                    f"remove {self.work} to begin anew."
+                )
+            return
+        try:
+            self.work.mkdir(parents=True, exist_ok=True)
+            identity.write_text(json.dumps(wanted))
+        except OSError as error:
+            raise CalibrationError(f"{self.work}: cannot be made: {error}") from None
+
+    def _identity(self) -> Mapping[str, Any]:
+        files = sorted(self.model.directory.glob("*.safetensors"))
+        return {
+            "model": [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files],
+            "calibration text": hashlib.sha256(self.ids.numpy().tobytes()).hexdigest(),
+            "recipe": [sorted(map(list, self.recipe.types.items())), list(map(list, self.recipe.exceptions))],
+            "settings": asdict(self.settings),
+        }
+
+
+def work_directory(output: Path) -> Path:
+    """Where the unfinished run for `output` lies."""
+    return output.with_name(output.name + WORK_SUFFIX)
+
+
+def check_output(output: Path, resume: bool) -> None:
+    """Refuse an output that exists, and an interrupted run that is not to be continued.
+
+    Raises:
+        CalibrationError: one of the two.
+    """
+    if output.exists():
+        raise CalibrationError(f"{output}: exists already. Remove it or choose another output directory.")
+    work = work_directory(output)
+    if (work / "run.json").exists() and not resume:
+        raise CalibrationError(
+            f"{work}: holds an interrupted run. Add --resume to continue it, or remove it to begin anew."
+        )
+
+
+def _save_atomically(tensors: dict[str, Tensor], file: Path) -> None:
+    partial = file.with_suffix(".partial")
+    save_file(tensors, partial)
+    partial.replace(file)

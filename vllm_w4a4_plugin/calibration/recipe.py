@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which quant type each linear layer gets: named recipes, YAML files and exceptions by pattern."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from vllm_w4a4_plugin.checkpoint import QuantType
+
+from .errors import CalibrationError
+from .structure import Group, Role
+
+_FLATQUANT, _W8A8 = QuantType.W4A4_FLATQUANT_DYNAMIC, QuantType.W8A8_DYNAMIC
+_W4A4, _FLOAT = QuantType.W4A4_DYNAMIC, QuantType.FLOAT
+
+RoleTypes = Mapping[Role, QuantType]
+
+RECIPES: Mapping[str, RoleTypes] = {
+    "tutorial": {Role.QKV: _FLATQUANT, Role.O: _W8A8, Role.GATE_UP: _FLATQUANT, Role.DOWN: _FLOAT},
+    "w4a4-w8a8": {Role.QKV: _FLATQUANT, Role.O: _W8A8, Role.GATE_UP: _FLATQUANT, Role.DOWN: _W8A8},
+    "all-w4a4": {Role.QKV: _FLATQUANT, Role.O: _FLATQUANT, Role.GATE_UP: _FLATQUANT, Role.DOWN: _FLATQUANT},
+    "w4a4-dynamic": {Role.QKV: _W4A4, Role.O: _W8A8, Role.GATE_UP: _W4A4, Role.DOWN: _W8A8},
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Types per role, with exceptions.
+
+    Attributes:
+        types: what a layer gets that no exception matches.
+        exceptions: (pattern, type) in order; a pattern is a shell pattern over full module names such as
+            `model.layers.0.*` or `*.o_proj`; the last match wins.
+    """
+
+    types: RoleTypes
+    exceptions: Sequence[tuple[str, QuantType]] = field(default=())
+
+    @property
+    def rotates_residual(self) -> bool:
+        """Whether rotations are folded into the whole model instead of being computed online."""
+        return _W4A4 in self.types.values()
+
+    def of_block(self, block: str, groups: Mapping[Role, Group]) -> dict[Role, QuantType]:
+        """Type of each role of one block.
+
+        Raises:
+            CalibrationError: exceptions give the layers of one group different types.
+        """
+        result = {}
+        for role, group in groups.items():
+            types = {f"{block}.{name}": self._of_layer(f"{block}.{name}", role) for name in group.linears}
+            if len(set(types.values())) > 1:
+                listing = ", ".join(f"{name}: {kind}" for name, kind in types.items())
+                raise CalibrationError(
+                    f"these layers run as one matrix product and must have one quant type, the recipe gives {listing}. "
+                    "Name all of them in the recipe or in --keep-float."
+                )
+            result[role] = next(iter(types.values()))
+        return result
+
+    def check_patterns(self, names: Sequence[str]) -> None:
+        """Refuse patterns that match no linear layer of the model.
+
+        Raises:
+            CalibrationError: a pattern matches none of `names`.
+        """
+        for pattern, _ in self.exceptions:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise CalibrationError(
+                    f"pattern {pattern!r} matches no linear layer; their names look like {', '.join(names[:7])}."
+                )
+
+    def _of_layer(self, name: str, role: Role) -> QuantType:
+        matching = [kind for pattern, kind in self.exceptions if fnmatchcase(name, pattern)]
+        return matching[-1] if matching else self.types[role]
+
+
+def load_recipe(name: str, keep_float: Sequence[str] = ()) -> Recipe:
+    """A recipe by name, or from a YAML file.
+
+    The file has an optional `base` (a recipe's name, default `tutorial`) and `layers`, a mapping of patterns to quant
+    types in order of rising priority:
+
+        base: tutorial
+        layers:
+          "model.layers.0.*": FLOAT
+          "*.down_proj": W8A8_DYNAMIC
+
+    Raises:
+        CalibrationError: unknown name, malformed file, or a type that cannot be written.
+    """
+    exceptions: list[tuple[str, QuantType]] = []
+    if name in RECIPES:
+        types = RECIPES[name]
+    elif Path(name).suffix in (".yaml", ".yml"):
+        types, exceptions = _read_yaml(Path(name))
+    else:
+        raise CalibrationError(f"unknown recipe {name!r}; there are {', '.join(RECIPES)}, or give a .yaml file.")
+    return Recipe(types, [*exceptions, *((pattern, _FLOAT) for pattern in keep_float)])
+
+
+def _read_yaml(file: Path) -> tuple[RoleTypes, list[tuple[str, QuantType]]]:
+    import yaml
+
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CalibrationError(f"{file}: cannot be read as YAML: {error}") from None
+    if not isinstance(data, dict) or not set(data) <= {"base", "layers"}:
+        raise CalibrationError(f"{file}: expected a mapping with the keys base and layers only.")
+    base, layers = data.get("base", "tutorial"), data.get("layers", {})
+    if base not in RECIPES:
+        raise CalibrationError(f"{file}: unknown base {base!r}; there are {', '.join(RECIPES)}.")
+    if not isinstance(layers, dict):
+        raise CalibrationError(f"{file}: layers must map patterns to quant types.")
+    allowed = {t for r in RECIPES.values() for t in r.values()}
+    if base != "w4a4-dynamic":
+        allowed.discard(_W4A4)  # without rotations folded into the model it would be of no use
+    for pattern, kind in layers.items():
+        if kind not in allowed:
+            raise CalibrationError(
+                f"{file}: {pattern}: quant type must be one of {', '.join(sorted(allowed))}, found {kind!r}."
+            )
+    return RECIPES[base], [(str(pattern), QuantType(kind)) for pattern, kind in layers.items()]

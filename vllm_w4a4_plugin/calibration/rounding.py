@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From real weights and activations to 4-bit (or 8-bit) codes."""
+
+import torch
+from torch import Tensor
+
+ACTIVATION_CLIPS = tuple(c / 20 for c in range(12, 21))
+WEIGHT_CLIPS = tuple(c / 20 for c in range(10, 21))
+REFIT_RIDGE = 0.02  # of the Hessian's mean diagonal
+GPTQ_DAMPING = 0.01  # of the Hessian's mean diagonal
+GPTQ_BLOCK = 128
+
+
+def quantize_tokens(x: Tensor, clip: float, bits: int = 4) -> Tensor:
+    """x [..., n] after dynamic per-token quantization, dequantized: scale = clip * max|x| / (2^(bits-1) - 1)."""
+    top = 2 ** (bits - 1) - 1
+    scale = x.abs().amax(-1, keepdim=True).mul_(clip / top).clamp_min_(torch.finfo(x.dtype).tiny)
+    return (x / scale).round_().clamp_(-top - 1, top).mul_(scale)
+
+
+def best_activation_clip(x: Tensor, weight_moment: Tensor, token_weight: Tensor) -> float:
+    """The clip ratio with the least output error: sum over tokens of weight * e Sw e', e = quantized - x.
+
+    Args:
+        x: [tokens, n], transformed; weight_moment: Sw [n, n]; token_weight: [tokens].
+    """
+
+    def cost(clip: float) -> float:
+        error = (quantize_tokens(x, clip) - x) * token_weight.sqrt()[:, None]
+        return torch.sum((error @ weight_moment) * error).item()
+
+    return min(ACTIVATION_CLIPS, key=cost)
+
+
+def best_weight_scale(weight: Tensor, importance: Tensor, bits: int = 4) -> Tensor:
+    """Per-row scale [out, 1] with the least error, input features weighted by `importance` [n]."""
+    top = 2 ** (bits - 1) - 1
+    full = weight.abs().amax(1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny * 1e8) / top
+    best, scale = torch.full_like(full, float("inf")), full
+    for clip in WEIGHT_CLIPS:
+        trial = full * clip
+        error = (weight - (weight / trial).round_().clamp_(-top, top) * trial).square_() @ importance[:, None]
+        scale = torch.where(error < best, trial, scale)
+        best = torch.minimum(error, best)
+    return scale
+
+
+def refit(weight: Tensor, quantized_moment: Tensor, cross_moment: Tensor, ridge: float = REFIT_RIDGE) -> Tensor:
+    """Weights whose product with the quantized input is nearest to `weight` times the exact input.
+
+    Minimises |Xq V' - X W'|^2 + ridge * mean(diag) |V - W|^2.
+
+    Args:
+        weight: W [out, n]; quantized_moment: Xq' Xq [n, n]; cross_moment: Xq' X [n, n].
+    """
+    identity = torch.eye(len(quantized_moment), dtype=quantized_moment.dtype, device=weight.device)
+    shift = identity * (ridge * quantized_moment.diagonal().mean())
+    factor = torch.linalg.cholesky(quantized_moment + shift)
+    return torch.cholesky_solve((cross_moment + shift) @ weight.t(), factor).t()
+
+
+def gptq(weight: Tensor, scale: Tensor, hessian: Tensor, bits: int = 4, damping: float = GPTQ_DAMPING) -> Tensor:
+    """Integer codes [out, n] (float dtype) that minimise the error under the Hessian, column by column.
+
+    GPTQ (arXiv 2210.17323): round one column, then spread its error over the columns not yet rounded. Columns go in
+    order of falling Hessian diagonal.
+
+    Args:
+        weight: [out, n]; scale: [out, 1]; hessian: [n, n].
+    """
+    top = 2 ** (bits - 1) - 1
+    order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
+    w = weight[:, order].clone()
+    h = hessian[order][:, order].double()
+    h = h + torch.eye(len(h), dtype=h.dtype, device=h.device) * (damping * h.diagonal().mean()).clamp_min(1e-30)
+    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True).to(w.dtype)
+    codes = torch.empty_like(w)
+    for start in range(0, w.shape[1], GPTQ_BLOCK):
+        stop = min(start + GPTQ_BLOCK, w.shape[1])
+        errors = torch.empty_like(w[:, start:stop])
+        for i in range(start, stop):
+            codes[:, i : i + 1] = (w[:, i : i + 1] / scale).round_().clamp_(-top, top)
+            error = (w[:, i : i + 1] - codes[:, i : i + 1] * scale) / upper[i, i]
+            w[:, i:stop] -= error * upper[i, i:stop]
+            errors[:, i - start : i - start + 1] = error
+        w[:, stop:] -= errors @ upper[start:stop, stop:]
+    return codes[:, torch.argsort(order)]
+
+
+def relative_error(difference: Tensor, reference: Tensor) -> float:
+    """|difference| / |reference|, Frobenius norms."""
+    return (difference.norm() / reference.norm().clamp_min(1e-30)).item()
+
+
+def round_codes(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """Round to nearest in the symmetric range."""
+    top = 2 ** (bits - 1) - 1
+    return (weight / scale).round_().clamp_(-top, top)
+
+
+def row_scale(weight: Tensor, bits: int) -> Tensor:
+    """Scale [out, 1] that just covers each row."""
+    return weight.abs().amax(1, keepdim=True).clamp_min(1e-30) / (2 ** (bits - 1) - 1)

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calibration text that the model writes itself, so that nothing has to be downloaded.
+
+Each row starts with a random token of the vocabulary, as LLM-QAT (arXiv 2305.17888) does to make the rows differ, and
+goes on by sampling. The whole model is in memory meanwhile: block by block, every token would read all weights.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+TOP_P = 0.95
+
+
+def write_text(
+    directory: Path,
+    device: str,
+    rows: int,
+    length: int,
+    seed: int,
+    trust_remote_code: bool,
+    progress: Callable[[int], None] = lambda tokens: None,
+) -> Tensor:
+    """Token ids [rows, length] sampled from the float model in `directory`; the same for the same seed.
+
+    Args:
+        directory, device, trust_remote_code: of the model.
+        rows, length: of the result.
+        seed: of first tokens and sampling.
+        progress: called with the number of tokens written per row.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, trust_remote_code=trust_remote_code)
+    model = model.to(device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    generator = torch.Generator().manual_seed(seed)
+    special = torch.tensor(sorted(set(tokenizer.all_special_ids)), dtype=torch.long)
+    vocabulary = len(tokenizer)
+    allowed = torch.ones(vocabulary, dtype=torch.bool)
+    allowed[special[special < vocabulary]] = False
+    choices = allowed.nonzero().flatten()
+    tokens = choices[torch.randint(len(choices), (rows, 1), generator=generator)]
+    written, cache = [tokens], None
+    with torch.no_grad():
+        for count in range(1, length):
+            result = model(input_ids=tokens.to(device), past_key_values=cache, use_cache=True)
+            cache = result.past_key_values
+            logits = result.logits[:, -1, :vocabulary].float().cpu()
+            tokens = _sample(logits.masked_fill(~allowed, float("-inf")), generator)
+            written.append(tokens)
+            progress(count + 1)
+    return torch.cat(written, 1)
+
+
+def _sample(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """One token [rows, 1] from the smallest set of tokens that holds `TOP_P` of the probability."""
+    probabilities, order = logits.softmax(-1).sort(-1, descending=True)
+    outside = probabilities.cumsum(-1) - probabilities > TOP_P
+    chosen = torch.multinomial(probabilities.masked_fill(outside, 0), 1, generator=generator)
+    return order.gather(1, chosen)

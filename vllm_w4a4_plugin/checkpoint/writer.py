@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writing a checkpoint directory: shards, index, description and the model's small files, all or nothing."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .description import DESCRIPTION_FILE, QuantType, read_json_object
+from .errors import CheckpointError
+from .reader import INDEX_SUFFIX
+
+MODEL_QUANT_TYPE = "W4A4_FLATQUANT_DYNAMIC"
+FORMAT_VERSION = "1.0.0"
+SHARD_BYTES = 4 * 10**9
+_COPY_BYTES = 1 << 24
+_FILE_MODE = 0o644
+_NOT_COPIED = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".gguf",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+    INDEX_SUFFIX,
+    ".bin.index.json",
+)
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor inside an existing safetensors file.
+
+    Attributes:
+        name: its name. file: the file. dtype, shape: as in the header.
+        start, stop: byte range of the data within the file.
+    """
+
+    name: str
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the data."""
+        return self.stop - self.start
+
+
+def stored_tensors(file: Path) -> list[StoredTensor]:
+    """The tensors of a safetensors file in the order of their data."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    header.pop("__metadata__", None)
+    base = 8 + length
+    tensors = [
+        StoredTensor(
+            name, file, h["dtype"], tuple(h["shape"]), base + h["data_offsets"][0], base + h["data_offsets"][1]
+        )
+        for name, h in header.items()
+    ]
+    return sorted(tensors, key=lambda t: t.start)
+
+
+def write_checkpoint(
+    source: Path,
+    output: Path,
+    parts: Sequence[Path],
+    types: Mapping[str, QuantType],
+    headline: str = MODEL_QUANT_TYPE,
+    config: Mapping[str, Any] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write the checkpoint directory `output`; it appears complete or not at all.
+
+    Tensor data is copied from `parts` byte by byte, so memory does not grow with the model.
+
+    Args:
+        source: the float model's directory, for its config and tokenizer files.
+        output: must not exist.
+        parts: safetensors files with the tensors, in the order in which they are written.
+        types: quant type of every tensor, in the order of the description.
+        headline: `model_quant_type` of the description; its lower case names the weight files.
+        config: keys of config.json that change.
+        shard_bytes: most bytes of tensor data in a file.
+
+    Raises:
+        CheckpointError: `output` exists, a tensor has no type or no data, or the disk is full.
+    """
+    if output.exists():
+        raise CheckpointError(f"{output}: exists already. Remove it or choose another output directory.")
+    tensors = {tensor.name: tensor for part in parts for tensor in stored_tensors(part)}
+    if different := set(tensors) ^ set(types):
+        raise CheckpointError(f"{output}: tensor {min(different)} has data or a quant type, but not both.")
+    staging = output.with_name(f".{output.name}.writing")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        staging.mkdir(parents=True)
+        _copy_small_files(source, staging)
+        _write_config(source, staging, headline, config or {})
+        _write_weights(staging, [tensors[name] for name in types], headline, shard_bytes)
+        _write_json(staging / DESCRIPTION_FILE, _description(types, headline))
+        for file in staging.iterdir():
+            file.chmod(_FILE_MODE)
+            _flush(file)
+        staging.replace(output)
+    except OSError as error:
+        raise CheckpointError(
+            f"{output}: cannot be written: {error}. Free disk space or choose another place."
+        ) from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _description(types: Mapping[str, QuantType], headline: str) -> dict[str, Any]:
+    return {
+        "version": FORMAT_VERSION,
+        "model_quant_type": headline,
+        **{name: kind.value for name, kind in types.items()},
+        "kv_quant_type": None,
+        "fa_quant_type": None,
+        "group_size": 0,
+    }
+
+
+def _copy_small_files(source: Path, target: Path) -> None:
+    """Tokenizer, chat template, generation settings and whatever else lies beside the weights."""
+    for file in sorted(source.iterdir()):
+        hidden = file.name.startswith(".") or file.name in ("config.json", DESCRIPTION_FILE)
+        if file.is_file() and not hidden and not file.name.endswith(_NOT_COPIED):
+            shutil.copyfile(file, target / file.name)
+
+
+def _write_config(source: Path, target: Path, headline: str, changes: Mapping[str, Any]) -> None:
+    config = read_json_object(source / "config.json")
+    config.pop("quantization_config", None)
+    _write_json(target / "config.json", {**config, **changes, "quantize": headline.lower()})
+
+
+def _write_weights(target: Path, tensors: Sequence[StoredTensor], headline: str, shard_bytes: int) -> None:
+    stem = f"quant_model_weight_{headline.lower()}"
+    shards = list(_shards(tensors, shard_bytes))
+    weight_map = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
+        _write_shard(target / name, shard)
+        weight_map |= {tensor.name: name for tensor in shard}
+    total = sum(tensor.nbytes for tensor in tensors)
+    _write_json(target / f"{stem}{INDEX_SUFFIX}", {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _shards(tensors: Sequence[StoredTensor], limit: int) -> Iterator[list[StoredTensor]]:
+    shard: list[StoredTensor] = []
+    for tensor in tensors:
+        if shard and sum(t.nbytes for t in shard) + tensor.nbytes > limit:
+            yield shard
+            shard = []
+        shard.append(tensor)
+    if shard:
+        yield shard
+
+
+def _write_shard(file: Path, tensors: Sequence[StoredTensor]) -> None:
+    # Readers that map the file want aligned tensors: the widest dtypes first, as safetensors itself does.
+    width = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2}
+    ordered = sorted(tensors, key=lambda t: -width.get(t.dtype, 1))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for tensor in ordered:
+        header[tensor.name] = {
+            "dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, offset + tensor.nbytes]
+        }  # fmt: skip
+        offset += tensor.nbytes
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with file.open("wb") as output:
+        output.write(len(encoded).to_bytes(8, "little") + encoded)
+        for tensor in ordered:
+            with tensor.file.open("rb") as source:
+                source.seek(tensor.start)
+                left = tensor.nbytes
+                while left:
+                    chunk = source.read(min(left, _COPY_BYTES))
+                    if not chunk:
+                        raise CheckpointError(f"{tensor.file}: ends before the data of tensor {tensor.name}.")
+                    output.write(chunk)
+                    left -= len(chunk)
+
+
+def _write_json(file: Path, data: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _flush(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

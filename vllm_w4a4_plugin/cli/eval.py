@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vllm-w4a4 eval DIR --text F`: perplexity of a checkpoint served by vLLM, and its distance from the float model's."""
+
+import argparse
+import os
+import time
+from dataclasses import dataclass
+from math import exp
+from pathlib import Path
+from typing import Any
+
+from vllm_w4a4_plugin.checkpoint import DESCRIPTION_FILE, CheckpointError
+from vllm_w4a4_plugin.text import format_table
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Perplexity over `tokens` predicted tokens, found in `seconds` (start of the engine not counted)."""
+
+    value: float
+    tokens: int
+    seconds: float
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add this command's arguments."""
+    parser = subparsers.add_parser("eval", help="perplexity of a checkpoint on a text, through vLLM")
+    parser.add_argument("directory", type=Path, help="checkpoint directory")
+    parser.add_argument("--text", type=Path, required=True, help=".json (array of strings), .jsonl or .txt")
+    parser.add_argument("--float", type=Path, metavar="DIR", help="float model to compare with")
+    parser.add_argument("--window", type=int, default=512, help="tokens per window (default: 512)")
+    parser.add_argument("--windows", type=int, default=24, help="use at most so many windows (default: 24)")
+    parser.add_argument("--dtype", default="auto", help="vLLM's dtype of activations (default: the model's)")
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print one row per model; returns 0."""
+    from vllm_w4a4_plugin.calibration.data import read_texts
+
+    texts = read_texts(args.text)
+    if args.window < 2 or args.windows < 1:
+        raise CheckpointError("--window must be at least 2 and --windows at least 1")
+    for directory in filter(None, (args.directory, args.float)):
+        if not (directory / "config.json").is_file():
+            raise CheckpointError(f"{directory}: no config.json there; give the directory of a model.")
+    measured = perplexity(args.directory, texts, args.window, args.windows, args.dtype)
+    rows = [_row(args.directory, measured, "")]
+    if args.float:
+        reference = perplexity(args.float, texts, args.window, args.windows, args.dtype)
+        rows = [_row(args.float, reference, ""), _row(args.directory, measured, _difference(measured, reference))]
+    print(format_table(("model", "perplexity", "difference", "tokens", "seconds"), rows))
+    return 0
+
+
+def perplexity(directory: Path, texts: list[str], window: int, windows: int, dtype: str = "auto") -> Perplexity:
+    """Perplexity through vLLM over consecutive windows of the texts joined by two newlines.
+
+    The first token of each window is not predicted.
+
+    Args:
+        directory: of the model; one with a quantization description is served with this plugin.
+        texts: to be joined.
+        window: tokens per window; windows: how many at most.
+        dtype: of activations.
+
+    Raises:
+        CheckpointError: the text is shorter than one window.
+    """
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    from transformers import AutoTokenizer
+    from vllm import LLM, SamplingParams
+
+    from vllm_w4a4_plugin.calibration.data import SEPARATOR
+
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    ids = tokenizer(SEPARATOR.join(texts), add_special_tokens=False, verbose=False).input_ids
+    rows = [ids[i : i + window] for i in range(0, len(ids) - window + 1, window)][:windows]
+    if not rows:
+        raise CheckpointError(f"the text has {len(ids)} tokens, fewer than one window of {window}")
+    quantized = (directory / DESCRIPTION_FILE).is_file()
+    llm = LLM(
+        str(directory),
+        quantization="ascend" if quantized else None,
+        dtype=dtype,  # type: ignore[arg-type]
+        enforce_eager=True,
+        max_model_len=window + 1,
+        max_num_batched_tokens=max(2048, window + 1),
+        enable_prefix_caching=False,
+        disable_log_stats=True,
+    )
+    started = time.monotonic()
+    prompts: list[Any] = [{"prompt_token_ids": row} for row in rows]
+    outputs = llm.generate(prompts, SamplingParams(max_tokens=1, prompt_logprobs=0))
+    loss, count = 0.0, 0
+    for row, output in zip(rows, outputs, strict=True):
+        assert output.prompt_logprobs is not None
+        for token, entry in zip(row[1:], output.prompt_logprobs[1:], strict=True):
+            assert entry is not None
+            loss -= entry[token].logprob
+            count += 1
+    seconds = time.monotonic() - started
+    llm.llm_engine.engine_core.shutdown()
+    return Perplexity(exp(loss / count), count, seconds)
+
+
+def _row(directory: Path, measured: Perplexity, difference: str) -> list[str]:
+    return [str(directory), f"{measured.value:.3f}", difference, str(measured.tokens), f"{measured.seconds:.1f}"]
+
+
+def _difference(measured: Perplexity, reference: Perplexity) -> str:
+    return f"{100 * (measured.value / reference.value - 1):+.1f} %"

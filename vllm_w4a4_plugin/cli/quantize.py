@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vllm-w4a4 quantize MODEL --output DIR`: a float Hugging Face model becomes a W4A4 FlatQuant checkpoint."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from vllm_w4a4_plugin.text import format_table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vllm_w4a4_plugin.calibration.pipeline import BlockRecord
+
+OWN_TEXT_ROWS = 32
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add this command's arguments."""
+    parser = subparsers.add_parser("quantize", help="make a W4A4 checkpoint from a float Hugging Face model")
+    # The second spelling of an argument is that of msModelSlim's script, so that its command lines work here.
+    parser.add_argument("model", nargs="?", type=Path, help="directory of the float model")
+    parser.add_argument("--model_path", dest="model_path", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--output", "--save_directory", type=Path, required=True, help="directory to make")
+    parser.add_argument(
+        "--calib-file", "--calib_file", type=Path,
+        help="calibration text: .json (array of strings), .jsonl or .txt; without it the model writes its own",
+    )  # fmt: skip
+    parser.add_argument(
+        "--recipe", default="tutorial", help="tutorial, w4a4-w8a8, all-w4a4 or a .yaml file (default: tutorial)"
+    )
+    parser.add_argument(
+        "--keep-float", action="append", default=[], metavar="PATTERN",
+        help="leave layers whose full name matches as they are, e.g. 'model.layers.0.*'; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of rotations and self-written text (default: 0)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, npu, cuda:1, ... (default: cpu)")
+    parser.add_argument("--calib-tokens", type=int, default=16384, help="use at most so many tokens (default: 16384)")
+    parser.add_argument("--seq-len", type=int, default=512, help="tokens per row (default: 512)")
+    parser.add_argument(
+        "--no-gradients", action="store_true",
+        help="weigh all tokens alike; saves the backward pass that finds out how much each one matters",
+    )  # fmt: skip
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run at its last finished block")
+    parser.add_argument("--trust-remote-code", "--trust_remote_code", action="store_true", help="run the model's code")
+    parser.add_argument("--batch_size", type=int, help=argparse.SUPPRESS)  # msModelSlim's; changes nothing here
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Quantize; returns 0."""
+    from transformers import AutoTokenizer
+
+    from vllm_w4a4_plugin.calibration.budget import estimate, free_disk
+    from vllm_w4a4_plugin.calibration.errors import CalibrationError
+    from vllm_w4a4_plugin.calibration.model import StreamedModel
+    from vllm_w4a4_plugin.calibration.pipeline import Quantization, Settings, check_output
+    from vllm_w4a4_plugin.calibration.recipe import load_recipe
+    from vllm_w4a4_plugin.calibration.report import REPORT_FILE, render
+
+    source = args.model or args.model_path
+    if source is None:
+        raise CalibrationError("give the directory of the float model: vllm-w4a4 quantize MODEL --output DIR")
+    started = time.monotonic()
+    check_output(args.output, args.resume)
+    recipe = load_recipe(args.recipe, args.keep_float)
+    if args.calib_file:
+        from vllm_w4a4_plugin.calibration.data import read_texts
+
+        texts = read_texts(args.calib_file)
+    model = StreamedModel(source, args.device, args.trust_remote_code)
+    settings = Settings(args.seed, weigh_tokens=not args.no_gradients)
+    tokens = args.calib_tokens
+    config = model.config.get_text_config()
+    need = estimate(config, model.tensors, recipe, tokens, settings.weigh_tokens, args.device)
+    print(f"{source}: {len(model)} blocks; needs {need}", file=sys.stderr)
+    free = free_disk(args.output)
+    if free < need.disk:
+        raise CalibrationError(
+            f"{args.output}: {free / 1e9:.1f} GB of disk are free, {need.disk / 1e9:.1f} GB are needed. Free some or "
+            "choose another place."
+        )
+    if args.calib_file:
+        from vllm_w4a4_plugin.calibration.data import token_rows
+
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=args.trust_remote_code)
+        ids = token_rows(texts, tokenizer, args.seq_len, tokens, str(args.calib_file))
+    else:
+        ids = _own_text(args, source)
+    quantization = Quantization(model, recipe, settings, ids, args.output, args.resume)
+    with tqdm(total=len(model), unit=" blocks", desc="Quantizing") as bar:
+
+        def show(step: str, done: int) -> None:
+            bar.set_postfix_str(step, refresh=False)
+            bar.n = done
+            bar.refresh()
+
+        records = quantization.run(show)
+    seconds = time.monotonic() - started
+    size = sum(file.stat().st_size for file in args.output.iterdir()) / 1e6
+    facts = [
+        ("model", str(source.resolve().name)),
+        ("recipe", args.recipe),
+        (
+            "calibration text",
+            f"{args.calib_file.name if args.calib_file else 'written by the model'}, {ids.numel()} tokens",
+        ),
+        ("seed", str(args.seed)),
+        ("size", f"{size:.1f} MB"),
+        ("time", f"{seconds:.0f} s"),
+    ]
+    page = render(f"{source.resolve().name}: quantization report", facts, records)
+    (args.output / REPORT_FILE).write_text(page, encoding="utf-8")
+    print(_table(records))
+    print(f"\n{args.output}: {size:.1f} MB in {seconds:.0f} s; {REPORT_FILE} shows the details.")
+    print(f"Serve it: vllm serve {args.output} --quantization ascend")
+    return 0
+
+
+def _own_text(args: argparse.Namespace, source: Path) -> "Tensor":
+    from vllm_w4a4_plugin.calibration.selfwrite import write_text
+
+    length = min(args.seq_len, args.calib_tokens)
+    rows = max(1, min(OWN_TEXT_ROWS, args.calib_tokens // length))
+    with tqdm(total=length, unit=" tokens", desc=f"Writing {rows} texts", leave=False) as bar:
+
+        def show(count: int) -> None:
+            bar.update(count - bar.n)
+
+        return write_text(source, args.device, rows, length, args.seed, args.trust_remote_code, show)
+
+
+def _table(records: "Sequence[BlockRecord]") -> str:
+    from vllm_w4a4_plugin.calibration.report import LAYER_HEADER, layer_row
+
+    rows: list[list[Any]] = [layer_row(layer) for record in records for layer in record.layers()]
+    return format_table(LAYER_HEADER, rows)
