@@ -2,11 +2,13 @@
 """Serve a W4A4 checkpoint with `vllm serve` and ask it the tutorial's question; `make demo` runs it."""
 
 import argparse
+import io
 import os
 import shlex
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -50,19 +52,35 @@ def main() -> None:
 
 @contextmanager
 def running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """The server process, ended with everything it started."""
+    """The server process, ended with everything it started. Shows its output until it is told to end."""
     # A gigabyte of KV cache is plenty for a demonstration; vLLM's default takes half of the machine's memory.
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", **os.environ}
-    server = subprocess.Popen(command, env=environment)
+    server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    ending = threading.Event()
+    echo = threading.Thread(target=show_output, args=(server, ending), daemon=True)
+    echo.start()
     try:
         yield server
     finally:
+        # What a server says while it is being ended only looks like errors.
+        ending.set()
         server.terminate()
         try:
             server.wait(60)
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
+        echo.join(10)
+
+
+def show_output(server: subprocess.Popen[bytes], ending: threading.Event) -> None:
+    """Copy the server's output to ours; read all of it, so that the server never waits for us."""
+    stream = server.stdout
+    assert isinstance(stream, io.BufferedReader)
+    while chunk := stream.read1(65536):
+        if not ending.is_set():
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
 
 
 def wait_until_healthy(server: subprocess.Popen[bytes], url: str) -> None:
