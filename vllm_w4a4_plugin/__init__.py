@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Integer W4A4 FlatQuant models under vLLM.
 
-vLLM finds this package through two entry points, both named `w4a4`: `platform_plugin` (group `vllm.platform_plugins`) and
+vLLM finds this package through two entry points named `w4a4`: `platform_plugin` (group `vllm.platform_plugins`) and
 `register` (group `vllm.general_plugins`). Importing the package imports neither vLLM nor torch.
 """
 
