@@ -3,7 +3,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +100,6 @@ class BlockQuantizer:
         self.model, self.index, self.block, self.groups, self.types = model, index, block, groups, types
         self.name, self.hidden, self.seed, self.weights = model.block_name(index), hidden, seed, weights
         self.replays: dict[str, Tensor] = {}
-        self.first_row = 0
         self.written: dict[str, tuple[Tensor, QuantType]] = {}
         self.reports: list[LayerReport] = []
 
@@ -127,31 +125,30 @@ class BlockQuantizer:
 
     def _forward(self, until: str | None = None) -> Tensor:
         """The block's output, or the input of linear `until`, for all rows; quantized layers give stored outputs."""
+        first_row = 0
+
+        def replay(name: str) -> Callable[[Tensor], Tensor]:
+            return lambda x: self.replays[name][first_row : first_row + len(x)].to(x)
+
+        modules = {name: self.block.get_submodule(name) for name in self.replays}
+        forwards = {name: module.forward for name, module in modules.items()}
+        hook = self.block.get_submodule(until).register_forward_pre_hook(_stop) if until else None
         results = []
-        hooks: list[Any] = [
-            self.block.get_submodule(name).register_forward_hook(
-                lambda _, args, out, n=name: self.replays[n][self.first_row : self.first_row + len(args[0])].to(out)
-            )
-            for name in self.replays
-        ]
-        if until:
-            hooks.append(self.block.get_submodule(until).register_forward_pre_hook(_stop))
-        originals = {name: self.block.get_submodule(name).forward for name in self.replays}
-        for name in self.replays:  # the product itself is not needed again
-            self.block.get_submodule(name).forward = lambda x: x  # type: ignore[method-assign]
         try:
-            for self.first_row in range(0, len(self.hidden), ROWS_AT_ONCE):
-                rows = self.hidden[self.first_row : self.first_row + ROWS_AT_ONCE].to(self.model.device)
+            for name, module in modules.items():
+                module.forward = replay(name)
+            for rows in self.hidden.split(ROWS_AT_ONCE):
                 try:
-                    result = self.model.run_block(self.block, self.index, rows)
+                    result = self.model.run_block(self.block, self.index, rows.to(self.model.device))
                 except _Stopped as stopped:
                     result = stopped.value
                 results.append(result.cpu())
+                first_row += len(rows)
         finally:
-            for hook in hooks:
+            for name, module in modules.items():
+                module.forward = forwards[name]
+            if hook:
                 hook.remove()
-            for name, forward in originals.items():
-                self.block.get_submodule(name).forward = forward  # type: ignore[method-assign]
         return torch.cat(results)
 
     def _importance(self, role: Role, tokens: int, rows: int) -> tuple[Tensor, Tensor]:

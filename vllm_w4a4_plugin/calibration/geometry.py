@@ -85,7 +85,7 @@ def geometric_mean(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _fit_diagonal(d: Tensor, s: Tensor, v: Tensor, tied: Tensor | None) -> Tensor:
-    """Fixed-point steps for min (d' S d)(e' V e), e = 1/d: at the minimum both sides' shares are equal entry by entry."""
+    """Fixed-point steps for min (d' S d)(e' V e), e = 1/d: at the minimum the shares of both sides are equal."""
     for _ in range(4):
         e = 1 / d
         share_x, share_w = d * (s @ d), e * (v @ e)

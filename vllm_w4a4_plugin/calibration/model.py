@@ -14,6 +14,8 @@ from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader, Tenso
 
 from .errors import CalibrationError
 
+HEAD = "lm_head.weight"
+
 BlockArguments = dict[str, Any]
 
 
@@ -85,6 +87,19 @@ class StreamedModel:
         """Stored tensors that belong to no block, in stored order."""
         return [name for name in self.tensors if not name.startswith(self.blocks_name + ".")]
 
+    def outer_tensors(self) -> dict[str, Tensor]:
+        """The tensors that belong to no block, as they are to be written; a tied head is among them."""
+        tensors = {name: self.stored(name) for name in self.outer_names()}
+        if self.tied and HEAD not in tensors:
+            tensors[HEAD] = tensors[f"{self.embedding_name}.weight"].clone()
+        return tensors
+
+    @property
+    def embedding_name(self) -> str:
+        """Name of the token embedding."""
+        embedding = self.skeleton.get_input_embeddings()
+        return next(name for name, module in self.skeleton.named_modules() if module is embedding)
+
     def start(self, ids: Tensor) -> tuple[Tensor, list[BlockArguments]]:
         """What the first block receives for token ids [rows, length], and each block's further arguments.
 
@@ -134,7 +149,7 @@ class StreamedModel:
             head.weight = embedding.weight
         for name, parameter in self.skeleton.named_parameters():
             if parameter.is_meta and not name.startswith(self.blocks_name):
-                raise CalibrationError(f"{self.directory}: tensor {name} is missing from the model's files.")
+                raise CalibrationError(_missing(self.directory, name))
 
     def _fill(self, module: nn.Module, prefix: str, device: torch.device, skip: str | None = None) -> None:
         for name, _ in list(module.named_parameters(remove_duplicate=False)):
@@ -142,9 +157,9 @@ class StreamedModel:
             if skip and full.startswith(skip + "."):
                 continue
             if full not in self.tensors:
-                if self.tied and full.endswith("lm_head.weight"):
+                if self.tied and full == HEAD:
                     continue
-                raise CalibrationError(f"{self.directory}: tensor {full} is missing from the model's files.")
+                raise CalibrationError(_missing(self.directory, full))
             owner = module.get_submodule(name.rpartition(".")[0])
             value = self.stored(full).to(device, torch.float32)
             setattr(owner, name.rpartition(".")[2], nn.Parameter(value, requires_grad=False))
@@ -186,7 +201,7 @@ def _parameters_on_meta() -> Iterator[None]:
             parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
         original(module, name, parameter)
 
-    nn.Module.register_parameter = register  # type: ignore[method-assign]
+    nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
@@ -202,6 +217,13 @@ def _stored_tensors(directory: Path) -> dict[str, TensorInfo]:
             "transformers' save_pretrained()."
         )
     return CheckpointReader(directory).tensors
+
+
+def _missing(directory: Path, name: str) -> str:
+    return (
+        f"{directory}: tensor {name} is not in the model's files. Either they are incomplete, or transformers stores "
+        "this kind of model under other names (mixture of experts, multimodal), which cannot be quantized."
+    )
 
 
 def _read(directory: Path, info: TensorInfo) -> Tensor:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vllm_w4a4_plugin.checkpoint import QuantType
-from vllm_w4a4_plugin.checkpoint.writer import MODEL_QUANT_TYPE, write_checkpoint
+from vllm_w4a4_plugin.checkpoint.writer import write_checkpoint
 
 from . import sensitivity
 from .block import BlockQuantizer, LayerReport
 from .errors import CalibrationError
-from .model import StreamedModel
+from .model import HEAD, StreamedModel
 from .recipe import Recipe
 from .structure import Role, trace
 
@@ -107,7 +108,7 @@ class Quantization:
                 continue
             if index:
                 hidden = load_file(self.work / f"hidden-{index:05d}.safetensors")["hidden"]
-            records.append(self._block(index, hidden, lambda step, i=index: progress(step, i)))
+            records.append(self._block(index, hidden, partial(_at_block, progress, index)))
             (self.work / f"hidden-{index:05d}.safetensors").unlink(missing_ok=True)
             progress("done", index + 1)
         return records
@@ -139,23 +140,22 @@ class Quantization:
         return tokens, rows if self.settings.weigh_rows else torch.ones_like(rows)
 
     def _write(self, records: list[BlockRecord]) -> None:
-        outer = {name: self.model.stored(name) for name in self.model.outer_names()}
-        head = "lm_head.weight"
-        if self.model.tied and head not in outer:
-            embedding = self.model.skeleton.get_input_embeddings()
-            name = next(n for n, m in self.model.skeleton.named_modules() if m is embedding)
-            outer[head] = outer[f"{name}.weight"].clone()
+        outer = self.model.outer_tensors()
         outer_file = self.work / "outer.safetensors"
         save_file(outer, outer_file)
-        before = [n for n in outer if "embed" in n]
+        before = [f"{self.model.embedding_name}.weight"]
         types: dict[str, QuantType] = dict.fromkeys(before, QuantType.FLOAT)
         for record in records:
             types |= {n: QuantType(t) for n, t in record.types.items()}
-        types |= dict.fromkeys((n for n in outer if n not in before and n != head), QuantType.FLOAT)
-        if head in outer:
-            types[head] = QuantType.FLOAT
+        types |= dict.fromkeys((n for n in outer if n not in before and n != HEAD), QuantType.FLOAT)
+        if HEAD in outer:
+            types[HEAD] = QuantType.FLOAT
         parts = [outer_file, *(self._file(i, "safetensors") for i in range(len(records)))]
-        write_checkpoint(self.model.directory, self.output, parts, types, MODEL_QUANT_TYPE)
+        if self.recipe.rotates_residual:
+            changes = {"tie_word_embeddings": False}
+            write_checkpoint(self.model.directory, self.output, parts, types, QuantType.W4A4_DYNAMIC, changes)
+        else:
+            write_checkpoint(self.model.directory, self.output, parts, types)
 
     def _file(self, index: int, suffix: str) -> Path:
         return self.work / f"block-{index:05d}.{suffix}"
@@ -186,6 +186,10 @@ class Quantization:
             "recipe": [sorted(map(list, self.recipe.types.items())), list(map(list, self.recipe.exceptions))],
             "settings": asdict(self.settings),
         }
+
+
+def _at_block(progress: Progress, index: int, step: str) -> None:
+    progress(step, index)
 
 
 def work_directory(output: Path) -> Path:

@@ -102,7 +102,7 @@ def load_recipe(name: str, keep_float: Sequence[str] = ()) -> Recipe:
 
 
 def _read_yaml(file: Path) -> tuple[RoleTypes, list[tuple[str, QuantType]]]:
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     try:
         data = yaml.safe_load(file.read_text(encoding="utf-8"))

@@ -7,6 +7,7 @@ goes on by sampling. The whole model is in memory meanwhile: block by block, eve
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ def write_text(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, trust_remote_code=trust_remote_code)
+    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, trust_remote_code=trust_remote_code)
     model = model.to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
     generator = torch.Generator().manual_seed(seed)

@@ -6,6 +6,7 @@ computed block by block: one forward pass that keeps every block's input, then t
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -45,10 +46,11 @@ def measure(model: StreamedModel, ids: Tensor, directory: Path, progress: Callab
     for index in reversed(missing):
         block = model.load_block(index)
         hidden = load_file(directory / f"float-{index:05d}.safetensors")["hidden"]
-        groups = trace(block, lambda b=block, i=index, h=hidden: model.run_block(b, i, h[:1].to(model.device)), "block")
-        tokens, rows, gradient = _backward(model, block, index, groups, hidden, gradient)
+        first = hidden[:1].to(model.device)
+        groups = trace(block, partial(model.run_block, block, index, first), model.block_name(index))
+        tokens, weights, gradient = _backward(model, block, index, groups, hidden, gradient)
         result = {f"tokens.{role}": value for role, value in tokens.items()}
-        result |= {f"rows.{role}": value for role, value in rows.items()}
+        result |= {f"rows.{role}": value for role, value in weights.items()}
         _save({"gradient": gradient}, _gradient_file(directory, index))
         _save(result, sensitivity_file(directory, index))
         _gradient_file(directory, index + 1).unlink(missing_ok=True)
@@ -97,7 +99,7 @@ def _backward(
     for h, g in zip(hidden.split(ROWS_AT_ONCE), gradient.split(ROWS_AT_ONCE), strict=True):
         outputs: dict[str, Tensor] = {}
         hooks = [
-            block.get_submodule(name).register_forward_hook(lambda _, args, out, n=name: outputs.__setitem__(n, out))
+            block.get_submodule(name).register_forward_hook(_keep(outputs, name))
             for group in groups.values()
             for name in group.linears
         ]
@@ -114,6 +116,13 @@ def _backward(
             tokens[role].append(squared.sum(1).cpu())
             rows[role] = rows.get(role, torch.zeros(())) + squared.sum(0).cpu()
     return {role: torch.cat(parts) for role, parts in tokens.items()}, rows, torch.cat(inputs)
+
+
+def _keep(outputs: dict[str, Tensor], name: str) -> Callable[[nn.Module, object, Tensor], None]:
+    def hook(module: nn.Module, args: object, output: Tensor) -> None:
+        outputs[name] = output
+
+    return hook
 
 
 def _save(tensors: dict[str, Tensor], file: Path) -> None:

@@ -15,7 +15,7 @@ from vllm_w4a4_plugin.checkpoint import CheckpointReader, QuantType
 from vllm_w4a4_plugin.checkpoint.resolve import module_type
 
 from .kronecker import apply_kronecker
-from .model import StreamedModel
+from .model import HEAD, StreamedModel
 from .rounding import quantize_tokens
 
 
@@ -57,8 +57,8 @@ def _fill_outer(model: StreamedModel, reader: CheckpointReader) -> None:
         parameter = model.skeleton.get_parameter(name)
         parameter.data = reader.load(name).to(parameter)
     head = model.skeleton.get_output_embeddings()
-    if "lm_head.weight" in reader.tensors:
-        head.weight = nn.Parameter(reader.load("lm_head.weight").to(head.weight), requires_grad=False)
+    if HEAD in reader.tensors:
+        head.weight = nn.Parameter(reader.load(HEAD).to(head.weight), requires_grad=False)
 
 
 def _fill(block: nn.Module, reader: CheckpointReader, name: str) -> None:

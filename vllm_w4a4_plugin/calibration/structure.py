@@ -77,7 +77,7 @@ def trace(block: nn.Module, run: Run, name: str) -> dict[Role, Group]:
                 f"{name}: matrix {parameter_name} {list(parameter.shape)} belongs to none of the layers q, k, v, o, "
                 "gate, up, down; this kind of block cannot be quantized."
             )
-    groups = {}
+    groups: dict[Role, Group] = {}
     for role, (value, members) in zip(Role, by_input, strict=True):
         norm = next((n for n, out in outputs if out is value), None)
         if role in (Role.QKV, Role.GATE_UP):

@@ -148,7 +148,7 @@ def _write_config(source: Path, target: Path, headline: str, changes: Mapping[st
 def _write_weights(target: Path, tensors: Sequence[StoredTensor], headline: str, shard_bytes: int) -> None:
     stem = f"quant_model_weight_{headline.lower()}"
     shards = list(_shards(tensors, shard_bytes))
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
         _write_shard(target / name, shard)

@@ -82,7 +82,7 @@ def perplexity(directory: Path, texts: list[str], window: int, windows: int, dty
     llm = LLM(
         str(directory),
         quantization="ascend" if quantized else None,
-        dtype=dtype,  # type: ignore[arg-type]
+        dtype=dtype,
         enforce_eager=True,
         max_model_len=window + 1,
         max_num_batched_tokens=max(2048, window + 1),

@@ -32,7 +32,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="calibration text: .json (array of strings), .jsonl or .txt; without it the model writes its own",
     )  # fmt: skip
     parser.add_argument(
-        "--recipe", default="tutorial", help="tutorial, w4a4-w8a8, all-w4a4 or a .yaml file (default: tutorial)"
+        "--recipe",
+        default="tutorial",
+        help="tutorial, w4a4-w8a8, all-w4a4, w4a4-dynamic or a .yaml file (default: tutorial)",
     )
     parser.add_argument(
         "--keep-float", action="append", default=[], metavar="PATTERN",
@@ -62,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     from vllm_w4a4_plugin.calibration.pipeline import Quantization, Settings, check_output
     from vllm_w4a4_plugin.calibration.recipe import load_recipe
     from vllm_w4a4_plugin.calibration.report import REPORT_FILE, render
+    from vllm_w4a4_plugin.calibration.rotation import RotatedModel
 
     source = args.model or args.model_path
     if source is None:
@@ -73,7 +76,10 @@ def run(args: argparse.Namespace) -> int:
         from vllm_w4a4_plugin.calibration.data import read_texts
 
         texts = read_texts(args.calib_file)
-    model = StreamedModel(source, args.device, args.trust_remote_code)
+    if recipe.rotates_residual:
+        model: StreamedModel = RotatedModel(source, args.device, args.trust_remote_code, args.seed)
+    else:
+        model = StreamedModel(source, args.device, args.trust_remote_code)
     settings = Settings(args.seed, weigh_tokens=not args.no_gradients)
     tokens = args.calib_tokens
     config = model.config.get_text_config()

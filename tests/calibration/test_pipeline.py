@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole runs on tiny models: what is written, by which rules, and what survives interruptions."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.calibration.conftest import FAMILIES
+from tests.conftest import MICRO
+from vllm_w4a4_plugin.calibration import pipeline
+from vllm_w4a4_plugin.calibration.errors import CalibrationError
+from vllm_w4a4_plugin.calibration.model import StreamedModel
+from vllm_w4a4_plugin.calibration.pipeline import Quantization, Settings, work_directory
+from vllm_w4a4_plugin.calibration.recipe import RECIPES, Recipe, load_recipe
+from vllm_w4a4_plugin.calibration.rotation import RotatedModel
+from vllm_w4a4_plugin.calibration.simulate import float_logits, quantized_logits
+from vllm_w4a4_plugin.checkpoint import CheckpointReader, QuantType
+from vllm_w4a4_plugin.checkpoint.verify import header_findings, value_findings
+
+
+def quantize(
+    directory: Path,
+    output: Path,
+    ids: torch.Tensor,
+    recipe: str | Recipe = "tutorial",
+    resume: bool = False,
+    **settings,
+) -> Path:
+    recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    model = (RotatedModel if recipe.rotates_residual else StreamedModel)(directory)
+    Quantization(model, recipe, Settings(**settings), ids, output, resume).run()
+    return output
+
+
+def relative_logit_error(directory: Path, checkpoint: Path, ids: torch.Tensor) -> float:
+    exact = torch.stack(list(float_logits(StreamedModel(directory), ids)))
+    found = torch.stack(list(quantized_logits(StreamedModel(directory), checkpoint, ids)))
+    return ((found - exact).norm() / exact.norm()).item()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_recipe_on_every_family(
+    family: str, recipe: str, float_model: Callable[..., Path], ids: torch.Tensor, tmp_path: Path
+) -> None:
+    directory = float_model(family)
+    output = quantize(directory, tmp_path / "out", ids, recipe)
+    reader = CheckpointReader(output)
+    assert [*header_findings(reader), *value_findings(reader)] == []
+    # A fold on one side only (norm, v, up, bias) or a wrong transform gives an error near or above 1.
+    assert relative_logit_error(directory, output, ids[:4]) < 0.45
+    assert not work_directory(output).exists()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_eight_bits_reproduce_the_model(
+    family: str, float_model: Callable[..., Path], ids: torch.Tensor, tmp_path: Path
+) -> None:
+    """With rounding made small, what remains of a run is its bookkeeping: it must be the float model."""
+    directory = float_model(family)
+    eight = Recipe(dict.fromkeys(RECIPES["tutorial"], QuantType.W8A8_DYNAMIC))
+    output = quantize(directory, tmp_path / "out", ids, eight)
+    assert relative_logit_error(directory, output, ids[:4]) < 0.05
+
+
+def test_tensors_are_those_of_the_official_tool(tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = json.loads((MICRO / "config.json").read_text())
+    config.pop("quantize")
+    source = tmp_path / "float"
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.bfloat16)
+    model.save_pretrained(source)
+    (source / "config.json").write_text(json.dumps(config))
+    ids = torch.randint(3, 512, (8, 64), generator=torch.Generator().manual_seed(0))
+    written, official = CheckpointReader(quantize(source, tmp_path / "out", ids)), CheckpointReader(MICRO)
+    assert {n: (t.dtype, t.shape) for n, t in written.tensors.items()} == {
+        n: (t.dtype, t.shape) for n, t in official.tensors.items()
+    }
+    assert written.description == official.description
+    assert written.config == official.config
+    assert {file.name for file in written.directory.glob("quant_model*")} == {
+        file.name for file in MICRO.glob("quant_model*")
+    }
+    total = [json.loads(r.index_file.read_text())["metadata"] for r in (written, official) if r.index_file]
+    assert total[0] == total[1]
+
+
+def bytes_of(directory: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "moment", [("Gradients: forward", 0), ("Gradients: backward", 0), ("gate_up", 0), ("done", 1), ("Writing", 2)]
+)
+def test_resumed_run_gives_the_same_bytes(
+    moment: tuple[str, int], float_model: Callable[..., Path], ids: torch.Tensor, tmp_path: Path
+) -> None:
+    directory = float_model("qwen3")
+    whole = quantize(directory, tmp_path / "whole", ids)
+
+    def interrupt(step: str, done: int) -> None:
+        if (step, done) == moment:
+            raise Interrupted
+
+    output = tmp_path / "interrupted"
+    first = Quantization(StreamedModel(directory), load_recipe("tutorial"), Settings(), ids, output, False)
+    with pytest.raises(Interrupted):
+        first.run(interrupt)
+    assert not output.exists()
+    assert bytes_of(quantize(directory, output, ids, resume=True)) == bytes_of(whole)
+
+
+def test_interrupted_run_is_not_overwritten_nor_continued_with_other_settings(
+    float_model: Callable[..., Path], ids: torch.Tensor, tmp_path: Path
+) -> None:
+    directory, output = float_model("qwen3"), tmp_path / "out"
+    Quantization(StreamedModel(directory), load_recipe("tutorial"), Settings(), ids, output, False)
+    with pytest.raises(CalibrationError, match="--resume"):
+        quantize(directory, output, ids)
+    with pytest.raises(CalibrationError, match="another settings"):
+        quantize(directory, output, ids, resume=True, seed=3)
+    with pytest.raises(CalibrationError, match="another calibration text"):
+        quantize(directory, output, ids.flip(0), resume=True)
+
+
+def test_seeds_give_different_results(float_model: Callable[..., Path], ids: torch.Tensor, tmp_path: Path) -> None:
+    directory = float_model("llama")
+    name = "model.layers.0.mlp.up_proj.right_trans"
+    first, second = (
+        CheckpointReader(quantize(directory, tmp_path / str(seed), ids, seed=seed)).load(name) for seed in (0, 1)
+    )
+    assert not torch.equal(first, second)
+
+
+def test_existing_output_is_left_alone(float_model: Callable[..., Path], ids: torch.Tensor, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("kept")
+    with pytest.raises(CalibrationError, match="exists already"):
+        quantize(float_model("llama"), tmp_path, ids)
+    assert [file.name for file in tmp_path.iterdir()] == ["mine"]
+
+
+def test_full_disk_leaves_no_checkpoint_and_can_be_continued(
+    float_model: Callable[..., Path], ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, output = float_model("llama"), tmp_path / "out"
+    original = pipeline.save_file
+
+    def full(tensors: dict[str, torch.Tensor], file: Path) -> None:
+        if file.name.startswith("block-00001"):
+            raise OSError(28, "No space left on device")
+        original(tensors, file)
+
+    monkeypatch.setattr(pipeline, "save_file", full)
+    with pytest.raises(CalibrationError, match="No space left"):
+        quantize(directory, output, ids)
+    assert not output.exists()
+    monkeypatch.setattr(pipeline, "save_file", original)
+    assert quantize(directory, output, ids, resume=True).is_dir()
+
+
+def test_keep_float_leaves_layers_as_they_are(
+    float_model: Callable[..., Path], ids: torch.Tensor, tmp_path: Path
+) -> None:
+    directory = float_model("llama")
+    recipe = load_recipe("tutorial", ["model.layers.1.*"])
+    written = CheckpointReader(quantize(directory, tmp_path / "out", ids, recipe))
+    source = CheckpointReader(directory)
+    kept = [name for name in source.tensors if name.startswith("model.layers.1.")]
+    assert kept
+    for name in kept:
+        assert torch.equal(written.load(name), source.load(name))
+        assert written.description.tensors[name] == QuantType.FLOAT
