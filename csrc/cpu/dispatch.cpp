@@ -2,19 +2,32 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 #include "kernels.h"
 
 namespace w4a4 {
 
-#define W4A4_DECLARE(isa)                                                                                  \
-  void quantize_##isa(const QuantizeArgs& args, int64_t begin, int64_t end, float* scratch);               \
-  void gemm_##isa(const GemmArgs& args, int64_t tile_begin, int64_t tile_end, int64_t begin, int64_t end); \
-  void gemm_int8_##isa(const GemmArgs& args, int64_t tile_begin, int64_t tile_end, int64_t begin, int64_t end)
+#define W4A4_DECLARE_QUANTIZE(isa)                                                                            \
+  void quantize_##isa(const QuantizeArgs&, int64_t begin, int64_t end, float* scratch);                       \
+  void transform_right_##isa(const QuantizeArgs&, int64_t token, int64_t begin, int64_t end, float* scratch); \
+  void transform_left_##isa(const QuantizeArgs&, int64_t begin, int64_t end, float* scratch);                 \
+  void quantize_transformed_##isa(const QuantizeArgs&, int64_t token, const float* scratch)
+#define W4A4_QUANTIZE(isa) quantize_##isa, transform_right_##isa, transform_left_##isa, quantize_transformed_##isa
 
-W4A4_DECLARE(portable);
+W4A4_DECLARE_QUANTIZE(portable);
+extern const Gemm gemm_portable, gemm_int8_portable;
 #if defined(__x86_64__)
-W4A4_DECLARE(avx2);
-W4A4_DECLARE(avx512vnni);
+W4A4_DECLARE_QUANTIZE(avx2);
+W4A4_DECLARE_QUANTIZE(avx512vnni);
+extern const Gemm gemm_avx2, gemm_avxvnni, gemm_avx512vnni, gemm_int8_avx2;
+#elif defined(__aarch64__)
+extern const Gemm gemm_neon_dotprod, gemm_neon_i8mm;
 #endif
 
 namespace {
@@ -25,10 +38,18 @@ bool always() { return true; }
 bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
+// GCC 12 has no name for it: CPUID leaf 7, subleaf 1, EAX bit 4. AVX2 tells that the system saves the registers.
+bool has_avxvnni() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
+}
 bool has_avx512vnni() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 }
+#elif defined(__aarch64__)
+bool has_dotprod() { return getauxval(AT_HWCAP) & HWCAP_ASIMDDP; }
+bool has_i8mm() { return has_dotprod() && (getauxval(AT_HWCAP2) & HWCAP2_I8MM); }
 #endif
 
 std::string names(bool only_available) {
@@ -43,11 +64,19 @@ std::string names(bool only_available) {
 }  // namespace
 
 const std::vector<const Kernels*>& all_kernels() {
-  static const Kernels portable{"portable", always, quantize_portable, gemm_portable, gemm_int8_portable};
+  static const Kernels portable{"portable", always, W4A4_QUANTIZE(portable), gemm_portable, gemm_int8_portable};
 #if defined(__x86_64__)
-  static const Kernels avx2{"avx2", has_avx2, quantize_avx2, gemm_avx2, gemm_int8_avx2};
-  static const Kernels avx512vnni{"avx512vnni", has_avx512vnni, quantize_avx512vnni, gemm_avx512vnni, gemm_int8_avx2};
-  static const std::vector<const Kernels*> all{&avx512vnni, &avx2, &portable};
+  static const Kernels avx2{"avx2", has_avx2, W4A4_QUANTIZE(avx2), gemm_avx2, gemm_int8_avx2};
+  static const Kernels avxvnni{"avxvnni", has_avxvnni, W4A4_QUANTIZE(avx2), gemm_avxvnni, gemm_int8_avx2};
+  static const Kernels avx512vnni{"avx512vnni", has_avx512vnni, W4A4_QUANTIZE(avx512vnni), gemm_avx512vnni,
+                                  gemm_int8_avx2};
+  static const std::vector<const Kernels*> all{&avx512vnni, &avxvnni, &avx2, &portable};
+#elif defined(__aarch64__)
+  // NEON is part of the architecture, so the portable transform is compiled to it.
+  static const Kernels dotprod{"neon_dotprod", has_dotprod, W4A4_QUANTIZE(portable), gemm_neon_dotprod,
+                               gemm_int8_portable};
+  static const Kernels i8mm{"neon_i8mm", has_i8mm, W4A4_QUANTIZE(portable), gemm_neon_i8mm, gemm_int8_portable};
+  static const std::vector<const Kernels*> all{&i8mm, &dotprod, &portable};
 #else
   static const std::vector<const Kernels*> all{&portable};
 #endif

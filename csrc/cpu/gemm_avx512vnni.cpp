@@ -8,16 +8,20 @@
 namespace w4a4 {
 namespace {
 
+W4A4_INLINE inline __m512i broadcast4(const int8_t* p) { return _mm512_set1_epi32(load_word(p)); }
+
+W4A4_INLINE inline void add_to(int32_t* acc, __m512i sum) {
+  _mm512_storeu_si512(acc, _mm512_add_epi32(_mm512_loadu_si512(acc), sum));
+}
+
 struct Avx512VnniMicro {
   static constexpr int64_t kBlockBytes = w4a4::kBlockBytes;
-  static constexpr int64_t kSegmentBlocks = 128;
-  static constexpr int64_t kUnpackTokens = 9;
-
-  static __m512i broadcast4(const int8_t* p) {
-    int32_t word;
-    std::memcpy(&word, p, sizeof word);
-    return _mm512_set1_epi32(word);
-  }
+  static constexpr int64_t kSegmentBlocks = 64;
+  static constexpr int64_t kUnpackTokens = 12;
+  // 12 tokens x 2 tiles are 24 sums in 32 registers; with one tile the broadcasts would be as many as the products and
+  // the load ports the limit.
+  static constexpr int64_t kUnpackTiles = 2;
+  static constexpr int kPanelTokens = 12;
 
   static void unpack(const uint8_t* tile, int64_t blocks, uint8_t* bytes) {
     const __m512i mask = _mm512_set1_epi8(0xF);
@@ -29,61 +33,70 @@ struct Avx512VnniMicro {
   }
 
   template <int T>
-  static void packed_tokens(const uint8_t* tile, int64_t blocks, const int8_t* q, int64_t q_stride, int32_t* acc) {
+  W4A4_NOINLINE static void packed_tokens(const uint8_t* tile, int64_t blocks, const int8_t* q, int32_t* acc) {
     const __m512i mask = _mm512_set1_epi8(0xF);
-    // Two sums per token hide the latency of vpdpbusd.
-    __m512i low_sum[T], high_sum[T];
-    for (int t = 0; t < T; ++t) {
-      low_sum[t] = _mm512_loadu_si512(acc + t * kTileRows);
-      high_sum[t] = _mm512_setzero_si512();
-    }
-    for (int64_t b = 0; b < blocks; ++b) {
-      _mm_prefetch(reinterpret_cast<const char*>(tile + b * 64 + 2048), _MM_HINT_T0);
-      const __m512i packed = _mm512_loadu_si512(tile + b * 64);
-      const __m512i low = _mm512_and_si512(packed, mask);
-      const __m512i high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), mask);
-      for (int t = 0; t < T; ++t) {
-        low_sum[t] = _mm512_dpbusd_epi32(low_sum[t], low, broadcast4(q + t * q_stride + b * 8));
-        high_sum[t] = _mm512_dpbusd_epi32(high_sum[t], high, broadcast4(q + t * q_stride + b * 8 + 4));
-      }
-    }
-    for (int t = 0; t < T; ++t) _mm512_storeu_si512(acc + t * kTileRows, _mm512_add_epi32(low_sum[t], high_sum[t]));
+    // Low and high nibbles have sums of their own, and with few tokens even and odd blocks too, to hide the latency of
+    // vpdpbusd.
+    constexpr int kSets = T <= 2 ? 2 : 1;
+    __m512i low[T][kSets], high[T][kSets];
+    unrolled<T>([&](auto t) W4A4_INLINE {
+      unrolled<kSets>([&](auto s) W4A4_INLINE { low[t][s] = high[t][s] = _mm512_setzero_si512(); });
+    });
+    const auto add_block = [&](auto s) W4A4_INLINE {
+      _mm_prefetch(reinterpret_cast<const char*>(tile + 2048), _MM_HINT_T0);
+      const __m512i packed = _mm512_loadu_si512(tile);
+      const __m512i low_bytes = _mm512_and_si512(packed, mask);
+      const __m512i high_bytes = _mm512_and_si512(_mm512_srli_epi16(packed, 4), mask);
+      unrolled<T>([&](auto t) W4A4_INLINE {
+        low[t][s] = pinned(_mm512_dpbusd_epi32(low[t][s], low_bytes, broadcast4(q + t * 4)));
+        high[t][s] = pinned(_mm512_dpbusd_epi32(high[t][s], high_bytes, broadcast4(q + (T + t) * 4)));
+      });
+      tile += kBlockBytes;
+      q += T * kBlockFeatures;
+    };
+    int64_t b = 0;
+    for (; b + kSets <= blocks; b += kSets) unrolled<kSets>(add_block);
+    for (; b < blocks; ++b) add_block(std::integral_constant<int, 0>{});
+    unrolled<T>([&](auto t) W4A4_INLINE {
+      unrolled<kSets>([&](auto s)
+                          W4A4_INLINE { add_to(acc + t * kTileRows, _mm512_add_epi32(low[t][s], high[t][s])); });
+    });
   }
 
-  template <int T>
-  static void unpacked_tokens(const uint8_t* bytes, int64_t blocks, const int8_t* q, int64_t q_stride, int32_t* acc) {
-    __m512i sum[T];
-    for (int t = 0; t < T; ++t) sum[t] = _mm512_loadu_si512(acc + t * kTileRows);
-    for (int64_t half = 0; half < 2 * blocks; ++half) {
-      const __m512i w = _mm512_load_si512(bytes + half * 64);
-      for (int t = 0; t < T; ++t) sum[t] = _mm512_dpbusd_epi32(sum[t], w, broadcast4(q + t * q_stride + half * 4));
+  template <int T, int Tiles>
+  W4A4_NOINLINE static void unpacked_tokens(const uint8_t* bytes, int64_t blocks, const int8_t* q, int32_t* acc,
+                                            int64_t acc_stride) {
+    const int64_t tile_bytes = blocks * kUnpackedBytes;
+    __m512i sum[T][Tiles];
+    unrolled<T>([&](auto t)
+                    W4A4_INLINE { unrolled<Tiles>([&](auto i) W4A4_INLINE { sum[t][i] = _mm512_setzero_si512(); }); });
+    for (int64_t half = 0; half < 2 * blocks; ++half, bytes += 64, q += T * 4) {
+      __m512i w[Tiles];
+      unrolled<Tiles>([&](auto i) W4A4_INLINE { w[i] = _mm512_load_si512(bytes + i * tile_bytes); });
+      unrolled<T>([&](auto t) W4A4_INLINE {
+        const __m512i a = broadcast4(q + t * 4);
+        unrolled<Tiles>([&](auto i) W4A4_INLINE { sum[t][i] = pinned(_mm512_dpbusd_epi32(sum[t][i], w[i], a)); });
+      });
     }
-    for (int t = 0; t < T; ++t) _mm512_storeu_si512(acc + t * kTileRows, sum[t]);
+    unrolled<T>([&](auto t) W4A4_INLINE {
+      unrolled<Tiles>([&](auto i) W4A4_INLINE { add_to(acc + i * acc_stride + t * kTileRows, sum[t][i]); });
+    });
   }
 
-  static void run_packed(const uint8_t* tile, int64_t blocks, const int8_t* q, int64_t q_stride, int64_t tokens,
-                         int32_t* acc) {
-    int64_t t = 0;
-    for (; t + 8 <= tokens; t += 8) packed_tokens<8>(tile, blocks, q + t * q_stride, q_stride, acc + t * kTileRows);
-    for (; t + 4 <= tokens; t += 4) packed_tokens<4>(tile, blocks, q + t * q_stride, q_stride, acc + t * kTileRows);
-    for (; t < tokens; ++t) packed_tokens<1>(tile, blocks, q + t * q_stride, q_stride, acc + t * kTileRows);
+  static void run_packed(const uint8_t* tile, int64_t blocks, const int8_t* q, int64_t tokens, int32_t* acc) {
+    with_constant<kUnpackTokens - 1>(tokens, [&](auto t) { packed_tokens<t>(tile, blocks, q, acc); });
   }
 
-  static void run_unpacked(const uint8_t* bytes, int64_t blocks, const int8_t* q, int64_t q_stride, int64_t tokens,
-                           int32_t* acc) {
-    int64_t t = 0;
-    for (; t + 16 <= tokens; t += 16) {
-      unpacked_tokens<16>(bytes, blocks, q + t * q_stride, q_stride, acc + t * kTileRows);
-    }
-    for (; t + 4 <= tokens; t += 4) unpacked_tokens<4>(bytes, blocks, q + t * q_stride, q_stride, acc + t * kTileRows);
-    for (; t < tokens; ++t) unpacked_tokens<1>(bytes, blocks, q + t * q_stride, q_stride, acc + t * kTileRows);
+  static void run_unpacked(const uint8_t* bytes, int64_t tiles, int64_t blocks, const int8_t* q, int64_t tokens,
+                           int32_t* acc, int64_t acc_stride) {
+    with_constant<kPanelTokens>(tokens, [&](auto t) {
+      with_constant<kUnpackTiles>(tiles, [&](auto n) { unpacked_tokens<t, n>(bytes, blocks, q, acc, acc_stride); });
+    });
   }
 };
 
 }  // namespace
 
-void gemm_avx512vnni(const GemmArgs& args, int64_t tile_begin, int64_t tile_end, int64_t begin, int64_t end) {
-  gemm<Avx512VnniMicro>(args, tile_begin, tile_end, begin, end);
-}
+extern const Gemm gemm_avx512vnni{gemm<Avx512VnniMicro>, Avx512VnniMicro::kPanelTokens, 4};
 
 }  // namespace w4a4

@@ -5,9 +5,13 @@
 //   kBlockBytes      stored bytes of a block,
 //   kSegmentBlocks   blocks of 8 features it may sum before its accumulators must be widened,
 //   kUnpackTokens    tokens from which on unpacking a tile once pays,
-//   run_packed(tile, blocks, q, q_stride, tokens, acc)      acc[t][16] += stored . q over `blocks` packed blocks,
-//   unpack(tile, blocks, bytes)                             128 bytes per block: 16 x 4 features, then 16 x 4,
-//   run_unpacked(bytes, blocks, q, q_stride, tokens, acc)   the same product from unpacked bytes.
+//   kUnpackTiles     tiles that run_unpacked takes at a time (or fewer, at the end),
+//   run_packed(tile, blocks, q, tokens, acc)      acc[t][16] += stored . q over `blocks` packed blocks of a tile, for
+//                                                 a panel q of `tokens` tokens,
+//   unpack(tile, blocks, bytes)                   128 bytes per block, in an order of the Micro's own,
+//   run_unpacked(bytes, tiles, blocks, q, tokens, acc, acc_stride)
+//                                                 the same product from unpacked bytes; a tile's sums begin acc_stride
+//                                                 after those of the one before.
 #pragma once
 
 #include <algorithm>
@@ -21,13 +25,34 @@
 namespace w4a4 {
 namespace {
 
+constexpr int64_t kUnpackedBytes = kTileRows * kBlockFeatures;
+
+// Tiles whose sums are kept at once: a segment of the activations then comes from memory once for all of them.
+constexpr int64_t kTileBlock = 4;
+
 // Base of a Micro whose stored weights are bytes already.
 struct NeverUnpacks {
   static constexpr int64_t kSegmentBlocks = 64;
   static constexpr int64_t kUnpackTokens = kMaxGemmTokens + 1;
+  static constexpr int64_t kUnpackTiles = 1;
   static void unpack(const uint8_t*, int64_t, uint8_t*) {}
-  static void run_unpacked(const uint8_t*, int64_t, const int8_t*, int64_t, int64_t, int32_t*) {}
+  static void run_unpacked(const uint8_t*, int64_t, int64_t, const int8_t*, int64_t, int32_t*, int64_t) {}
 };
+
+// Calls f with `value`, in [1, Max], as a constant.
+template <int Max, class F>
+void with_constant(int64_t value, const F& f) {
+  [&]<int... I>(std::integer_sequence<int, I...>) {
+    (void)((value == I + 1 && (f(std::integral_constant<int, I + 1>{}), true)) || ...);
+  }(std::make_integer_sequence<int, Max>{});
+}
+
+// Four activation bytes as one word, for a broadcast.
+inline int32_t load_word(const int8_t* p) {
+  int32_t word;
+  std::memcpy(&word, p, sizeof word);
+  return word;
+}
 
 // Adds one group's dequantized part: sum[t][r] += weight_scale * (acc - (zero_point + offset) * sum(q)).
 void add_group(const GemmArgs& args, int64_t tile, int64_t group, int64_t begin, int64_t tokens, const int32_t* acc,
@@ -65,35 +90,56 @@ void store_tile(const GemmArgs& args, int64_t tile, int64_t begin, int64_t token
 }
 
 template <class Micro>
-void gemm(const GemmArgs& args, int64_t tile_begin, int64_t tile_end, int64_t begin, int64_t end) {
-  const int64_t tokens = end - begin;
+void gemm(const GemmArgs& args, int64_t tile_begin, int64_t tile_end, int64_t panel_begin, int64_t panel_end) {
+  const Panels& panels = args.panels;
+  const int64_t begin = panels.begin(panel_begin), tokens = panels.begin(panel_end) - begin;
+  const int64_t sums_per_tile = tokens * kTileRows;
   const int64_t blocks = block_count(args.in_features);
   // Groups end at block boundaries (checked by the caller), so a block belongs to one group.
   const int64_t group_blocks = ceil_div(blocks, args.groups);
-  const int8_t* q = args.q + begin * args.q_stride;
-  alignas(64) int32_t acc[kMaxGemmTokens * kTileRows];
-  alignas(64) float sum[kMaxGemmTokens * kTileRows];
-  alignas(64) uint8_t bytes[Micro::kSegmentBlocks * kTileRows * kBlockFeatures];
-  for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
-    const uint8_t* packed = static_cast<const uint8_t*>(args.packed) + tile * blocks * Micro::kBlockBytes;
-    std::memset(sum, 0, tokens * kTileRows * sizeof(float));
+  const bool unpacks = tokens >= Micro::kUnpackTokens;
+  // A single stream of weights is fastest from memory; with many tokens the weights matter less than the activations.
+  const int64_t tile_step = unpacks ? kTileBlock : 1;
+  alignas(64) int32_t acc[kTileBlock * kMaxGemmTokens * kTileRows];
+  alignas(64) float sum[kTileBlock * kMaxGemmTokens * kTileRows];
+  alignas(64) uint8_t bytes[Micro::kUnpackTiles * Micro::kSegmentBlocks * kUnpackedBytes];
+
+  for (int64_t tile = tile_begin; tile < tile_end; tile += tile_step) {
+    const int64_t tiles = std::min(tile_step, tile_end - tile);
+    const auto packed = [&](int64_t i, int64_t block) {
+      return static_cast<const uint8_t*>(args.packed) + ((tile + i) * blocks + block) * Micro::kBlockBytes;
+    };
+    std::memset(sum, 0, tiles * sums_per_tile * sizeof(float));
     for (int64_t group = 0; group < args.groups; ++group) {
       const int64_t group_end = std::min((group + 1) * group_blocks, blocks);
-      std::memset(acc, 0, tokens * kTileRows * sizeof(int32_t));
+      std::memset(acc, 0, tiles * sums_per_tile * sizeof(int32_t));
       for (int64_t block = group * group_blocks; block < group_end; block += Micro::kSegmentBlocks) {
         const int64_t count = std::min<int64_t>(Micro::kSegmentBlocks, group_end - block);
-        const uint8_t* segment = packed + block * Micro::kBlockBytes;
-        const int8_t* q_segment = q + block * kBlockFeatures;
-        if (tokens < Micro::kUnpackTokens) {
-          Micro::run_packed(segment, count, q_segment, args.q_stride, tokens, acc);
-        } else {
-          Micro::unpack(segment, count, bytes);
-          Micro::run_unpacked(bytes, count, q_segment, args.q_stride, tokens, acc);
+        for (int64_t i = 0; i < tiles; i += Micro::kUnpackTiles) {
+          const int64_t together = std::min<int64_t>(Micro::kUnpackTiles, tiles - i);
+          if (unpacks) {
+            for (int64_t j = 0; j < together; ++j)
+              Micro::unpack(packed(i + j, block), count, bytes + j * count * kUnpackedBytes);
+          }
+          for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+            const int64_t first = panels.begin(panel), size = panels.size(panel);
+            const int8_t* q = args.q + (first * blocks + block * size) * kBlockFeatures;
+            int32_t* target = acc + i * sums_per_tile + (first - begin) * kTileRows;
+            if (unpacks) {
+              Micro::run_unpacked(bytes, together, count, q, size, target, sums_per_tile);
+            } else {
+              for (int64_t j = 0; j < together; ++j) {
+                Micro::run_packed(packed(i + j, block), count, q, size, target + j * sums_per_tile);
+              }
+            }
+          }
         }
       }
-      add_group(args, tile, group, begin, tokens, acc, sum);
+      for (int64_t i = 0; i < tiles; ++i) {
+        add_group(args, tile + i, group, begin, tokens, acc + i * sums_per_tile, sum + i * sums_per_tile);
+      }
     }
-    store_tile(args, tile, begin, tokens, sum);
+    for (int64_t i = 0; i < tiles; ++i) store_tile(args, tile + i, begin, tokens, sum + i * sums_per_tile);
   }
 }
 

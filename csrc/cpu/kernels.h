@@ -6,9 +6,18 @@
 #include <string>
 #include <vector>
 
+#include "layout.h"
+
 namespace w4a4 {
 
 enum class Dtype { kFloat32, kBFloat16, kFloat16 };
+
+// IEEE half precision. GCC 12 has _Float16 in C++ on x86 only.
+#if defined(__aarch64__)
+using Float16 = __fp16;
+#else
+using Float16 = _Float16;
+#endif
 
 inline int64_t dtype_size(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
 
@@ -36,15 +45,15 @@ struct QuantizeArgs {
 
 inline constexpr int64_t kTransformPadding = 16;
 
-// Floats of scratch that `quantize` needs for one thread: two [left, padded_right] matrices.
-inline int64_t quantize_scratch(const QuantizeArgs& args) { return 2 * args.left * args.padded_right; }
+// Floats of scratch that one token's transform needs: two [left, padded_right] matrices.
+inline int64_t transform_scratch(const QuantizeArgs& args) { return 2 * args.left * args.padded_right; }
 
 // The integer matrix product with dequantization.
 //
 //   y[t][o] = scale[t] * sum_g weight_scale[o][g] * (sum_{k in g} q[t][k] * (w[o][k] - weight_offset[o][g])) + bias[o]
 struct GemmArgs {
-  const int8_t* q;             // [tokens, q_stride], zero beyond in_features
-  int64_t q_stride;            // a multiple of 8, at least in_features
+  const int8_t* q;             // panels of block_count(in_features) * 8 features, zero beyond in_features
+  Panels panels;               // of at most Gemm::panel_tokens tokens
   const float* scale;          // [tokens]
   const int32_t* q_sums;       // [tokens, groups]
   const void* packed;          // see layout.h
@@ -57,18 +66,26 @@ struct GemmArgs {
   Dtype dtype;
 };
 
-// Tokens that `gemm` handles at a time; bounds its stack and what a thread's caches must hold.
+// Tokens that one call of a Gemm takes at most; bounds its stack and what a thread's caches must hold.
 inline constexpr int64_t kMaxGemmTokens = 256;
+
+struct Gemm {
+  // Tiles of 16 output features [tile_begin, tile_end) for panels [panel_begin, panel_end).
+  void (*run)(const GemmArgs&, int64_t tile_begin, int64_t tile_end, int64_t panel_begin, int64_t panel_end);
+  int64_t panel_tokens, panel_unit;  // see Panels
+};
 
 struct Kernels {
   const char* name;
   bool (*is_available)();
-  // Tokens [begin, end); `scratch` holds quantize_scratch() floats.
+  // Tokens [begin, end); `scratch` holds transform_scratch() floats.
   void (*quantize)(const QuantizeArgs&, int64_t begin, int64_t end, float* scratch);
-  // Tiles of 16 output features [tile_begin, tile_end) for tokens [begin, end), at most kMaxGemmTokens of them.
-  void (*gemm)(const GemmArgs&, int64_t tile_begin, int64_t tile_end, int64_t begin, int64_t end);
-  // The same for int8 weights.
-  void (*gemm_int8)(const GemmArgs&, int64_t tile_begin, int64_t tile_end, int64_t begin, int64_t end);
+  // The same for one token in steps, the first two by rows of its [left, right] view: X R, then L^T (X R), then the
+  // quantization. All share the token's scratch.
+  void (*transform_right)(const QuantizeArgs&, int64_t token, int64_t row_begin, int64_t row_end, float* scratch);
+  void (*transform_left)(const QuantizeArgs&, int64_t row_begin, int64_t row_end, float* scratch);
+  void (*quantize_transformed)(const QuantizeArgs&, int64_t token, const float* scratch);
+  Gemm int4, int8;
 };
 
 // Every instruction set compiled in, best first; the last one runs anywhere.

@@ -29,4 +29,17 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t tile_count(int64_t out_features) { return ceil_div(out_features, kTileRows); }
 constexpr int64_t block_count(int64_t in_features) { return ceil_div(in_features, kBlockFeatures); }
 
+// Quantized activations lie in panels of a few tokens, so that a kernel reads them as one stream: within a panel of T
+// tokens, [features / unit][T][unit] bytes, `unit` being what the instruction set takes of a token at a time. Panels
+// differ by at most one token.
+struct Panels {
+  int64_t tokens;
+  int64_t count;
+
+  Panels() = default;
+  Panels(int64_t tokens, int64_t most) : tokens(tokens), count(ceil_div(tokens, most)) {}
+  int64_t begin(int64_t panel) const { return panel * tokens / count; }
+  int64_t size(int64_t panel) const { return begin(panel + 1) - begin(panel); }
+};
+
 }  // namespace w4a4

@@ -3,6 +3,7 @@
 #include "linear.h"
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <new>
 
@@ -14,8 +15,8 @@ namespace {
 
 // Tokens quantized before they are multiplied; bounds the scratch memory of long prompts.
 constexpr int64_t kTokenChunk = 512;
-// Floats a thread should transform at least, so that waking it pays.
-constexpr int64_t kQuantizeGrain = 16384;
+// Work, in multiplications, from which on waking another thread pays: some ten microseconds.
+constexpr int64_t kQuantizeGrain = 300'000;
 
 // Memory that a thread keeps from call to call, so that no call allocates once it has grown.
 class Scratch {
@@ -40,7 +41,7 @@ class Scratch {
 };
 
 // One Scratch for each purpose: a thread uses several at once.
-thread_local Scratch q_scratch, scale_scratch, sum_scratch, right_scratch, bias_scratch, token_scratch;
+thread_local Scratch q_scratch, panel_scratch, scale_scratch, sum_scratch, right_scratch, bias_scratch, token_scratch;
 
 QuantizeArgs quantize_args(const void* x, Dtype dtype, int64_t features, const Transform& transform,
                            ActivationRange range, int64_t groups) {
@@ -68,11 +69,54 @@ QuantizeArgs quantize_args(const void* x, Dtype dtype, int64_t features, const T
   return args;
 }
 
-void quantize_tokens(const QuantizeArgs& args, int64_t tokens, const Kernels& kernels, const Pool& pool) {
-  const int64_t grain = std::max<int64_t>(1, kQuantizeGrain / args.features);
-  pool.parallel_for(tokens, grain, [&](int64_t begin, int64_t end) {
-    kernels.quantize(args, begin, end, token_scratch.get<float>(quantize_scratch(args)));
+// Quantizes one or a few tokens with every thread at work on each.
+void quantize_by_rows(const QuantizeArgs& args, int64_t tokens, const Kernels& kernels, const Pool& pool) {
+  const int64_t size = transform_scratch(args);
+  float* scratch = token_scratch.get<float>(tokens * size);
+  const int64_t parts = std::min(ceil_div(pool.threads, tokens), args.left);
+  const auto for_rows = [&](const auto& body) {
+    pool.parallel_for(tokens * parts, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t token = item / parts, part = item % parts;
+        body(token, part * args.left / parts, (part + 1) * args.left / parts, scratch + token * size);
+      }
+    });
+  };
+  for_rows([&](int64_t token, int64_t begin, int64_t end, float* s) {
+    kernels.transform_right(args, token, begin, end, s);
   });
+  for_rows([&](int64_t, int64_t begin, int64_t end, float* s) { kernels.transform_left(args, begin, end, s); });
+  for (int64_t token = 0; token < tokens; ++token) kernels.quantize_transformed(args, token, scratch + token * size);
+}
+
+void quantize_tokens(const QuantizeArgs& args, int64_t tokens, const Kernels& kernels, const Pool& pool) {
+  const bool transforms = args.left_trans != nullptr || args.right_trans != nullptr;
+  // Without a transform a value costs about as much as 16 multiplications.
+  const int64_t token_cost = args.features * (transforms ? args.left + args.right : 16);
+  if (transforms && tokens < pool.threads && token_cost >= kQuantizeGrain) {
+    return quantize_by_rows(args, tokens, kernels, pool);
+  }
+  pool.parallel_for(tokens, std::max<int64_t>(1, kQuantizeGrain / token_cost), [&](int64_t begin, int64_t end) {
+    kernels.quantize(args, begin, end, token_scratch.get<float>(transform_scratch(args)));
+  });
+}
+
+// Tokens q [tokens, stride] as the panels of `gemm`.
+const int8_t* make_panels(const int8_t* q, int64_t stride, const Panels& panels, const Gemm& gemm, const Pool& pool) {
+  if (panels.tokens == 1) return q;
+  int8_t* target = panel_scratch.get<int8_t>(panels.tokens * stride);
+  const int64_t unit = gemm.panel_unit;
+  pool.parallel_for(panels.count, ceil_div(kQuantizeGrain, stride), [&](int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end; ++panel) {
+      const int64_t size = panels.size(panel);
+      const int8_t* source = q + panels.begin(panel) * stride;
+      int8_t* out = target + panels.begin(panel) * stride;
+      for (int64_t k = 0; k < stride; k += unit) {
+        for (int64_t t = 0; t < size; ++t, out += unit) std::memcpy(out, source + t * stride + k, unit);
+      }
+    }
+  });
+  return target;
 }
 
 const float* float_bias(const Weight& weight) {
@@ -97,25 +141,23 @@ GemmArgs gemm_args(const Weight& weight, Dtype dtype, int32_t zero_point) {
 }
 
 // Splits by output tiles, which share nothing; a matrix with few tiles is split by tokens as well.
-void multiply(const GemmArgs& args, int64_t tokens, decltype(Kernels::gemm) gemm, const Pool& pool) {
+void multiply(const GemmArgs& args, const Gemm& gemm, const Pool& pool) {
   const int64_t tiles = tile_count(args.out_features);
-  int64_t part = std::min(tokens, kMaxGemmTokens);
-  if (tiles < 4 * pool.threads) part = std::min<int64_t>(part, 32);
-  const int64_t parts = ceil_div(tokens, part);
-  if (tiles >= 4 * pool.threads) {
-    pool.parallel_for(tiles, 1, [&](int64_t tile_begin, int64_t tile_end) {
-      for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
-        for (int64_t t = 0; t < tokens; t += part) {
-          gemm(args, tile, tile + 1, t, std::min(t + part, tokens));
-        }
+  const bool few_tiles = tiles < 4 * pool.threads;
+  const int64_t part = std::max<int64_t>(1, (few_tiles ? 32 : kMaxGemmTokens) / gemm.panel_tokens);
+  const int64_t panels = args.panels.count, parts = ceil_div(panels, part);
+  if (!few_tiles) {
+    pool.parallel_for(tiles, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t panel = 0; panel < panels; panel += part) {
+        gemm.run(args, begin, end, panel, std::min(panel + part, panels));
       }
     });
     return;
   }
   pool.parallel_for(parts * tiles, 1, [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t tile = item / parts, t = item % parts * part;
-      gemm(args, tile, tile + 1, t, std::min(t + part, tokens));
+      const int64_t tile = item / parts, panel = item % parts * part;
+      gemm.run(args, tile, tile + 1, panel, std::min(panel + part, panels));
     }
   });
 }
@@ -125,24 +167,24 @@ void* row_of(void* y, Dtype dtype, int64_t columns, int64_t row) {
 }
 
 // Quantizes and multiplies, some hundred tokens at a time.
-void linear(const void* x, Dtype dtype, int64_t tokens, QuantizeArgs quantize, GemmArgs gemm, void* y,
-            const Kernels& kernels, decltype(Kernels::gemm) kernel, const Pool& pool) {
+void linear(const void* x, Dtype dtype, int64_t tokens, QuantizeArgs quantize, GemmArgs args, void* y,
+            const Kernels& kernels, const Gemm& gemm, const Pool& pool) {
   const int64_t chunk = std::min(tokens, kTokenChunk);
-  const int64_t stride = block_count(gemm.in_features) * kBlockFeatures;
+  const int64_t stride = block_count(args.in_features) * kBlockFeatures;
   quantize.q_stride = stride;
   quantize.q = q_scratch.get<int8_t>(chunk * stride);
   quantize.scale = scale_scratch.get<float>(chunk);
-  quantize.q_sums = sum_scratch.get<int32_t>(chunk * gemm.groups);
-  gemm.q = quantize.q;
-  gemm.q_stride = stride;
-  gemm.scale = quantize.scale;
-  gemm.q_sums = quantize.q_sums;
+  quantize.q_sums = sum_scratch.get<int32_t>(chunk * args.groups);
+  args.scale = quantize.scale;
+  args.q_sums = quantize.q_sums;
   for (int64_t begin = 0; begin < tokens; begin += chunk) {
     const int64_t count = std::min(chunk, tokens - begin);
-    quantize.x = static_cast<const char*>(x) + begin * gemm.in_features * dtype_size(dtype);
+    quantize.x = static_cast<const char*>(x) + begin * args.in_features * dtype_size(dtype);
     quantize_tokens(quantize, count, kernels, pool);
-    gemm.y = row_of(y, dtype, gemm.out_features, begin);
-    multiply(gemm, count, kernel, pool);
+    args.panels = Panels(count, gemm.panel_tokens);
+    args.q = make_panels(quantize.q, stride, args.panels, gemm, pool);
+    args.y = row_of(y, dtype, args.out_features, begin);
+    multiply(args, gemm, pool);
   }
 }
 
@@ -151,14 +193,14 @@ void linear(const void* x, Dtype dtype, int64_t tokens, QuantizeArgs quantize, G
 void flatquant_linear(const void* x, Dtype dtype, int64_t tokens, const Transform& transform, const Weight& weight,
                       void* y, const Kernels& kernels, const Pool& pool) {
   const QuantizeArgs quantize = quantize_args(x, dtype, weight.in_features, transform, kInt4Range, weight.groups);
-  linear(x, dtype, tokens, quantize, gemm_args(weight, dtype, kZeroPoint), y, kernels, kernels.gemm, pool);
+  linear(x, dtype, tokens, quantize, gemm_args(weight, dtype, kZeroPoint), y, kernels, kernels.int4, pool);
 }
 
 void w8a8_linear(const void* x, Dtype dtype, int64_t tokens, const Weight& weight, void* y, const Kernels& kernels,
                  const Pool& pool) {
   const Transform none{1, weight.in_features, nullptr, nullptr, 1.0f};
   const QuantizeArgs quantize = quantize_args(x, dtype, weight.in_features, none, kInt8Range, weight.groups);
-  linear(x, dtype, tokens, quantize, gemm_args(weight, dtype, 0), y, kernels, kernels.gemm_int8, pool);
+  linear(x, dtype, tokens, quantize, gemm_args(weight, dtype, 0), y, kernels, kernels.int8, pool);
 }
 
 void kronecker_quant(const void* x, Dtype dtype, int64_t tokens, int64_t features, const Transform& transform,
@@ -177,10 +219,8 @@ void int4_linear(const int8_t* q, const float* scale, int64_t tokens, const Weig
   const int64_t group_size = weight.in_features / weight.groups;
   int8_t* padded = q_scratch.get<int8_t>(chunk * stride);
   int32_t* sums = sum_scratch.get<int32_t>(chunk * weight.groups);
-  GemmArgs gemm = gemm_args(weight, dtype, kZeroPoint);
-  gemm.q = padded;
-  gemm.q_stride = stride;
-  gemm.q_sums = sums;
+  GemmArgs args = gemm_args(weight, dtype, kZeroPoint);
+  args.q_sums = sums;
   for (int64_t begin = 0; begin < tokens; begin += chunk) {
     const int64_t count = std::min(chunk, tokens - begin);
     for (int64_t t = 0; t < count; ++t) {
@@ -190,9 +230,11 @@ void int4_linear(const int8_t* q, const float* scale, int64_t tokens, const Weig
         sums[t * weight.groups + g] = sum_bytes(source + g * group_size, group_size);
       }
     }
-    gemm.scale = scale + begin;
-    gemm.y = row_of(y, dtype, weight.out_features, begin);
-    multiply(gemm, count, kernels.gemm, pool);
+    args.panels = Panels(count, kernels.int4.panel_tokens);
+    args.q = make_panels(padded, stride, args.panels, kernels.int4, pool);
+    args.scale = scale + begin;
+    args.y = row_of(y, dtype, weight.out_features, begin);
+    multiply(args, kernels.int4, pool);
   }
 }
 

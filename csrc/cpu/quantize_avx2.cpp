@@ -4,8 +4,6 @@
 
 namespace w4a4 {
 
-void quantize_avx2(const QuantizeArgs& args, int64_t begin, int64_t end, float* scratch) {
-  quantize(args, begin, end, scratch);
-}
+W4A4_DEFINE_QUANTIZE(avx2)
 
 }  // namespace w4a4

@@ -20,21 +20,26 @@ template <int R, int V>
 void multiply_block(const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t b_row, int64_t depth, float* c,
                     int64_t c_row) {
   FloatVector sum[R][V];
-  for (int i = 0; i < R; ++i) {
-    for (int v = 0; v < V; ++v) sum[i][v] = FloatVector{};
-  }
+  unrolled<R>([&](auto i) W4A4_INLINE { unrolled<V>([&](auto v) W4A4_INLINE { sum[i][v] = FloatVector{}; }); });
   for (int64_t k = 0; k < depth; ++k) {
     FloatVector row[V];
-    for (int v = 0; v < V; ++v) row[v] = load(b + k * b_row + v * kVector);
-    for (int i = 0; i < R; ++i) {
+    unrolled<V>([&](auto v) W4A4_INLINE { row[v] = load(b + k * b_row + v * kVector); });
+    unrolled<R>([&](auto i) W4A4_INLINE {
       const FloatVector factor = broadcast(a[i * a_row + k * a_k]);
-      for (int v = 0; v < V; ++v) sum[i][v] += factor * row[v];
-    }
+      unrolled<V>([&](auto v) W4A4_INLINE { sum[i][v] = pinned(sum[i][v] + factor * row[v]); });
+    });
   }
-  for (int i = 0; i < R; ++i) {
-    for (int v = 0; v < V; ++v) store(c + i * c_row + v * kVector, sum[i][v]);
-  }
+  unrolled<R>([&](auto i) W4A4_INLINE {
+    unrolled<V>([&](auto v) W4A4_INLINE { store(c + i * c_row + v * kVector, sum[i][v]); });
+  });
 }
+
+// Vectors of columns in a register block: 6 x 2 accumulators fill the 16 registers of AVX, 6 x 4 the 32 of NEON.
+#if defined(__aarch64__)
+constexpr int kBlockVectors = 4;
+#else
+constexpr int kBlockVectors = 2;
+#endif
 
 template <int V>
 void multiply_columns(const float* a, int64_t a_row, int64_t a_k, int64_t rows, const float* b, int64_t b_row,
@@ -49,24 +54,45 @@ void multiply_columns(const float* a, int64_t a_row, int64_t a_k, int64_t rows, 
 void multiply(const float* a, int64_t a_row, int64_t a_k, int64_t rows, const float* b, int64_t b_row, int64_t depth,
               int64_t columns, float* c, int64_t c_row) {
   int64_t j = 0;
-  for (; j + 2 * kVector <= columns; j += 2 * kVector) {
-    multiply_columns<2>(a, a_row, a_k, rows, b + j, b_row, depth, c + j, c_row);
+  for (; j + kBlockVectors * kVector <= columns; j += kBlockVectors * kVector) {
+    multiply_columns<kBlockVectors>(a, a_row, a_k, rows, b + j, b_row, depth, c + j, c_row);
   }
   for (; j < columns; j += kVector) multiply_columns<1>(a, a_row, a_k, rows, b + j, b_row, depth, c + j, c_row);
 }
 
-// One token as [left, padded_right] floats, zero beyond `right`.
-void load_token(const QuantizeArgs& args, int64_t token, float* target) {
+// The two matrices of a token's scratch. X R is in the second; L^T (X R), if there is an L, in the first.
+const float* transformed(const QuantizeArgs& args, const float* scratch) {
+  return args.left_trans != nullptr ? scratch : scratch + args.left * args.padded_right;
+}
+
+// Rows of one token as floats, zero beyond `right`.
+void load_rows(const QuantizeArgs& args, int64_t token, int64_t row_begin, int64_t row_end, float* target) {
   const char* x = static_cast<const char*>(args.x) + token * args.features * dtype_size(args.dtype);
-  for (int64_t m = 0; m < args.left; ++m) {
+  for (int64_t m = row_begin; m < row_end; ++m) {
     float* row = target + m * args.padded_right;
     load_floats(x + m * args.right * dtype_size(args.dtype), args.dtype, args.right, row);
     for (int64_t n = args.right; n < args.padded_right; ++n) row[n] = 0.0f;
   }
 }
 
-// Quantizes the [left, right] part of z (row stride padded_right).
-void quantize_token(const QuantizeArgs& args, const float* z, int64_t token) {
+void transform_right(const QuantizeArgs& args, int64_t token, int64_t row_begin, int64_t row_end, float* scratch) {
+  const int64_t stride = args.padded_right;
+  float* product = scratch + args.left * stride;
+  if (args.right_trans == nullptr) return load_rows(args, token, row_begin, row_end, product);
+  load_rows(args, token, row_begin, row_end, scratch);
+  multiply(scratch + row_begin * stride, stride, 1, row_end - row_begin, args.right_trans, stride, args.right, stride,
+           product + row_begin * stride, stride);
+}
+
+void transform_left(const QuantizeArgs& args, int64_t row_begin, int64_t row_end, float* scratch) {
+  if (args.left_trans == nullptr) return;
+  const int64_t stride = args.padded_right;
+  multiply(args.left_trans + row_begin, 1, args.left, row_end - row_begin, scratch + args.left * stride, stride,
+           args.left, stride, scratch + row_begin * stride, stride);
+}
+
+void quantize_transformed(const QuantizeArgs& args, int64_t token, const float* scratch) {
+  const float* z = transformed(args, scratch);
   float largest = 0.0f;
   for (int64_t m = 0; m < args.left; ++m) {
     largest = std::fmax(largest, max_abs(z + m * args.padded_right, args.padded_right));
@@ -89,25 +115,28 @@ void quantize_token(const QuantizeArgs& args, const float* z, int64_t token) {
 }
 
 void quantize(const QuantizeArgs& args, int64_t begin, int64_t end, float* scratch) {
-  float* x = scratch;
-  float* other = scratch + args.left * args.padded_right;
   for (int64_t token = begin; token < end; ++token) {
-    load_token(args, token, x);
-    float* z = x;
-    if (args.right_trans != nullptr) {
-      multiply(x, args.padded_right, 1, args.left, args.right_trans, args.padded_right, args.right, args.padded_right,
-               other, args.padded_right);
-      z = other;
-    }
-    if (args.left_trans != nullptr) {
-      float* result = z == x ? other : x;
-      multiply(args.left_trans, 1, args.left, args.left, z, args.padded_right, args.left, args.padded_right, result,
-               args.padded_right);
-      z = result;
-    }
-    quantize_token(args, z, token);
+    transform_right(args, token, 0, args.left, scratch);
+    transform_left(args, 0, args.left, scratch);
+    quantize_transformed(args, token, scratch);
   }
 }
 
 }  // namespace
+
+// Defines the four functions of `Kernels` for one instruction set.
+#define W4A4_DEFINE_QUANTIZE(isa)                                                                                   \
+  void quantize_##isa(const QuantizeArgs& args, int64_t begin, int64_t end, float* scratch) {                       \
+    quantize(args, begin, end, scratch);                                                                            \
+  }                                                                                                                 \
+  void transform_right_##isa(const QuantizeArgs& args, int64_t token, int64_t begin, int64_t end, float* scratch) { \
+    transform_right(args, token, begin, end, scratch);                                                              \
+  }                                                                                                                 \
+  void transform_left_##isa(const QuantizeArgs& args, int64_t begin, int64_t end, float* scratch) {                 \
+    transform_left(args, begin, end, scratch);                                                                      \
+  }                                                                                                                 \
+  void quantize_transformed_##isa(const QuantizeArgs& args, int64_t token, const float* scratch) {                  \
+    quantize_transformed(args, token, scratch);                                                                     \
+  }
+
 }  // namespace w4a4

@@ -10,6 +10,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #include "kernels.h"
 
@@ -29,9 +31,35 @@ inline FloatVector load(const float* p) {
   return v;
 }
 inline void store(float* p, FloatVector v) { std::memcpy(p, &v, sizeof v); }
-inline FloatVector broadcast(float a) { return FloatVector{} + a; }
+// a - 0, which GCC knows to be a; 0 + a would cost an addition, because it is not -0 for a = -0.
+inline FloatVector broadcast(float a) { return a - FloatVector{}; }
 inline FloatVector min(FloatVector a, FloatVector b) { return a < b ? a : b; }
 inline FloatVector max(FloatVector a, FloatVector b) { return a > b ? a : b; }
+
+#define W4A4_INLINE __attribute__((always_inline))
+// For inner loops that need every register: inlined, they share them with constants of their callers.
+#define W4A4_NOINLINE __attribute__((noinline))
+
+// f(0), ..., f(N - 1) with constants: arrays indexed by them live in registers, which GCC does not achieve for loops
+// that it unrolls itself (it scalarizes arrays before it unrolls).
+template <int N, class F>
+W4A4_INLINE inline void unrolled(const F& f) {
+  [&]<int... I>(std::integer_sequence<int, I...>)
+      W4A4_INLINE { (f(std::integral_constant<int, I>{}), ...); }(std::make_integer_sequence<int, N>{});
+}
+
+// Ends the computation of a value here. Without it GCC moves the loads of a whole unrolled step before its arithmetic
+// and spills accumulators.
+template <class V>
+W4A4_INLINE inline V pinned(V v) {
+#if defined(W4A4_SIMDE)  // emulated vectors are not registers
+#elif defined(__x86_64__)
+  asm volatile("" : "+v"(v));
+#elif defined(__aarch64__)
+  asm volatile("" : "+w"(v));
+#endif
+  return v;
+}
 
 inline float bits_to_float(uint32_t bits) {
   float value;
@@ -54,7 +82,7 @@ inline void load_floats(const void* source, Dtype dtype, int64_t count, float* t
     const auto* values = static_cast<const uint16_t*>(source);
     for (int64_t i = 0; i < count; ++i) target[i] = bits_to_float(static_cast<uint32_t>(values[i]) << 16);
   } else {
-    const auto* values = static_cast<const _Float16*>(source);
+    const auto* values = static_cast<const Float16*>(source);
     for (int64_t i = 0; i < count; ++i) target[i] = static_cast<float>(values[i]);
   }
 }
@@ -67,8 +95,8 @@ inline void store_floats(const float* source, int64_t count, Dtype dtype, void* 
     auto* values = static_cast<uint16_t*>(target);
     for (int64_t i = 0; i < count; ++i) values[i] = to_bfloat16(source[i]);
   } else {
-    auto* values = static_cast<_Float16*>(target);
-    for (int64_t i = 0; i < count; ++i) values[i] = static_cast<_Float16>(source[i]);
+    auto* values = static_cast<Float16*>(target);
+    for (int64_t i = 0; i < count; ++i) values[i] = static_cast<Float16>(source[i]);
   }
 }
 

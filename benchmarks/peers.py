@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One linear in each of the ways that a user of this CPU can run it: ours, and vLLM's own kernels."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vllm_w4a4_plugin import ops
+
+from .shapes import Linear, kronecker_sizes
+
+Run = Callable[[Tensor], Tensor]
+
+
+class Unavailable(RuntimeError):
+    """This vLLM, on this CPU, does not have the kernel."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A linear with random weights, ready to run on x, bfloat16 [tokens, in]."""
+
+    run: Run
+    weight_bytes: int
+    kernel: str
+    weight: Tensor | None = None
+    """What `run` streams, for ours."""
+
+
+def w4a4_flatquant(linear: Linear) -> Prepared:
+    """`flatquant_linear`: transform, per-token quantization and int4 product in one call."""
+    left, right = kronecker_sizes(linear.in_features)
+    left_trans, right_trans = (torch.randn(n, n) / n**0.5 for n in (left, right))
+    return _w4a4(linear, left_trans, right_trans)
+
+
+def w4a4_dynamic(linear: Linear) -> Prepared:
+    """The same without a transform."""
+    return _w4a4(linear, None, None)
+
+
+def _w4a4(linear: Linear, left_trans: Tensor | None, right_trans: Tensor | None) -> Prepared:
+    packed = torch.randint(0, 256, ops.packed_int4_shape(linear.out_features, linear.in_features), dtype=torch.uint8)
+    scale, clip = torch.rand(linear.out_features), torch.tensor([0.95])
+
+    def run(x: Tensor) -> Tensor:
+        return torch.ops.vllm_w4a4.flatquant_linear(x, packed, scale, left_trans, right_trans, clip)
+
+    return Prepared(run, packed.numel(), f"flatquant_linear, {ops.cpu_instruction_set()}", packed)
+
+
+def bf16(linear: Linear) -> Prepared:
+    """What vLLM runs for an unquantized model: `onednn_mm`, or torch's linear where oneDNN has no bf16 kernel."""
+    from vllm import _custom_ops as vllm_ops
+
+    weight = torch.randn(linear.out_features, linear.in_features, dtype=torch.bfloat16)
+    try:
+        handler = vllm_ops.create_onednn_mm(weight.t(), 32)
+    except RuntimeError:  # vLLM's own fallback: before AVX-512 oneDNN cannot
+        return Prepared(lambda x: torch.nn.functional.linear(x, weight), weight.numel() * 2, "torch linear")
+    return Prepared(lambda x: vllm_ops.onednn_mm(handler, x, None), weight.numel() * 2, "onednn_mm")
+
+
+def w8a8(linear: Linear) -> Prepared:
+    """vLLM's `onednn_scaled_mm` with its per-token quantization."""
+    from vllm import _custom_ops as vllm_ops
+
+    weight = torch.randint(-127, 128, (linear.out_features, linear.in_features), dtype=torch.int8)
+    scale = torch.rand(linear.out_features)
+    handler = vllm_ops.create_onednn_scaled_mm(weight.t(), scale, torch.bfloat16, True, False, 32)
+
+    def run(x: Tensor) -> Tensor:
+        q, q_scale, _ = vllm_ops.onednn_scaled_int8_quant(x)
+        y = torch.empty(x.shape[0], linear.out_features, dtype=x.dtype)
+        return vllm_ops.onednn_scaled_mm(handler, q, y, q_scale, None, None, None)
+
+    return Prepared(run, weight.numel(), "dynamic_scaled_int8_quant + onednn_scaled_mm")
+
+
+def w4a16(linear: Linear) -> Prepared:
+    """vLLM's `cpu_gemm_wna16` (GPTQ, AWQ), group size 128 where it divides the input."""
+    from vllm import _custom_ops as vllm_ops
+
+    if not hasattr(torch.ops._C, "cpu_gemm_wna16"):
+        raise Unavailable("vLLM has no cpu_gemm_wna16 for this CPU")
+    blocks = linear.out_features // 16
+    packed = torch.randint(-(2**31), 2**31 - 1, (blocks, linear.in_features * 2), dtype=torch.int32)
+    group = 128 if linear.in_features % 128 == 0 else linear.in_features
+    scales = torch.rand(linear.in_features // group, linear.out_features).bfloat16()
+    hint = "amx" if torch.cpu._is_amx_tile_supported() else "vec"
+
+    def run(x: Tensor) -> Tensor:
+        return vllm_ops.cpu_gemm_wna16(x, packed, scales, None, None, 8, hint)
+
+    return Prepared(run, packed.numel() * 4, f"cpu_gemm_wna16, {hint}")
+
+
+PEERS: dict[str, Callable[[Linear], Prepared]] = {
+    "w4a4_flatquant": w4a4_flatquant,
+    "w4a4_dynamic": w4a4_dynamic,
+    "w8a8": w8a8,
+    "w4a16": w4a16,
+    "bf16": bf16,
+}

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The linears of one decoder layer of each model, as vLLM fuses them."""
+
+from dataclasses import dataclass
+from math import isqrt
+
+
+@dataclass(frozen=True)
+class Linear:
+    name: str
+    in_features: int
+    out_features: int
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.in_features}x{self.out_features}"
+
+
+@dataclass(frozen=True)
+class Model:
+    """Sizes from the model's config.json."""
+
+    name: str
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+    @property
+    def linears(self) -> list[Linear]:
+        attention = self.heads * self.head_dim
+        return [
+            Linear("qkv", self.hidden, attention + 2 * self.kv_heads * self.head_dim),
+            Linear("o", attention, self.hidden),
+            Linear("gate_up", self.hidden, 2 * self.intermediate),
+            Linear("down", self.intermediate, self.hidden),
+        ]
+
+
+MODELS = [
+    Model("SmolLM2-135M", hidden=576, intermediate=1536, heads=9, kv_heads=3, head_dim=64),
+    Model("Qwen3-0.6B", hidden=1024, intermediate=3072, heads=16, kv_heads=8, head_dim=128),
+    Model("Qwen3-8B", hidden=4096, intermediate=12288, heads=32, kv_heads=8, head_dim=128),
+    Model("Qwen3-32B", hidden=5120, intermediate=25600, heads=64, kv_heads=8, head_dim=128),
+]
+
+
+def kronecker_sizes(features: int) -> tuple[int, int]:
+    """(M, N) with M * N = features as msModelSlim chooses them: the nearest pair whose mean is a whole number."""
+    mean = isqrt(features - 1) + 1
+    while (spread := isqrt(mean * mean - features)) ** 2 != mean * mean - features:
+        mean += 1
+    return mean - spread, mean + spread

@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every instruction set against the oracle, without torch: for cross-compiled, emulated and sanitized builds.
+//
+//   conformance_test [NAME...]    the instruction sets to test, whatever this CPU says of itself; by default those
+//                                 that it has. Exit status 1 after any failure.
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "kernels.h"
+#include "layout.h"
+#include "linear.h"
+#include "oracle.h"
+#include "pack.h"
+#include "random.h"
+
+namespace {
+
+int checks = 0, failures = 0;
+
+void check(bool is_right, const std::string& what) {
+  ++checks;
+  if (is_right) return;
+  ++failures;
+  std::printf("FAILED: %s\n", what.c_str());
+}
+
+// Threads of its own for every call, so that each part runs on a fresh one.
+w4a4::Pool make_pool(int64_t threads) {
+  return {[threads](int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
+            const int64_t parts = std::min(threads, w4a4::ceil_div(count, std::max<int64_t>(grain, 1)));
+            std::vector<std::thread> workers;
+            for (int64_t p = 0; p < parts; ++p) {
+              workers.emplace_back([&, p] { body(p * count / parts, (p + 1) * count / parts); });
+            }
+            for (auto& worker : workers) worker.join();
+          },
+          threads};
+}
+
+struct Shape {
+  int64_t left, right, out, tokens, groups;
+  std::string text() const {
+    char buffer[96];
+    std::snprintf(buffer, sizeof buffer, "%lldx%lld -> %lld, %lld tokens, %lld groups", (long long)left,
+                  (long long)right, (long long)out, (long long)tokens, (long long)groups);
+    return buffer;
+  }
+};
+
+std::vector<uint8_t> pack(const std::vector<int8_t>& weight, int64_t out, int64_t features) {
+  const int64_t bytes = w4a4::tile_count(out) * w4a4::block_count(features) * w4a4::kBlockBytes;
+  std::vector<uint8_t> packed(bytes, w4a4::kZeroPoint << 4 | w4a4::kZeroPoint);
+  w4a4::pack_rows(weight.data(), out, features, 0, packed.data());
+  return packed;
+}
+
+void test_pack() {
+  Random random(1);
+  for (int64_t out : {1, 15, 16, 17, 40}) {
+    for (int64_t features : {1, 7, 8, 9, 64, 77}) {
+      const auto weight = random.bytes(out * features, -8, 7);
+      std::vector<int8_t> back(weight.size());
+      w4a4::unpack_rows(pack(weight, out, features).data(), out, features, back.data());
+      check(back == weight, "pack and unpack " + std::to_string(out) + " x " + std::to_string(features));
+    }
+  }
+  auto values = random.bytes(10000, -8, 7);
+  check(w4a4::find_outside_int4(values.data(), 10000) == -1, "no value outside int4");
+  values[9001] = 8;
+  check(w4a4::find_outside_int4(values.data(), 10000) == 9001, "place of the value outside int4");
+}
+
+// Scales of 1 make the outputs the integer sums themselves, which must be exact.
+void test_integers(const w4a4::Kernels& kernels, const Shape& shape, int64_t threads) {
+  Random random(static_cast<uint32_t>(shape.out * 31 + shape.tokens));
+  const int64_t features = shape.left * shape.right;
+  const auto q = random.bytes(shape.tokens * features, -8, 7), w = random.bytes(shape.out * features, -8, 7);
+  const auto packed = pack(w, shape.out, features);
+  const std::vector<float> scale(shape.tokens, 1.0f), weight_scale(shape.out * shape.groups, 1.0f);
+  std::vector<float> y(shape.tokens * shape.out);
+  const w4a4::Weight weight{packed.data(),         weight_scale.data(), nullptr,  nullptr,
+                            w4a4::Dtype::kFloat32, shape.out,           features, shape.groups};
+  w4a4::int4_linear(q.data(), scale.data(), shape.tokens, weight, y.data(), w4a4::Dtype::kFloat32, kernels,
+                    make_pool(threads));
+  bool is_right = true;
+  for (int64_t t = 0; t < shape.tokens; ++t) {
+    for (int64_t o = 0; o < shape.out; ++o) {
+      is_right &= y[t * shape.out + o] == static_cast<float>(dot(q, w, t, o, features, 0, 1));
+    }
+  }
+  check(is_right, std::string(kernels.name) + " integers, " + shape.text());
+}
+
+// Bytes of a value in the operator's dtype, by the oracle's own conversions (exact for the inputs used here).
+uint16_t bfloat16_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return static_cast<uint16_t>(bits >> 16);
+}
+float from_bfloat16(uint16_t half) {
+  const uint32_t bits = static_cast<uint32_t>(half) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+enum class Factors { kBoth, kLeft, kRight, kNone };
+
+void test_linear(const w4a4::Kernels& kernels, const Shape& shape, w4a4::Dtype dtype, Factors factors,
+                 int64_t threads) {
+  Random random(static_cast<uint32_t>(shape.left * 7 + shape.tokens));
+  const int64_t features = shape.left * shape.right;
+  // Multiples of 1/16 up to 4 have the same value in every dtype.
+  std::vector<float> x(shape.tokens * features);
+  for (auto& value : x) value = static_cast<float>(random.integer(-64, 64)) / 16.0f;
+  if (shape.tokens > 2) std::fill_n(x.begin() + features, features, 0.0f);
+  std::vector<float> l, r;
+  if (factors == Factors::kBoth || factors == Factors::kLeft) l = random.reals(shape.left * shape.left, -1, 1);
+  if (factors == Factors::kBoth || factors == Factors::kRight) r = random.reals(shape.right * shape.right, -1, 1);
+  const auto w = random.bytes(shape.out * features, -8, 7);
+  const auto packed = pack(w, shape.out, features);
+  const auto weight_scale = random.reals(shape.out * shape.groups, 0.01f, 0.1f);
+  const auto offset = random.reals(shape.out * shape.groups, -1, 1), bias = random.reals(shape.out, -1, 1);
+
+  std::vector<uint16_t> x16(x.size());
+  for (size_t i = 0; i < x.size(); ++i) {
+    const auto as_half = static_cast<w4a4::Float16>(x[i]);
+    std::memcpy(&x16[i], &as_half, 2);
+    if (dtype == w4a4::Dtype::kBFloat16) x16[i] = bfloat16_bits(x[i]);
+  }
+  const void* input = dtype == w4a4::Dtype::kFloat32 ? static_cast<const void*>(x.data()) : x16.data();
+  const w4a4::Transform transform_args{shape.left, shape.right, l.empty() ? nullptr : l.data(),
+                                       r.empty() ? nullptr : r.data(), 0.9f};
+  const w4a4::Pool pool = make_pool(threads);
+  const std::string what = std::string(kernels.name) + " linear, " + shape.text();
+
+  Quantized mine{std::vector<int8_t>(x.size()), {}};
+  std::vector<float> scale(shape.tokens);
+  w4a4::kronecker_quant(input, dtype, shape.tokens, features, transform_args, mine.q.data(), scale.data(), kernels,
+                        pool);
+  const Quantized exact =
+      quantize(transform(x, shape.tokens, shape.left, shape.right, l, r), shape.tokens, 0.9f, -8, 7);
+  int64_t steps = 0, largest = 0;
+  for (size_t i = 0; i < x.size(); ++i) {
+    const int64_t step = std::abs(mine.q[i] - exact.q[i]);
+    steps += step;
+    largest = std::max(largest, step);
+  }
+  check(largest <= 1 && steps <= std::max<int64_t>(1, static_cast<int64_t>(x.size()) / 5000), what + ": activations");
+  for (int64_t t = 0; t < shape.tokens; ++t) {
+    check(std::fabs(scale[t] - exact.scale[t]) <= 1e-5 * exact.scale[t], what + ": scale");
+  }
+
+  std::vector<float> y32(shape.tokens * shape.out);
+  std::vector<uint16_t> y16(y32.size());
+  void* output = dtype == w4a4::Dtype::kFloat32 ? static_cast<void*>(y32.data()) : y16.data();
+  const w4a4::Weight weight{packed.data(),         weight_scale.data(), offset.data(), bias.data(),
+                            w4a4::Dtype::kFloat32, shape.out,           features,      shape.groups};
+  w4a4::flatquant_linear(input, dtype, shape.tokens, transform_args, weight, output, kernels, pool);
+  const double rounding = dtype == w4a4::Dtype::kFloat32 ? 0 : dtype == w4a4::Dtype::kBFloat16 ? 1.0 / 256 : 1.0 / 2048;
+  bool is_right = true;
+  for (int64_t t = 0; t < shape.tokens; ++t) {
+    for (int64_t o = 0; o < shape.out; ++o) {
+      double sum = 0, magnitude = std::fabs(bias[o]);
+      for (int64_t g = 0; g < shape.groups; ++g) {
+        double q_sum = 0, q_magnitude = 0;
+        const int64_t size = features / shape.groups;
+        for (int64_t k = g * size; k < (g + 1) * size; ++k) {
+          q_sum += mine.q[t * features + k];
+          q_magnitude += 8.0 * std::abs(mine.q[t * features + k]);
+        }
+        const int64_t i = o * shape.groups + g;
+        sum += weight_scale[i] *
+               (static_cast<double>(dot(mine.q, w, t, o, features, g, shape.groups)) - offset[i] * q_sum);
+        magnitude += scale[t] * weight_scale[i] * q_magnitude;
+      }
+      const double expected = scale[t] * sum + bias[o];
+      float found = y32[t * shape.out + o];
+      if (dtype == w4a4::Dtype::kBFloat16) found = from_bfloat16(y16[t * shape.out + o]);
+      if (dtype == w4a4::Dtype::kFloat16) {
+        w4a4::Float16 half;
+        std::memcpy(&half, &y16[t * shape.out + o], 2);
+        found = static_cast<float>(half);
+      }
+      is_right &= std::fabs(found - expected) <= rounding * std::fabs(expected) + 1e-6 * magnitude;
+    }
+  }
+  check(is_right, what + ": outputs");
+}
+
+void test_w8a8(const w4a4::Kernels& kernels, int64_t features, int64_t out, int64_t tokens) {
+  Random random(static_cast<uint32_t>(features + tokens));
+  const auto w = random.bytes(out * features, -128, 127);
+  std::vector<int8_t> packed(w4a4::tile_count(out) * w4a4::block_count(features) * w4a4::kInt8BlockBytes);
+  w4a4::pack_int8_rows(w.data(), out, features, 0, packed.data());
+  const auto x = random.reals(tokens * features, -3, 3);
+  const std::vector<float> weight_scale(out, 1.0f);
+  std::vector<float> y(tokens * out);
+  const w4a4::Weight weight{
+      packed.data(), weight_scale.data(), nullptr, nullptr, w4a4::Dtype::kFloat32, out, features, 1};
+  w4a4::w8a8_linear(x.data(), w4a4::Dtype::kFloat32, tokens, weight, y.data(), kernels, make_pool(2));
+  const Quantized exact = quantize(std::vector<double>(x.begin(), x.end()), tokens, 1.0, -127, 127);
+  bool is_right = true;
+  for (int64_t t = 0; t < tokens; ++t) {
+    for (int64_t o = 0; o < out; ++o) {
+      // Two activations may round differently in float32.
+      const double sum = static_cast<double>(dot(exact.q, w, t, o, features, 0, 1));
+      is_right &= std::fabs(y[t * out + o] / exact.scale[t] - sum) <= 2 * 128 + 1e-5 * std::fabs(sum);
+    }
+  }
+  check(is_right, std::string(kernels.name) + " w8a8, " + std::to_string(features) + " -> " + std::to_string(out));
+}
+
+// The largest sums there can be; accumulators of 16 bits must be widened in time.
+void test_extremes(const w4a4::Kernels& kernels) {
+  constexpr int64_t kFeatures = 25600, kOut = 17, kTokens = 13;
+  for (const int weight_value : {-8, 7}) {
+    for (const int q_value : {-8, 7}) {
+      const auto packed =
+          pack(std::vector<int8_t>(kOut * kFeatures, static_cast<int8_t>(weight_value)), kOut, kFeatures);
+      const std::vector<int8_t> q(kTokens * kFeatures, static_cast<int8_t>(q_value));
+      const std::vector<float> ones(kOut + kTokens, 1.0f);
+      for (int64_t tokens : {int64_t{1}, kTokens}) {
+        std::vector<float> y(tokens * kOut);
+        const w4a4::Weight weight{packed.data(),         ones.data(), nullptr,   nullptr,
+                                  w4a4::Dtype::kFloat32, kOut,        kFeatures, 1};
+        w4a4::int4_linear(q.data(), ones.data(), tokens, weight, y.data(), w4a4::Dtype::kFloat32, kernels,
+                          make_pool(1));
+        const auto expected = static_cast<float>(weight_value * q_value * kFeatures);
+        check(y == std::vector<float>(y.size(), expected), std::string(kernels.name) + " extremes");
+      }
+    }
+  }
+}
+
+void test(const w4a4::Kernels& kernels) {
+  std::vector<int64_t> token_counts;
+  for (int64_t tokens = 0; tokens <= 26; ++tokens) token_counts.push_back(tokens);
+  token_counts.insert(token_counts.end(), {49, 64, 257});
+  for (const int64_t tokens : token_counts) {
+    test_integers(kernels, {12, 16, 50, tokens, 1}, 3);
+    test_integers(kernels, {7, 11, 1, tokens, 1}, 1);
+    test_integers(kernels, {2, 560, 209, tokens, 1}, 2);
+    test_integers(kernels, {12, 16, 33, tokens, 8}, 2);
+  }
+  for (const auto dtype : {w4a4::Dtype::kFloat32, w4a4::Dtype::kBFloat16, w4a4::Dtype::kFloat16}) {
+    for (const int64_t tokens : {0, 1, 3, 4, 7, 13, 30}) {
+      for (const auto factors : {Factors::kBoth, Factors::kLeft, Factors::kRight, Factors::kNone}) {
+        test_linear(kernels, {12, 16, 50, tokens, 1}, dtype, factors, 2);
+        test_linear(kernels, {12, 16, 33, tokens, 4}, dtype, factors, 3);
+        test_linear(kernels, {7, 11, 19, tokens, 1}, dtype, factors, 4);
+      }
+    }
+  }
+  // Large enough that the threads share one token's transform.
+  test_linear(kernels, {48, 50, 16, 1, 1}, w4a4::Dtype::kFloat32, Factors::kBoth, 3);
+  test_linear(kernels, {72, 80, 16, 2, 1}, w4a4::Dtype::kFloat32, Factors::kBoth, 3);
+  test_linear(kernels, {72, 80, 16, 1, 1}, w4a4::Dtype::kFloat32, Factors::kLeft, 5);
+  test_linear(kernels, {72, 80, 16, 1, 1}, w4a4::Dtype::kFloat32, Factors::kRight, 5);
+  for (const int64_t tokens : {1, 4, 9, 30}) {
+    test_w8a8(kernels, 192, 50, tokens);
+    test_w8a8(kernels, 77, 1, tokens);
+  }
+  test_extremes(kernels);
+}
+
+}  // namespace
+
+int main(int count, char** names) {
+  test_pack();
+  for (const w4a4::Kernels* kernels : w4a4::all_kernels()) {
+    bool is_wanted = count == 1 && kernels->is_available();
+    for (int i = 1; i < count; ++i) is_wanted |= std::strcmp(names[i], kernels->name) == 0;
+    if (!is_wanted) continue;
+    std::printf("testing %s\n", kernels->name);
+    test(*kernels);
+  }
+  std::printf("%d passed, %d failed\n", checks - failures, failures);
+  return failures == 0 ? 0 : 1;
+}

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the kernels without torch and runs their C++ conformance test, once for each CMake preset."""
+
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+IS_X86 = platform.machine() in ("x86_64", "AMD64")
+
+
+def missing(preset: str) -> str | None:
+    """What keeps the preset from running here, with the remedy."""
+    if shutil.which("cmake") is None or shutil.which("g++") is None:
+        return "cmake and g++ are needed (Debian: apt-get install cmake g++)"
+    if preset == "simde" and not IS_X86:
+        return "emulates x86 instructions on x86"
+    if preset == "simde" and not Path("/usr/include/simde").is_dir():
+        return "SIMDe is needed (Debian: apt-get install libsimde-dev)"
+    if preset == "aarch64" and not (shutil.which("aarch64-linux-gnu-g++") and shutil.which("qemu-aarch64-static")):
+        return "a cross compiler is needed (Debian: apt-get install g++-aarch64-linux-gnu qemu-user-static)"
+    return None
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("preset", ["native", "sanitize", "simde", "aarch64"])
+def test_conformance(preset: str, tmp_path: Path) -> None:
+    if reason := missing(preset):
+        pytest.skip(reason)
+    build = tmp_path / preset
+    for command in (
+        ["cmake", "--preset", preset, "-B", str(build)],
+        ["cmake", "--build", str(build), "--parallel", "2"],
+        ["ctest", "--test-dir", str(build), "--output-on-failure", "--no-tests=error"],
+    ):
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout[-5000:]}\n{result.stderr[-3000:]}"
+        assert "warning:" not in result.stdout + result.stderr
