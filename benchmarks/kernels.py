@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every linear of every model at every number of tokens: ours, the peers, and the machine's limits, in one run."""
+
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from vllm_w4a4_plugin import ops
+
+from . import limits
+from .measure import interleaved, median_ratio
+from .peers import PEERS, Prepared, Unavailable, w4a4_flatquant
+from .shapes import Linear, Model, kronecker_sizes
+
+OURS = "w4a4_flatquant"
+TOKENS = [1, 4, 16, 64, 256, 1024]
+
+
+def run(
+    models: Iterable[Model], tokens: Iterable[int], seconds: float, show: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Measure; the result is what the JSON file holds (times in seconds, rates per second)."""
+    import_vllm_kernels()
+    limits.load()
+    records, notes = [], {}
+    for model in models:
+        for linear in model.linears:
+            prepared = prepare(linear, notes)
+            for count in tokens:
+                record = {"model": model.name, **measure_linear(linear, count, prepared, seconds)}
+                records.append(record)
+                show(f"{model.name} {linear}, {count} tokens: {record['median'][OURS] * 1e3:.3f} ms")
+            del prepared
+    return {"machine": machine(), "unavailable": notes, "records": records}
+
+
+def import_vllm_kernels() -> None:
+    from vllm.platforms import current_platform
+
+    current_platform.import_kernels()
+
+
+def prepare(linear: Linear, notes: dict[str, str]) -> dict[str, Prepared]:
+    prepared = {}
+    for name, make in PEERS.items():
+        try:
+            prepared[name] = make(linear)
+        except Unavailable as reason:
+            notes[name] = str(reason)
+    return prepared
+
+
+def measure_linear(linear: Linear, tokens: int, prepared: dict[str, Prepared], seconds: float) -> dict[str, Any]:
+    """One row: medians, ratios to ours, and ours as a fraction of the limits measured between the same runs."""
+    x = torch.randn(tokens, linear.in_features, dtype=torch.bfloat16)
+    weight = prepared[OURS].weight
+    assert weight is not None
+    left, right = (torch.randn(n, n) / n**0.5 for n in kronecker_sizes(linear.in_features))
+    clip = torch.tensor([0.95])
+    contestants: dict[str, Callable[[], object]] = {
+        name: (lambda run=peer.run: run(x)) for name, peer in prepared.items()
+    }
+    contestants["read"] = lambda: limits.read(weight)
+    contestants["quantize"] = lambda: torch.ops.vllm_w4a4.kronecker_quant(x, left, right, clip)
+    times = interleaved(contestants, seconds)
+    dot, fma = limits.dot_peak(), limits.fma_peak()
+    median = {name: statistics.median(values) for name, values in times.items()}
+    operations = 2 * tokens * linear.in_features * linear.out_features
+    transform_operations = 2 * tokens * linear.in_features * sum(kronecker_sizes(linear.in_features))
+    return {
+        "linear": linear.name,
+        "in": linear.in_features,
+        "out": linear.out_features,
+        "tokens": tokens,
+        "rounds": len(times[OURS]),
+        "kernels": {name: peer.kernel for name, peer in prepared.items()},
+        "median": median,
+        "speedup": {name: median_ratio(times[name], times[OURS]) for name in prepared if name != OURS},
+        "read_bandwidth": weight.numel() / median["read"],
+        "of_read_bandwidth": median_ratio(times["read"], times[OURS]),
+        "dot_peak": dot,
+        "of_dot_peak": operations / median[OURS] / dot if dot else None,
+        "quantize_share": median_ratio(times["quantize"], times[OURS]),
+        "of_fma_peak": transform_operations / median["quantize"] / fma if fma else None,
+    }
+
+
+def scaling(linear: Linear, tokens: int, seconds: float) -> float:
+    """How many times faster two threads are than one."""
+    prepared = w4a4_flatquant(linear)
+    x = torch.randn(tokens, linear.in_features, dtype=torch.bfloat16)
+
+    def on(threads: int) -> Callable[[], object]:
+        def run() -> None:
+            torch.set_num_threads(threads)
+            prepared.run(x)
+
+        return run
+
+    before = torch.get_num_threads()
+    try:
+        times = interleaved({"one": on(1), "two": on(2)}, seconds)
+    finally:
+        torch.set_num_threads(before)
+    return median_ratio(times["one"], times["two"])
+
+
+def machine() -> dict[str, Any]:
+    import vllm
+
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=limits.ROOT)
+    model = next(
+        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor(),
+    )
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="minutes"),
+        "cpu": model,
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],
+        "instruction_set": ops.cpu_instruction_set(),
+        "torch": torch.__version__,
+        "vllm": vllm.__version__,
+        "commit": commit.stdout.strip(),
+    }
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        with open(path) as file:
+            return file.readlines()
+    except OSError:
+        return []

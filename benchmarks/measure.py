@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Interleaved timing: what disturbs the machine disturbs all contestants alike, so ratios hold where times do not."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+Contestants = dict[str, Callable[[], object]]
+
+
+def interleaved(
+    contestants: Contestants, seconds: float = 2.0, least: int = 5, most: int = 200
+) -> dict[str, list[float]]:
+    """Run all contestants in turn until `seconds` have passed, between `least` and `most` times each.
+
+    Returns:
+        Seconds of each run by name, in the order of the rounds. One round before them warms caches up and is not kept.
+    """
+    for run in contestants.values():
+        run()
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    end = time.perf_counter() + seconds
+    rounds = 0
+    while rounds < least or (rounds < most and time.perf_counter() < end):
+        for name, run in contestants.items():
+            begin = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - begin)
+        rounds += 1
+    return times
+
+
+def median_ratio(numerator: list[float], denominator: list[float]) -> float:
+    """The median over rounds of the ratio within a round."""
+    return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
