@@ -71,6 +71,15 @@ class StreamedModel:
         """Full name of block `index`, e.g. `model.layers.3`."""
         return f"{self.blocks_name}.{index}"
 
+    def linear_names(self) -> list[str]:
+        """Full names of the linear layers of all blocks."""
+        return [
+            f"{self.block_name(index)}.{name}"
+            for index, block in enumerate(self._blocks)
+            for name, module in block.named_modules()
+            if isinstance(module, nn.Linear)
+        ]
+
     def load_block(self, index: int) -> nn.Module:
         """Block `index` with its weights in float32, a fresh copy on the device."""
         import copy

@@ -44,7 +44,9 @@ class RotatedModel(StreamedModel):
             for name in group.linears:
                 module = linear(block, name)
                 if group.norm:
-                    weight = module.weight.double() * block.get_submodule(group.norm).weight
+                    norm_weight = block.get_submodule(group.norm).weight
+                    assert isinstance(norm_weight, Tensor)
+                    weight = module.weight.double() * norm_weight
                     module.weight.copy_(weight @ self.rotation)
                 elif group.role in (Role.O, Role.DOWN):
                     module.weight.copy_(self.rotation.t() @ module.weight.double())

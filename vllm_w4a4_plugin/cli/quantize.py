@@ -80,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
         model: StreamedModel = RotatedModel(source, args.device, args.trust_remote_code, args.seed)
     else:
         model = StreamedModel(source, args.device, args.trust_remote_code)
+    recipe.check_patterns(model.linear_names())
     settings = Settings(args.seed, weigh_tokens=not args.no_gradients)
     tokens = args.calib_tokens
     config = model.config.get_text_config()

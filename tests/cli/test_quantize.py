@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vllm-w4a4 quantize` from the command line, on a tiny model."""
+
+import json
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from tests.calibration.conftest import _one_thread, float_model  # noqa: F401 - fixtures
+from vllm_w4a4_plugin.cli import main
+
+OPEN = {"meta", "path", "polyline"}
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    file = tmp_path / "text.json"
+    file.write_text(json.dumps(["The quick brown fox jumps over the lazy dog. " * 40] * 4))
+    return file
+
+
+def test_official_flags_report_and_verify(
+    float_model: Callable[..., Path],  # noqa: F811
+    text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    directory, output = float_model("qwen3"), tmp_path / "out"
+    command = ["quantize", "--model_path", str(directory), "--save_directory", str(output), "--calib_file", str(text)]
+    assert main([*command, "--batch_size", "4", "--trust_remote_code", "--no-gradients"]) == 0
+    shown = capsys.readouterr()
+    assert "needs about" in shown.err
+    assert "model.layers.1.mlp.up_proj" in shown.out
+    assert main(["verify", str(output)]) == 0
+
+    page = (output / "quantization_report.html").read_text()
+    assert "http" not in page
+    stack: list[str] = []
+
+    class Checker(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: object) -> None:
+            if tag not in OPEN:
+                stack.append(tag)
+
+        def handle_endtag(self, tag: str) -> None:
+            assert stack.pop() == tag
+
+        def handle_startendtag(self, tag: str, attrs: object) -> None:
+            assert tag in OPEN | {"br"}
+
+    Checker().feed(page.replace("<br>", "<br/>"))
+    assert stack == []
+    assert page.count("<polyline") >= 1 + 2 * 2 * 2
+
+
+def test_without_a_file_the_model_writes_the_text(float_model: Callable[..., Path], tmp_path: Path) -> None:  # noqa: F811
+    outputs = [tmp_path / "a", tmp_path / "b"]
+    for output in outputs:
+        command = ["quantize", str(float_model("llama")), "--output", str(output), "--no-gradients"]
+        assert main([*command, "--calib-tokens", "1024", "--seq-len", "32"]) == 0
+    name = "quant_model_weight_w4a4_flatquant_dynamic-00001-of-00001.safetensors"
+    assert (outputs[0] / name).read_bytes() == (outputs[1] / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--calib-file", "missing.json"], "missing.json: cannot be read"),
+        (["--recipe", "w3a3"], "unknown recipe 'w3a3'"),
+        (["--keep-float", "*.qproj"], "matches no linear layer"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(
+    arguments: list[str],
+    message: str,
+    float_model: Callable[..., Path],  # noqa: F811
+    text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["quantize", str(float_model("llama")), "--output", str(tmp_path / "out"), "--calib-file", str(text)]
+    assert main([*command, *arguments]) == 1
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert {file.name for file in tmp_path.iterdir()} == {"text.json"}
