@@ -39,14 +39,6 @@ struct NeverUnpacks {
   static void run_unpacked(const uint8_t*, int64_t, int64_t, const int8_t*, int64_t, int32_t*, int64_t) {}
 };
 
-// Calls f with `value`, in [1, Max], as a constant.
-template <int Max, class F>
-void with_constant(int64_t value, const F& f) {
-  [&]<int... I>(std::integer_sequence<int, I...>) {
-    (void)((value == I + 1 && (f(std::integral_constant<int, I + 1>{}), true)) || ...);
-  }(std::make_integer_sequence<int, Max>{});
-}
-
 // Four activation bytes as one word, for a broadcast.
 inline int32_t load_word(const int8_t* p) {
   int32_t word;

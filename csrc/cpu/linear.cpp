@@ -101,19 +101,24 @@ void quantize_tokens(const QuantizeArgs& args, int64_t tokens, const Kernels& ke
   });
 }
 
+// `size` tokens q [size, stride] as one panel with units of type Unit.
+template <class Unit>
+void make_panel(const int8_t* q, int64_t stride, int64_t size, int8_t* panel) {
+  constexpr int64_t kUnit = sizeof(Unit);
+  for (int64_t k = 0; k < stride; k += kUnit) {
+    for (int64_t t = 0; t < size; ++t, panel += kUnit) std::memcpy(panel, q + t * stride + k, kUnit);
+  }
+}
+
 // Tokens q [tokens, stride] as the panels of `gemm`.
 const int8_t* make_panels(const int8_t* q, int64_t stride, const Panels& panels, const Gemm& gemm, const Pool& pool) {
   if (panels.tokens == 1) return q;
   int8_t* target = panel_scratch.get<int8_t>(panels.tokens * stride);
-  const int64_t unit = gemm.panel_unit;
+  const auto make = gemm.panel_unit == 8 ? make_panel<uint64_t> : make_panel<uint32_t>;
   pool.parallel_for(panels.count, ceil_div(kQuantizeGrain, stride), [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel) {
-      const int64_t size = panels.size(panel);
-      const int8_t* source = q + panels.begin(panel) * stride;
-      int8_t* out = target + panels.begin(panel) * stride;
-      for (int64_t k = 0; k < stride; k += unit) {
-        for (int64_t t = 0; t < size; ++t, out += unit) std::memcpy(out, source + t * stride + k, unit);
-      }
+      const int64_t offset = panels.begin(panel) * stride;
+      make(q + offset, stride, panels.size(panel), target + offset);
     }
   });
   return target;

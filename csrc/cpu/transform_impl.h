@@ -17,8 +17,8 @@ namespace {
 // C[rows, columns] = A B for a register block of R rows and V vectors of columns.
 // A(i, k) = a[i * a_row + k * a_k]; B and C are row-major with the strides given.
 template <int R, int V>
-void multiply_block(const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t b_row, int64_t depth, float* c,
-                    int64_t c_row) {
+W4A4_NOINLINE void multiply_block(const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t b_row,
+                                  int64_t depth, float* c, int64_t c_row) {
   FloatVector sum[R][V];
   unrolled<R>([&](auto i) W4A4_INLINE { unrolled<V>([&](auto v) W4A4_INLINE { sum[i][v] = FloatVector{}; }); });
   for (int64_t k = 0; k < depth; ++k) {
@@ -34,7 +34,8 @@ void multiply_block(const float* a, int64_t a_row, int64_t a_k, const float* b, 
   });
 }
 
-// Vectors of columns in a register block: 6 x 2 accumulators fill the 16 registers of AVX, 6 x 4 the 32 of NEON.
+// Rows and vectors of columns in a register block: 6 x 2 sums fill the 16 registers of AVX, 6 x 4 the 32 of NEON.
+constexpr int kBlockRows = 6;
 #if defined(__aarch64__)
 constexpr int kBlockVectors = 4;
 #else
@@ -44,10 +45,14 @@ constexpr int kBlockVectors = 2;
 template <int V>
 void multiply_columns(const float* a, int64_t a_row, int64_t a_k, int64_t rows, const float* b, int64_t b_row,
                       int64_t depth, float* c, int64_t c_row) {
-  int64_t i = 0;
-  for (; i + 6 <= rows; i += 6) multiply_block<6, V>(a + i * a_row, a_row, a_k, b, b_row, depth, c + i * c_row, c_row);
-  for (; i + 2 <= rows; i += 2) multiply_block<2, V>(a + i * a_row, a_row, a_k, b, b_row, depth, c + i * c_row, c_row);
-  for (; i < rows; ++i) multiply_block<1, V>(a + i * a_row, a_row, a_k, b, b_row, depth, c + i * c_row, c_row);
+  // Blocks of nearly equal height: a low one at the end would have too few sums to hide the latency of FMA.
+  const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t i = block * rows / blocks, height = (block + 1) * rows / blocks - i;
+    with_constant<kBlockRows>(height, [&](auto r) {
+      multiply_block<r, V>(a + i * a_row, a_row, a_k, b, b_row, depth, c + i * c_row, c_row);
+    });
+  }
 }
 
 // C = A B; `columns` is a multiple of kVector.

@@ -48,6 +48,14 @@ W4A4_INLINE inline void unrolled(const F& f) {
       W4A4_INLINE { (f(std::integral_constant<int, I>{}), ...); }(std::make_integer_sequence<int, N>{});
 }
 
+// Calls f with `value`, in [1, Max], as a constant.
+template <int Max, class F>
+void with_constant(int64_t value, const F& f) {
+  [&]<int... I>(std::integer_sequence<int, I...>) {
+    (void)((value == I + 1 && (f(std::integral_constant<int, I + 1>{}), true)) || ...);
+  }(std::make_integer_sequence<int, Max>{});
+}
+
 // Ends the computation of a value here. Without it GCC moves the loads of a whole unrolled step before its arithmetic
 // and spills accumulators.
 template <class V>
