@@ -4,6 +4,7 @@
 import argparse
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp
 from pathlib import Path
@@ -44,40 +45,27 @@ def run(args: argparse.Namespace) -> int:
     for directory in filter(None, (args.directory, args.float)):
         if not (directory / "config.json").is_file():
             raise CheckpointError(f"{directory}: no config.json there; give the directory of a model.")
-    measured = perplexity(args.directory, texts, args.window, args.windows, args.dtype)
+    measured = perplexity(args.directory, _windows(args.directory, texts, args), args.dtype)
     rows = [_row(args.directory, measured, "")]
     if args.float:
-        reference = perplexity(args.float, texts, args.window, args.windows, args.dtype)
+        reference = perplexity(args.float, _windows(args.float, texts, args), args.dtype)
         rows = [_row(args.float, reference, ""), _row(args.directory, measured, _difference(measured, reference))]
     print(format_table(("model", "perplexity", "difference", "tokens", "seconds"), rows))
     return 0
 
 
-def perplexity(directory: Path, texts: list[str], window: int, windows: int, dtype: str = "auto") -> Perplexity:
-    """Perplexity through vLLM over consecutive windows of the texts joined by two newlines.
-
-    The first token of each window is not predicted.
+def perplexity(directory: Path, rows: Sequence[Sequence[int]], dtype: str = "auto") -> Perplexity:
+    """Perplexity through vLLM over rows of token ids; the first token of each row is not predicted.
 
     Args:
         directory: of the model; one with a quantization description is served with this plugin.
-        texts: to be joined.
-        window: tokens per window; windows: how many at most.
+        rows: windows of text.
         dtype: of activations.
-
-    Raises:
-        CheckpointError: the text is shorter than one window.
     """
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    from transformers import AutoTokenizer
     from vllm import LLM, SamplingParams
 
-    from vllm_w4a4_plugin.calibration.data import SEPARATOR
-
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    ids = tokenizer(SEPARATOR.join(texts), add_special_tokens=False, verbose=False).input_ids
-    rows = [ids[i : i + window] for i in range(0, len(ids) - window + 1, window)][:windows]
-    if not rows:
-        raise CheckpointError(f"the text has {len(ids)} tokens, fewer than one window of {window}")
+    window = max(map(len, rows))
     quantized = (directory / DESCRIPTION_FILE).is_file()
     llm = LLM(
         str(directory),
@@ -90,7 +78,7 @@ def perplexity(directory: Path, texts: list[str], window: int, windows: int, dty
         disable_log_stats=True,
     )
     started = time.monotonic()
-    prompts: list[Any] = [{"prompt_token_ids": row} for row in rows]
+    prompts: list[Any] = [{"prompt_token_ids": list(row)} for row in rows]
     outputs = llm.generate(prompts, SamplingParams(max_tokens=1, prompt_logprobs=0))
     loss, count = 0.0, 0
     for row, output in zip(rows, outputs, strict=True):
@@ -102,6 +90,20 @@ def perplexity(directory: Path, texts: list[str], window: int, windows: int, dty
     seconds = time.monotonic() - started
     llm.llm_engine.engine_core.shutdown()
     return Perplexity(exp(loss / count), count, seconds)
+
+
+def _windows(directory: Path, texts: list[str], args: argparse.Namespace) -> list[list[int]]:
+    """Consecutive windows of the texts joined by two newlines."""
+    from transformers import AutoTokenizer
+
+    from vllm_w4a4_plugin.calibration.data import SEPARATOR
+
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    ids = tokenizer(SEPARATOR.join(texts), add_special_tokens=False, verbose=False).input_ids
+    rows = [ids[i : i + args.window] for i in range(0, len(ids) - args.window + 1, args.window)][: args.windows]
+    if not rows:
+        raise CheckpointError(f"{args.text}: {len(ids)} tokens are fewer than one window of {args.window}.")
+    return rows
 
 
 def _row(directory: Path, measured: Perplexity, difference: str) -> list[str]:
