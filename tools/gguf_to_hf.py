@@ -198,6 +198,7 @@ def convert(gguf_file: Path, output: Path) -> None:
     _write_json(output / "generation_config.json", ids)
     write_tokenizer(gguf, output)
     save_file(dict(weights(gguf)), output / "model.safetensors", metadata={"format": "pt"})
+    (output / "model.safetensors").chmod(0o644)  # safetensors leaves it readable by its owner only
 
 
 def main() -> None:

@@ -2,6 +2,9 @@
 """`vllm-w4a4 quantize` from the command line, on a tiny model."""
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.calibration.conftest import _one_thread, float_model  # noqa: F401 - fixtures
+from vllm_w4a4_plugin.calibration.block import BlockQuantizer
 from vllm_w4a4_plugin.cli import main
 
 OPEN = {"meta", "path", "polyline"}
@@ -84,3 +88,50 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert main([*command, *arguments]) == 1
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert {file.name for file in tmp_path.iterdir()} == {"text.json"}
+
+
+def test_killed_process_is_continued(
+    float_model: Callable[..., Path],  # noqa: F811
+    text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """kill -9 in the middle of the second block, then --resume."""
+    script = (
+        "import os, signal, sys\n"
+        "from vllm_w4a4_plugin.calibration.block import BlockQuantizer\n"
+        "from vllm_w4a4_plugin.cli import main\n"
+        "original = BlockQuantizer._quantize\n"
+        "def quantize(self, group):\n"
+        "    if self.index == 1 and group.role == 'gate_up':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    original(self, group)\n"
+        "BlockQuantizer._quantize = quantize\n"
+        "main(sys.argv[1:])\n"
+    )
+    output = tmp_path / "out"
+    command = ["quantize", str(float_model("mistral")), "--output", str(output), "--calib-file", str(text)]
+    killed = subprocess.run([sys.executable, "-c", script, *command], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not output.exists()
+    assert main(command) == 1
+    assert "--resume" in capsys.readouterr().err
+    assert main([*command, "--resume"]) == 0
+    assert main(["verify", str(output)]) == 0
+    assert {file.name for file in tmp_path.iterdir()} == {"text.json", "out"}
+
+
+def test_interrupt_says_how_to_go_on(
+    float_model: Callable[..., Path],  # noqa: F811
+    text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(BlockQuantizer, "run", interrupted)
+    command = ["quantize", str(float_model("mistral")), "--output", str(tmp_path / "out"), "--calib-file", str(text)]
+    assert main(command) == 130
+    assert "--resume" in capsys.readouterr().out

@@ -26,26 +26,27 @@ def measure(model: StreamedModel, ids: Tensor, directory: Path, progress: Callab
     missing = [i for i in range(len(model)) if not sensitivity_file(directory, i).exists()]
     if not missing:
         return
-    with torch.no_grad():
-        for index in range(len(model)):
-            file = directory / f"float-{index:05d}.safetensors"
-            if file.exists():
-                hidden = load_file(file)["hidden"]
-            else:
-                _save({"hidden": hidden}, file)
-            nxt = directory / f"float-{index + 1:05d}.safetensors"
-            if not nxt.exists() and index <= missing[-1]:
-                block = model.load_block(index)
-                rows = (model.run_block(block, index, h.to(model.device)).cpu() for h in hidden.split(ROWS_AT_ONCE))
-                hidden = torch.cat(list(rows))
-            progress("Gradients: forward")
-    if missing[-1] == len(model) - 1:
+    last = missing[-1]
+    needs_loss = last == len(model) - 1
+    for index in range(last + 1):
+        file = _float_file(directory, index)
+        if file.exists():
+            hidden = load_file(file)["hidden"]
+        else:
+            _save({"hidden": hidden}, file)
+        if (index == last and needs_loss) or (index < last and not _float_file(directory, index + 1).exists()):
+            block = model.load_block(index)
+            with torch.no_grad():
+                rows = [model.run_block(block, index, h.to(model.device)).cpu() for h in hidden.split(ROWS_AT_ONCE)]
+            hidden = torch.cat(rows)
+        progress("Gradients: forward")
+    if needs_loss:
         gradient = _loss_gradient(model, hidden, ids)
     else:
-        gradient = load_file(_gradient_file(directory, missing[-1] + 1))["gradient"]
+        gradient = load_file(_gradient_file(directory, last + 1))["gradient"]
     for index in reversed(missing):
         block = model.load_block(index)
-        hidden = load_file(directory / f"float-{index:05d}.safetensors")["hidden"]
+        hidden = load_file(_float_file(directory, index))["hidden"]
         first = hidden[:1].to(model.device)
         groups = trace(block, partial(model.run_block, block, index, first), model.block_name(index))
         tokens, weights, gradient = _backward(model, block, index, groups, hidden, gradient)
@@ -54,15 +55,18 @@ def measure(model: StreamedModel, ids: Tensor, directory: Path, progress: Callab
         _save({"gradient": gradient}, _gradient_file(directory, index))
         _save(result, sensitivity_file(directory, index))
         _gradient_file(directory, index + 1).unlink(missing_ok=True)
-        (directory / f"float-{index + 1:05d}.safetensors").unlink(missing_ok=True)
+        _float_file(directory, index).unlink()
         progress("Gradients: backward")
-    for file in (directory / "float-00000.safetensors", _gradient_file(directory, 0)):
-        file.unlink(missing_ok=True)
+    _gradient_file(directory, 0).unlink()
 
 
 def sensitivity_file(directory: Path, index: int) -> Path:
     """Where block `index`'s token and row weights lie."""
     return directory / f"sensitivity-{index:05d}.safetensors"
+
+
+def _float_file(directory: Path, index: int) -> Path:
+    return directory / f"float-{index:05d}.safetensors"
 
 
 def _gradient_file(directory: Path, index: int) -> Path:

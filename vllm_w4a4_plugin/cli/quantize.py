@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vllm_w4a4_plugin.calibration.pipeline import BlockRecord
 
 OWN_TEXT_ROWS = 32
+INTERRUPTED = 130  # exit code of a command ended by Ctrl-C
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -107,7 +108,12 @@ def run(args: argparse.Namespace) -> int:
             bar.n = done
             bar.refresh()
 
-        records = quantization.run(show)
+        try:
+            records = quantization.run(show)
+        except KeyboardInterrupt:
+            bar.close()
+            print(f"\nInterrupted after {bar.n} of {len(model)} blocks; the same command with --resume continues.")
+            return INTERRUPTED
     seconds = time.monotonic() - started
     size = sum(file.stat().st_size for file in args.output.iterdir()) / 1e6
     facts = [
