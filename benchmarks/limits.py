@@ -43,7 +43,7 @@ def load() -> None:
 
 def read(tensor: Tensor) -> None:
     """Read every byte of `tensor` once."""
-    torch.ops.vllm_w4a4_limits.read(tensor)
+    torch.ops.vllm_w4a4_limits.read(tensor, ops.cpu_instruction_set())
 
 
 def dot_peak() -> float | None:

@@ -9,6 +9,9 @@
 #include <string>
 
 namespace w4a4 {
+uint64_t read_portable(const uint64_t* words, int64_t count);
+uint64_t read_avx2(const uint64_t* words, int64_t count);
+uint64_t read_avx512vnni(const uint64_t* words, int64_t count);
 int64_t fma_peak_avx2(int64_t steps);
 int64_t dot_peak_avx2(int64_t steps);
 int64_t dot_peak_avxvnni(int64_t steps);
@@ -20,21 +23,17 @@ namespace {
 
 using torch::stable::Tensor;
 
-#if defined(__x86_64__)
-__attribute__((target_clones("avx512f", "avx2", "default")))
-#endif
-uint64_t sum_words(const uint64_t* words, int64_t count) {
-  uint64_t sum = 0;
-  for (int64_t i = 0; i < count; ++i) sum += words[i];
-  return sum;
-}
-
 // Reads all of a tensor once, in one contiguous part per thread as the operators do.
-int64_t read_all(const Tensor& tensor) {
+int64_t read_all(const Tensor& tensor, std::string isa) {
   const auto* words = static_cast<const uint64_t*>(tensor.const_data_ptr());
+  auto read = w4a4::read_portable;
+#if defined(__x86_64__)
+  if (isa == "avx2" || isa == "avxvnni") read = w4a4::read_avx2;
+  if (isa == "avx512vnni") read = w4a4::read_avx512vnni;
+#endif
   std::atomic<uint64_t> sum{0};
   torch::stable::parallel_for(0, tensor.numel() * tensor.element_size() / 8, 1,
-                              [&](int64_t begin, int64_t end) { sum += sum_words(words + begin, end - begin); });
+                              [&](int64_t begin, int64_t end) { sum += read(words + begin, end - begin); });
   return static_cast<int64_t>(sum.load());
 }
 
@@ -67,7 +66,7 @@ int64_t fma_peak(std::string isa, int64_t steps) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY(vllm_w4a4_limits, m) {
-  m.def("read(Tensor tensor) -> int");
+  m.def("read(Tensor tensor, str isa) -> int");
   m.def("dot_peak(str isa, int steps) -> int");
   m.def("fma_peak(str isa, int steps) -> int");
 }

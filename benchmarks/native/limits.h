@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What this CPU can do at best, measured without memory: one source file per instruction set includes this and defines
-// the int8 step. Each function runs on one thread and returns the multiply-adds it has done.
+// What this CPU can do at best, one source file per instruction set includes this and defines the int8 step. Each
+// function runs on one thread; the peaks touch no memory and return the multiply-adds that were done.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +11,25 @@ namespace w4a4 {
 namespace {
 
 constexpr int kChains = 12;  // sums in registers, enough to hide the latency of what is added to them
+
+// The sum of all words; prefetches as far ahead as the kernels do, so that they cannot read faster than this.
+inline uint64_t read(const uint64_t* words, int64_t count) {
+  typedef uint64_t Words __attribute__((vector_size(W4A4_VECTOR_FLOATS * 4), aligned(8), may_alias));
+  constexpr int64_t kWords = kVector / 2, kLine = 8;
+  Words sums[kLine / kWords] = {};
+  int64_t i = 0;
+  for (; i + kLine <= count; i += kLine) {
+    __builtin_prefetch(words + i + 256);
+    unrolled<kLine / kWords>([&](auto v)
+                                 W4A4_INLINE { sums[v] += *reinterpret_cast<const Words*>(words + i + v * kWords); });
+  }
+  uint64_t sum = 0;
+  for (; i < count; ++i) sum += words[i];
+  for (const Words& part : sums) {
+    for (int64_t j = 0; j < kWords; ++j) sum += part[j];
+  }
+  return sum;
+}
 
 // float32: kChains x kVector fused multiply-adds per step.
 inline int64_t fma_peak(int64_t steps) {

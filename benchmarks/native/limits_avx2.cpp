@@ -19,6 +19,7 @@ struct Step {
 
 }  // namespace
 
+uint64_t read_avx2(const uint64_t* words, int64_t count) { return read(words, count); }
 int64_t fma_peak_avx2(int64_t steps) { return fma_peak(steps); }
 int64_t dot_peak_avx2(int64_t steps) { return dot_peak<Step>(steps); }
 

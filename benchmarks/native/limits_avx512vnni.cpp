@@ -15,6 +15,7 @@ struct Step {
 
 }  // namespace
 
+uint64_t read_avx512vnni(const uint64_t* words, int64_t count) { return read(words, count); }
 int64_t fma_peak_avx512vnni(int64_t steps) { return fma_peak(steps); }
 int64_t dot_peak_avx512vnni(int64_t steps) { return dot_peak<Step>(steps); }
 
