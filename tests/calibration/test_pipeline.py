@@ -104,18 +104,19 @@ def test_resumed_run_gives_the_same_bytes(
     moment: tuple[str, int], float_model: Callable[..., Path], ids: torch.Tensor, tmp_path: Path
 ) -> None:
     directory = float_model("qwen3")
-    whole = quantize(directory, tmp_path / "whole", ids)
+    settings = Settings(weigh_tokens=True)
+    whole = quantize(directory, tmp_path / "whole", ids, weigh_tokens=True)
 
     def interrupt(step: str, done: int) -> None:
         if (step, done) == moment:
             raise Interrupted
 
     output = tmp_path / "interrupted"
-    first = Quantization(StreamedModel(directory), load_recipe("tutorial"), Settings(), ids, output, False)
+    first = Quantization(StreamedModel(directory), load_recipe("tutorial"), settings, ids, output, False)
     with pytest.raises(Interrupted):
         first.run(interrupt)
     assert not output.exists()
-    assert bytes_of(quantize(directory, output, ids, resume=True)) == bytes_of(whole)
+    assert bytes_of(quantize(directory, output, ids, resume=True, weigh_tokens=True)) == bytes_of(whole)
 
 
 def test_interrupted_run_is_not_overwritten_nor_continued_with_other_settings(

@@ -33,7 +33,7 @@ def test_official_flags_report_and_verify(
 ) -> None:
     directory, output = float_model("qwen3"), tmp_path / "out"
     command = ["quantize", "--model_path", str(directory), "--save_directory", str(output), "--calib_file", str(text)]
-    assert main([*command, "--batch_size", "4", "--trust_remote_code", "--no-gradients"]) == 0
+    assert main([*command, "--batch_size", "4", "--trust_remote_code"]) == 0
     shown = capsys.readouterr()
     assert "needs about" in shown.err
     assert "model.layers.1.mlp.up_proj" in shown.out
@@ -62,7 +62,7 @@ def test_official_flags_report_and_verify(
 def test_without_a_file_the_model_writes_the_text(float_model: Callable[..., Path], tmp_path: Path) -> None:  # noqa: F811
     outputs = [tmp_path / "a", tmp_path / "b"]
     for output in outputs:
-        command = ["quantize", str(float_model("llama")), "--output", str(output), "--no-gradients"]
+        command = ["quantize", str(float_model("llama")), "--output", str(output)]
         assert main([*command, "--calib-tokens", "1024", "--seq-len", "32"]) == 0
     name = "quant_model_weight_w4a4_flatquant_dynamic-00001-of-00001.safetensors"
     assert (outputs[0] / name).read_bytes() == (outputs[1] / name).read_bytes()

@@ -38,7 +38,7 @@ class Settings:
     """
 
     seed: int = 0
-    weigh_tokens: bool = True
+    weigh_tokens: bool = False
     weigh_rows: bool = False
 
 

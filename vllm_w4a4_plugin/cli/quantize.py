@@ -46,8 +46,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--calib-tokens", type=int, default=16384, help="use at most so many tokens (default: 16384)")
     parser.add_argument("--seq-len", type=int, default=512, help="tokens per row (default: 512)")
     parser.add_argument(
-        "--no-gradients", action="store_true",
-        help="weigh all tokens alike; saves the backward pass that finds out how much each one matters",
+        "--gradients", action="store_true",
+        help="weigh tokens by the squared gradient of the loss: a forward and a backward pass more, measure before use",
     )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run at its last finished block")
     parser.add_argument("--trust-remote-code", "--trust_remote_code", action="store_true", help="run the model's code")
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         model = StreamedModel(source, args.device, args.trust_remote_code)
     recipe.check_patterns(model.linear_names())
-    settings = Settings(args.seed, weigh_tokens=not args.no_gradients)
+    settings = Settings(args.seed, weigh_tokens=args.gradients)
     tokens = args.calib_tokens
     config = model.config.get_text_config()
     need = estimate(config, model.tensors, recipe, tokens, settings.weigh_tokens, args.device)
