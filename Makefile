@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make setup | demo | test | lint; VENV=dir uses another environment, PYTHON=exe another Python to make it with.
+# make setup | demo | test | lint | bench; VENV=dir uses another environment, PYTHON=exe another Python to make it with.
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -8,13 +8,14 @@ MODEL ?= tests/data/micro-qwen3-w4a4
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint
+.PHONY: help setup demo test lint bench
 
 help:
 	@echo "make setup   virtual environment $(VENV) with vLLM for CPU and the plugin"
 	@echo "make demo    serve a W4A4 checkpoint and ask it a question (MODEL=dir: another checkpoint)"
 	@echo "make test    style checks and all tests"
 	@echo "make lint    style checks alone"
+	@echo "make bench   the CPU kernels beside vLLM's and the machine's limits, into docs/ (some ten minutes, idle machine)"
 
 setup:
 	@command -v $(PYTHON) >/dev/null || { echo "make setup needs python3 (Debian, Ubuntu: apt-get install python3 python3-venv)"; exit 1; }
@@ -31,3 +32,7 @@ lint: setup
 
 test: lint
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+bench: setup
+	$(VENV)/bin/python -m pip install --quiet -e '.[bench]' --no-build-isolation
+	$(VENV)/bin/python -m benchmarks --docs docs

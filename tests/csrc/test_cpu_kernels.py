@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds the kernels without torch and runs their C++ conformance test, once for each CMake preset."""
 
+import os
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+# The environment has a cmake of its own where the system has none.
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 ROOT = Path(__file__).parents[2]
 IS_X86 = platform.machine() in ("x86_64", "AMD64")
 
 
 def missing(preset: str) -> str | None:
     """What keeps the preset from running here, with the remedy."""
-    if shutil.which("cmake") is None or shutil.which("g++") is None:
+    if shutil.which("cmake", path=PATH) is None or shutil.which("g++") is None:
         return "cmake and g++ are needed (Debian: apt-get install cmake g++)"
     if preset == "simde" and not IS_X86:
         return "emulates x86 instructions on x86"
@@ -36,6 +40,6 @@ def test_conformance(preset: str, tmp_path: Path) -> None:
         ["cmake", "--build", str(build), "--parallel", "2"],
         ["ctest", "--test-dir", str(build), "--output-on-failure", "--no-tests=error"],
     ):
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PATH": PATH})
         assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout[-5000:]}\n{result.stderr[-3000:]}"
         assert "warning:" not in result.stdout + result.stderr
