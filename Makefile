@@ -34,5 +34,4 @@ test: lint
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
 bench: setup
-	$(VENV)/bin/python -m pip install --quiet -e '.[bench]' --no-build-isolation
 	$(VENV)/bin/python -m benchmarks --docs docs
