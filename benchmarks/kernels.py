@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from vllm_w4a4_plugin import ops
+from vllm_w4a4_plugin.checkpoint.layer import kronecker_sizes
 
 from . import limits
 from .measure import interleaved, median_ratio
 from .peers import PEERS, Prepared, Unavailable, w4a4_flatquant
-from .shapes import Linear, Model, kronecker_sizes
+from .shapes import Linear, Model
 
 OURS = "w4a4_flatquant"
 TOKENS = [1, 4, 16, 64, 256, 1024]

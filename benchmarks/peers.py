@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from vllm_w4a4_plugin import ops
+from vllm_w4a4_plugin.checkpoint.layer import kronecker_sizes
 
-from .shapes import Linear, kronecker_sizes
+from .shapes import Linear
 
 Run = Callable[[Tensor], Tensor]
 

@@ -2,7 +2,6 @@
 """The linears of one decoder layer of each model, as vLLM fuses them."""
 
 from dataclasses import dataclass
-from math import isqrt
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,3 @@ MODELS = [
     Model("Qwen3-8B", hidden=4096, intermediate=12288, heads=32, kv_heads=8, head_dim=128),
     Model("Qwen3-32B", hidden=5120, intermediate=25600, heads=64, kv_heads=8, head_dim=128),
 ]
-
-
-def kronecker_sizes(features: int) -> tuple[int, int]:
-    """(M, N) with M * N = features as msModelSlim chooses them: the nearest pair whose mean is a whole number."""
-    mean = isqrt(features - 1) + 1
-    while (spread := isqrt(mean * mean - features)) ** 2 != mean * mean - features:
-        mean += 1
-    return mean - spread, mean + spread

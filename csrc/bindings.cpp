@@ -194,31 +194,40 @@ Tensor w8a8_linear(const Tensor& x, const Tensor& packed, const Tensor& weight_s
   return y;
 }
 
-void check_int4(const Tensor& weight) {
+void check_int8_matrix(const Tensor& weight) {
   check_contiguous(weight, "weight");
   STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Char && weight.dim() == 2,
                   "weight: expected int8 [out, in], found ", shape_text(weight));
+}
+
+void check_int4(const Tensor& weight) {
+  check_int8_matrix(weight);
   const auto* values = static_cast<const int8_t*>(weight.const_data_ptr());
   const int64_t place = w4a4::find_outside_int4(values, weight.numel());
   STD_TORCH_CHECK(place < 0, "weight: expected int4 values in [-8, 7], found ", static_cast<int>(values[place]),
                   " in row ", place / weight.size(1), ", column ", place % weight.size(1));
 }
 
-void pack_int4_rows(Tensor packed, const Tensor& weight, int64_t first_row) {
-  check_int4(weight);
+// Whether the rows of `weight` fit into `packed`, a packed form with `block_bytes` per block, from `first_row` on.
+void check_rows_fit(const Tensor& packed, int64_t block_bytes, const Tensor& weight, int64_t first_row) {
   check_contiguous(packed, "packed");
   const int64_t blocks = w4a4::block_count(weight.size(1));
-  STD_TORCH_CHECK(packed.dim() == 3 && packed.element_size() == 1 && packed.size(1) == blocks &&
-                      packed.size(2) == w4a4::kBlockBytes,
-                  "packed: expected [tiles, ", blocks, ", ", w4a4::kBlockBytes, "], found ", shape_text(packed));
+  STD_TORCH_CHECK(
+      packed.dim() == 3 && packed.element_size() == 1 && packed.size(1) == blocks && packed.size(2) == block_bytes,
+      "packed: expected [tiles, ", blocks, ", ", block_bytes, "], found ", shape_text(packed));
   STD_TORCH_CHECK(first_row >= 0 && first_row + weight.size(0) <= packed.size(0) * w4a4::kTileRows, "first_row: rows ",
                   first_row, " to ", first_row + weight.size(0), " do not fit into ", packed.size(0), " tiles");
+}
+
+void pack_int4_rows(Tensor packed, const Tensor& weight, int64_t first_row) {
+  check_int4(weight);
+  check_rows_fit(packed, w4a4::kBlockBytes, weight, first_row);
   w4a4::pack_rows(static_cast<const int8_t*>(weight.const_data_ptr()), weight.size(0), weight.size(1), first_row,
                   static_cast<uint8_t*>(packed.mutable_data_ptr()));
 }
 
 Tensor pack_int4(const Tensor& weight) {
-  check_int4(weight);
+  check_int8_matrix(weight);
   const int64_t tiles = w4a4::tile_count(weight.size(0)), blocks = w4a4::block_count(weight.size(1));
   Tensor packed = new_tensor(weight, {tiles, blocks, w4a4::kBlockBytes}, ScalarType::Byte);
   // Rows beyond the last are zero: both nibbles hold the zero point.
@@ -228,16 +237,8 @@ Tensor pack_int4(const Tensor& weight) {
 }
 
 void pack_int8_rows(Tensor packed, const Tensor& weight, int64_t first_row) {
-  check_contiguous(weight, "weight");
-  check_contiguous(packed, "packed");
-  STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Char && weight.dim() == 2,
-                  "weight: expected int8 [out, in], found ", shape_text(weight));
-  const int64_t blocks = w4a4::block_count(weight.size(1));
-  STD_TORCH_CHECK(packed.dim() == 3 && packed.element_size() == 1 && packed.size(1) == blocks &&
-                      packed.size(2) == w4a4::kInt8BlockBytes,
-                  "packed: expected [tiles, ", blocks, ", ", w4a4::kInt8BlockBytes, "], found ", shape_text(packed));
-  STD_TORCH_CHECK(first_row >= 0 && first_row + weight.size(0) <= packed.size(0) * w4a4::kTileRows, "first_row: rows ",
-                  first_row, " to ", first_row + weight.size(0), " do not fit into ", packed.size(0), " tiles");
+  check_int8_matrix(weight);
+  check_rows_fit(packed, w4a4::kInt8BlockBytes, weight, first_row);
   w4a4::pack_int8_rows(static_cast<const int8_t*>(weight.const_data_ptr()), weight.size(0), weight.size(1), first_row,
                        static_cast<int8_t*>(packed.mutable_data_ptr()));
 }

@@ -1,19 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the benchmarks say must be right even where nobody looks: shapes, ratios, the page."""
 
-import pytest
-
 from benchmarks.measure import interleaved, median_ratio
 from benchmarks.report import table
-from benchmarks.shapes import MODELS, kronecker_sizes
-
-
-@pytest.mark.parametrize(
-    ("features", "sizes"),
-    [(384, (16, 24)), (576, (24, 24)), (4096, (64, 64)), (5120, (64, 80)), (8192, (64, 128)), (25600, (160, 160))],
-)
-def test_kronecker_sizes_are_the_documented_ones(features: int, sizes: tuple[int, int]) -> None:
-    assert kronecker_sizes(features) == sizes
+from benchmarks.shapes import MODELS
 
 
 def test_shapes_of_qwen3_32b() -> None:
