@@ -2,8 +2,10 @@
 """vLLM's CPU platform plus what W4A4 checkpoints need before weights load."""
 
 import logging
+import os
 from typing import TYPE_CHECKING
 
+import torch
 from vllm.platforms.cpu import CpuPlatform
 
 from vllm_w4a4_plugin import METHOD
@@ -45,6 +47,7 @@ class W4A4CpuPlatform(CpuPlatform):
             extra = vllm_config.load_config.model_loader_extra_config
             if vllm_config.load_config.load_format in LOAD_FORMATS and isinstance(extra, dict):
                 extra.setdefault("enable_weights_track", True)
+            cls._choose_dtype(vllm_config)
 
     @classmethod
     def check_and_update_config(cls, vllm_config: "VllmConfig") -> None:
@@ -75,3 +78,37 @@ class W4A4CpuPlatform(CpuPlatform):
         )
         model_config.quantization = METHOD
         vllm_config.quant_config = type(vllm_config)._get_quantization_config(model_config, vllm_config.load_config)
+
+    @classmethod
+    def _choose_dtype(cls, vllm_config: "VllmConfig") -> None:
+        """Replace the checkpoint's 16-bit dtype by float32 where this CPU has no instructions for it.
+
+        At this point vLLM does not tell `--dtype auto` from the same dtype given by name, hence the variable.
+        """
+        from vllm_w4a4_plugin.quantization import cpu_dtype
+        from vllm_w4a4_plugin.quantization.config import AscendW4A4Config
+
+        model_config, quant_config = vllm_config.model_config, vllm_config.quant_config
+        stored = getattr(model_config.hf_config, "dtype", None)
+        keep = os.environ.get(cpu_dtype.KEEP_VARIABLE, "0") not in ("", "0")
+        if keep or stored is None or model_config.dtype != stored or not cpu_dtype.slow_on_this_cpu(stored):
+            return
+        if not isinstance(quant_config, AscendW4A4Config):
+            return
+        extra_bytes = quant_config.bytes_of_float32()
+        if not cpu_dtype.affordable(extra_bytes):
+            logger.warning(
+                "This CPU has no %s instructions and computes it slowly. float32 would be faster, but takes %.1f GiB "
+                "more memory for the unquantized layers; --dtype float32 uses it all the same.",
+                stored,
+                extra_bytes / 2**30,
+            )
+            return
+        logger.info(
+            "This CPU has no %s instructions: computing in float32, which takes %.0f MiB more memory for the "
+            "unquantized layers. %s=1 keeps the checkpoint's dtype.",
+            stored,
+            extra_bytes / 2**20,
+            cpu_dtype.KEEP_VARIABLE,
+        )
+        model_config.dtype = torch.float32

@@ -17,6 +17,7 @@ from vllm_w4a4_plugin.checkpoint import CheckpointError, QuantDescription, Quant
 from vllm_w4a4_plugin.checkpoint.layer import LinearSpec, agreeing_spec, assumed_spec, linear_spec, unsupported
 from vllm_w4a4_plugin.checkpoint.resolve import checkpoint_name, module_type, resolve, resolve_experts, shard_names
 
+from .cpu_dtype import cost_of_float32
 from .linear import AscendW4A4LinearMethod
 from .parameters import LayerSource
 from .report import LoadReport
@@ -103,6 +104,10 @@ class AscendW4A4Config(QuantizationConfig):
             if expert_type is not QuantType.FLOAT:
                 raise CheckpointError(unsupported(prefix, expert_type))
         return None
+
+    def bytes_of_float32(self) -> int:
+        """Bytes that the unquantized parameters take more in float32 than in the dtype they are stored in."""
+        return cost_of_float32(self._tensors.values())
 
     def _linear_method(self, layer: LinearBase, prefix: str) -> QuantizeMethodBase:
         quant_type = resolve(self.description, prefix, self.packed_modules_mapping)
