@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tiling.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+namespace w4a4::npu {
+namespace {
+
+constexpr int64_t kL0CSlot = 64 * 1024 / sizeof(float);  // half of L0C: 16384 accumulators
+constexpr int64_t kMaxFactor = 256;                      // rows of one A operand of the transform
+constexpr int64_t kMaxFeatures = 32768;                  // a token's float32 values must fit in UB
+constexpr int64_t kWorkspaceAlignment = 512;
+constexpr int64_t kMaxReplicatedTokens = 32;
+
+// Bytes per microsecond of the paths that decide (GiB/s from the platform tables).
+constexpr double kGiBPerSecond = 1024.0 * 1024 * 1024 / 1e6;
+constexpr double kL0CToGm = 70 * kGiBPerSecond;
+constexpr double kL0CToL1 = 128 * kGiBPerSecond;
+constexpr double kGmToL1 = 135 * kGiBPerSecond;
+constexpr double kGmToUb = 101 * kGiBPerSecond;
+constexpr double kCyclesPerMicrosecond = 1800;
+constexpr double kInt4MacsPerCycle = 16 * 16 * 64;
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+std::string text(int64_t value) { return std::to_string(value); }
+
+Factors factors_of(const LinearShape& shape) {
+  return static_cast<Factors>((shape.left > 0 ? 1u : 0u) | (shape.right > 0 ? 2u : 0u));
+}
+
+std::string check(const LinearShape& s, uint32_t cores) {
+  if (cores == 0 || cores > 64) return "cores: expected 1 to 64, found " + text(cores);
+  if (s.tokens < 1 || s.tokens > 1 << 24) return "tokens: expected 1 to 16777216, found " + text(s.tokens);
+  if (s.in_features < 8 || s.in_features > kMaxFeatures || s.in_features % 8 != 0) {
+    return "in_features: expected a multiple of 8 up to " + text(kMaxFeatures) + ", found " + text(s.in_features);
+  }
+  // 65535 is the largest stride, in 32-byte blocks, between the rows of weight fractals.
+  if (s.out_features < 1 || s.out_features > 65536) {
+    return "out_features: expected 1 to 65536, found " + text(s.out_features);
+  }
+  if (!(s.clip_ratio > 0.0f && s.clip_ratio <= 1.0f)) return "clip_ratio: expected a value in (0, 1]";
+  if (s.left < 0 || s.right < 0) return "left_trans, right_trans: a size is negative";
+  const int64_t left = s.left > 0 ? s.left : (s.right > 0 ? s.in_features / s.right : 1);
+  const int64_t right = s.right > 0 ? s.right : s.in_features / left;
+  if (left * right != s.in_features) {
+    return "left_trans, right_trans: sizes " + text(s.left) + " and " + text(s.right) + " do not multiply to the " +
+           text(s.in_features) + " input features";
+  }
+  if (factors_of(s) != Factors::kNone) {
+    if (left < 2 || left > kMaxFactor || right < 8 || right > kMaxFactor || right % 8 != 0) {
+      return "left_trans, right_trans: expected a left size of 2 to 256 and a right size of 8 to 256 that is a " +
+             std::string("multiple of 8, found ") + text(left) + " and " + text(right);
+    }
+  }
+  if (s.groups < 1 || s.in_features % s.groups != 0 ||
+      (s.groups > 1 && s.in_features / s.groups % kInt4FractalK != 0)) {
+    return "weight_scale: " + text(s.groups) + " groups do not cut " + text(s.in_features) +
+           " input features into multiples of 64";
+  }
+  return "";
+}
+
+// Cuts a linear that has one factor of size `size` at least, so that an A operand has at most 256 rows and the results
+// of one pass over `block_columns` fill at most half of L0C.
+void cut_transform(const LinearShape& shape, TilingData& data) {
+  data.left = static_cast<uint32_t>(shape.left > 0    ? shape.left
+                                    : shape.right > 0 ? shape.in_features / shape.right
+                                                      : 1);
+  data.right = static_cast<uint32_t>(shape.in_features / data.left);
+  data.left_padded = static_cast<uint32_t>(round_up(data.left, kFractalRows));
+  data.right_padded = static_cast<uint32_t>(round_up(data.right, kFractalRows));
+  data.pass_tokens = data.slot_tokens = 1;
+  if (factors_of(shape) == Factors::kNone) return;
+
+  // Rows of several tokens form one operand only if no padding rows lie between them.
+  int64_t pass = 1;
+  if (data.left % kFractalRows == 0) {
+    pass = std::min(kMaxFactor / data.left_padded, kL0CSlot / (data.left_padded * data.right_padded));
+    pass = std::clamp<int64_t>(pass, 1, 8);
+    if (pass > 1) pass -= pass % 2;  // the two AIVs of a core share a slot's tokens
+  }
+  data.pass_tokens = static_cast<uint32_t>(pass);
+  data.slot_tokens = static_cast<uint32_t>(std::max<int64_t>(pass, 2));
+  const int64_t rows = pass * data.left_padded;
+  const int64_t most = kL0CSlot / rows / kFractalRows * kFractalRows;
+  const int64_t blocks = ceil_div(data.right_padded, most);
+  data.block_columns = static_cast<uint32_t>(round_up(ceil_div(data.right_padded, blocks), kFractalRows));
+}
+
+// Time of one tile: the longer of loading it and multiplying it, plus what of its results' way out is not hidden.
+double tile_microseconds(int64_t rows, int64_t columns, int64_t in_features) {
+  const double load = (rows + columns) * in_features / 2.0 / kGmToL1;
+  const double multiply = rows * columns * in_features / kInt4MacsPerCycle / kCyclesPerMicrosecond;
+  const double store = rows * columns * 4.0 / kL0CToGm;
+  return std::max(load, multiply) + 0.25 * store;
+}
+
+void cut_gemm(const LinearShape& shape, uint32_t cores, Tiling& tiling) {
+  TilingData& data = tiling.data;
+  tiling.token_class = shape.tokens <= 16   ? TokenClass::kRows16
+                       : shape.tokens <= 32 ? TokenClass::kRows32
+                                            : TokenClass::kRows128;
+  const int64_t most_rows = static_cast<int64_t>(tiling.token_class);
+  // Tiles of equal height: 129 tokens are two tiles of 80 and 49 rows, not of 128 and 1.
+  int64_t row_tiles = ceil_div(shape.tokens, most_rows);
+  data.tile_rows = static_cast<uint32_t>(round_up(ceil_div(shape.tokens, row_tiles), kFractalRows));
+  row_tiles = ceil_div(shape.tokens, data.tile_rows);
+  data.row_tiles = static_cast<uint32_t>(row_tiles);
+
+  const int64_t column_blocks = ceil_div(shape.out_features, kFractalRows);
+  double best = 0;
+  for (int64_t width = kMaxTileColumns / kFractalRows; width >= 1; --width) {
+    const int64_t tiles = row_tiles * ceil_div(column_blocks, width);
+    const double time =
+        ceil_div(tiles, cores) * tile_microseconds(data.tile_rows, width * kFractalRows, shape.in_features);
+    if (best == 0 || time < best) {
+      best = time;
+      data.tile_columns = static_cast<uint32_t>(width * kFractalRows);
+    }
+  }
+  data.column_tiles = static_cast<uint32_t>(ceil_div(column_blocks * kFractalRows, data.tile_columns));
+}
+
+void lay_out_workspace(uint32_t cores, Tiling& tiling) {
+  TilingData& data = tiling.data;
+  uint64_t end = 0;
+  const auto take = [&end](uint64_t bytes) {
+    const uint64_t begin = end;
+    end = static_cast<uint64_t>(round_up(static_cast<int64_t>(end + bytes), kWorkspaceAlignment));
+    return begin;
+  };
+  const uint64_t copies = data.replicated ? cores : 1;
+  data.q_row_bytes = static_cast<uint32_t>(round_up(data.in_features, kInt4FractalK) / 2);
+  data.q_offset = take(copies * data.tokens * data.q_row_bytes);
+  data.scale_offset = take(copies * data.tokens * kBlockBytes);
+  const uint64_t z_slot = uint64_t{data.slot_tokens} * data.left * data.right_padded * sizeof(float);
+  data.z_offset = take(tiling.factors == Factors::kNone ? 0 : cores * kRingSlots * z_slot);
+  data.acc_offset =
+      take(uint64_t{cores} * kRingSlots * static_cast<uint32_t>(tiling.token_class) * kMaxTileColumns * 4);
+  tiling.workspace_bytes = end;
+}
+
+}  // namespace
+
+double transform_microseconds(const LinearShape& shape) {
+  const double features = static_cast<double>(shape.in_features);
+  if (factors_of(shape) == Factors::kNone) return features * 2 / kGmToUb / 2;
+  // The way out of L0C is what bounds it: the result as float32, and before it X R in 16 bits.
+  double time = features * sizeof(float) / kL0CToGm;
+  if (factors_of(shape) == Factors::kBoth) time += features * 2 / kL0CToL1;
+  return time;
+}
+
+Tiling make_tiling(const LinearShape& shape, uint32_t cores) {
+  Tiling tiling;
+  tiling.error = check(shape, cores);
+  if (!tiling.ok()) return tiling;
+  TilingData& data = tiling.data;
+  tiling.cores = cores;
+  tiling.factors = factors_of(shape);
+  data.tokens = static_cast<uint32_t>(shape.tokens);
+  data.in_features = static_cast<uint32_t>(shape.in_features);
+  data.out_features = static_cast<uint32_t>(shape.out_features);
+  data.groups = static_cast<uint32_t>(shape.groups);
+  data.group_size = static_cast<uint32_t>(shape.in_features / shape.groups);
+  data.has_bias = shape.has_bias ? 1 : 0;
+  data.scale_factor = shape.clip_ratio / 7.0f;
+  data.inverse_factor = 7.0f / shape.clip_ratio;
+
+  cut_transform(shape, data);
+  const double all = transform_microseconds(shape) * shape.tokens;
+  const double share = transform_microseconds(shape) * ceil_div(shape.tokens, cores) + kBarrierMicroseconds;
+  data.replicated = shape.tokens <= kMaxReplicatedTokens && all <= share ? 1 : 0;
+  cut_gemm(shape, cores, tiling);
+  lay_out_workspace(cores, tiling);
+  return tiling;
+}
+
+}  // namespace w4a4::npu

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+// The tiling of every linear of the models: within the hardware's limits, complete, balanced; and the decisions
+// themselves for Qwen3-32B.
+#include "../../host/tiling.h"
+
+#include <algorithm>
+#include <string>
+
+#include "check.h"
+#include "models.h"
+
+using namespace w4a4::npu;
+
+namespace {
+
+constexpr uint64_t kUb = 192 * 1024, kL1 = 512 * 1024, kL0 = 64 * 1024, kL0C = 128 * 1024;
+
+void check_limits(const Tiling& t, const std::string& what) {
+  const TilingData& d = t.data;
+  const uint32_t most_rows = static_cast<uint32_t>(t.token_class);
+  check(d.tile_rows % 16 == 0 && d.tile_rows > 0 && d.tile_rows <= most_rows, what + ": rows of a tile");
+  check(d.tile_columns % 16 == 0 && d.tile_columns > 0 && d.tile_columns <= kMaxTileColumns, what + ": columns");
+  check(d.row_tiles == (d.tokens + d.tile_rows - 1) / d.tile_rows, what + ": row tiles cover the tokens");
+  check(uint64_t{d.column_tiles} * d.tile_columns >= d.out_features, what + ": column tiles cover the outputs");
+  check((uint64_t{d.column_tiles} - 1) * d.tile_columns < (d.out_features + 15) / 16 * 16, what + ": no empty tile");
+  check(most_rows < 128 ? d.row_tiles == 1 : d.tokens > 32, what + ": token class");
+  const uint64_t stages = most_rows == 128 ? 2 : 3;
+  check(stages * (most_rows + kMaxTileColumns) * kGemmStepK / 2 <= kL1, what + ": L1 of the GEMM");
+  check(d.q_row_bytes % 32 == 0 && d.q_row_bytes * 2 >= d.in_features, what + ": row of int4 activations");
+  check(d.q_row_bytes <= 65535, what + ": stride of the ND to NZ copy");
+  check((d.out_features + 15) / 16 * 16 <= 65536, what + ": stride between weight fractals");
+  check(d.in_features * 4 + 32 * 1024 + d.in_features / 2 <= kUb, what + ": a token in UB");
+  if (t.factors == Factors::kNone) return;
+
+  const uint32_t rows = d.pass_tokens * d.left_padded;
+  check(d.left * d.right == d.in_features, what + ": factors");
+  check(rows <= 256 && (d.pass_tokens == 1 || d.left % 16 == 0), what + ": rows of a pass");
+  check(d.slot_tokens % d.pass_tokens == 0 && d.slot_tokens >= 2, what + ": tokens of a slot");
+  check(d.block_columns % 16 == 0 && d.block_columns <= d.right_padded, what + ": columns of a pass");
+  check(rows * d.block_columns * 4 <= kL0C / 2, what + ": L0C of the transform");
+  // The shortest depth step, 16, must fit a double-buffered L0.
+  check(std::max(rows, d.block_columns) * 16 * 2 <= kL0 / 2, what + ": L0 of the transform");
+  const uint64_t factors = 2 * (uint64_t{d.left_padded} * d.left_padded + uint64_t{d.right_padded} * d.right_padded);
+  const uint64_t tokens = 2 * 2 * uint64_t{rows} * d.right_padded + 2 * uint64_t{rows} * d.block_columns;
+  check(factors + tokens <= kL1, what + ": L1 of the transform");
+}
+
+void check_workspace(const Tiling& t, const std::string& what) {
+  const TilingData& d = t.data;
+  const uint64_t copies = d.replicated ? t.cores : 1;
+  check(d.q_offset + copies * d.tokens * d.q_row_bytes <= d.scale_offset, what + ": workspace of q");
+  check(d.scale_offset + copies * d.tokens * 32 <= d.z_offset, what + ": workspace of scales");
+  const uint64_t z =
+      t.factors == Factors::kNone ? 0 : uint64_t{t.cores} * 2 * d.slot_tokens * d.left * d.right_padded * sizeof(float);
+  check(d.z_offset + z <= d.acc_offset, what + ": workspace of z");
+  const uint64_t acc = uint64_t{t.cores} * 2 * static_cast<uint32_t>(t.token_class) * 256 * 4;
+  check(d.acc_offset + acc <= t.workspace_bytes, what + ": workspace of accumulators");
+  for (const uint64_t offset : {d.q_offset, d.scale_offset, d.z_offset, d.acc_offset}) {
+    check(offset % 512 == 0, what + ": alignment");
+  }
+}
+
+// The busiest core's columns over a perfect share, in percent.
+int64_t imbalance(const Tiling& t) {
+  const TilingData& d = t.data;
+  const int64_t tiles = int64_t{d.row_tiles} * d.column_tiles;
+  const int64_t busiest = (tiles + t.cores - 1) / t.cores * d.tile_columns * d.tile_rows;
+  const int64_t all = (d.out_features + 15) / 16 * 16 * int64_t{d.row_tiles} * d.tile_rows;
+  return 100 * busiest * t.cores / all;
+}
+
+void test_models() {
+  for (const Model& model : models()) {
+    for (const int64_t tp : {1, 2, 4, 8}) {
+      for (const Linear& linear : linears(model, tp)) {
+        for (const uint32_t cores : {20u, 24u}) {
+          for (const int64_t tokens : {1, 2, 16, 17, 32, 33, 64, 100, 128, 129, 300, 1024, 4096, 32769}) {
+            const std::string what = linear.name + " " + std::to_string(tokens) + " tokens " + std::to_string(cores);
+            const Tiling t = make_tiling({tokens, linear.in, linear.out, linear.left, linear.right}, cores);
+            if (!check(t.ok(), what + ": " + t.error)) continue;
+            check_limits(t, what);
+            check_workspace(t, what);
+          }
+        }
+      }
+    }
+    // Row-parallel linears under tensor parallelism: the transform alone.
+    const auto [il, ir] = factor_sizes(model.intermediate);
+    for (const LinearShape& shape : {LinearShape{300, model.intermediate, 16, il, ir},
+                                     LinearShape{300, model.heads * model.head_dim, 16, model.heads, 0}}) {
+      const Tiling t = make_tiling(shape, 24);
+      const std::string what = std::string(model.name) + " transform of " + std::to_string(shape.in_features);
+      if (check(t.ok(), what + ": " + t.error)) check_limits(t, what);
+    }
+  }
+}
+
+void test_balance() {
+  // No core of the Qwen3-32B linears has more than this share, in percent of an even one.
+  struct Case {
+    int64_t tokens, in, out, left, right, percent;
+  };
+  for (const Case& c :
+       {Case{1, 5120, 10240, 64, 80, 105}, Case{1, 8192, 5120, 64, 0, 105}, Case{1, 5120, 51200, 64, 80, 105},
+        Case{1, 25600, 5120, 160, 160, 105}, Case{64, 5120, 51200, 64, 80, 110}, Case{1024, 5120, 10240, 64, 80, 112},
+        Case{4096, 5120, 10240, 64, 80, 110}, Case{4096, 5120, 51200, 64, 80, 105},
+        Case{4096, 25600, 5120, 160, 160, 110}}) {
+    const Tiling t = make_tiling({c.tokens, c.in, c.out, c.left, c.right}, 24);
+    const int64_t found = imbalance(t);
+    check(found <= c.percent, std::to_string(c.in) + " x " + std::to_string(c.out) + ", " + std::to_string(c.tokens) +
+                                  " tokens: the busiest core has " + std::to_string(found) + " % of an even share");
+  }
+}
+
+void test_decisions() {
+  const Tiling one = make_tiling({1, 5120, 10240, 64, 80}, 24);
+  check(one.data.replicated == 1 && one.token_class == TokenClass::kRows16, "one token: every core transforms it");
+  check(one.data.pass_tokens == 2 && one.data.block_columns == 80, "64 x 80: two tokens at once, whole rows");
+  const Tiling many = make_tiling({64, 5120, 10240, 64, 80}, 24);
+  check(many.data.replicated == 0 && many.token_class == TokenClass::kRows128, "64 tokens: shared, one barrier");
+  check(make_tiling({17, 5120, 10240, 64, 80}, 24).token_class == TokenClass::kRows32, "17 tokens: 32 rows");
+  const Tiling down = make_tiling({64, 25600, 5120, 160, 160}, 24);
+  check(down.data.pass_tokens == 1 && down.data.slot_tokens == 2 && down.data.block_columns == 80,
+        "160 x 160: one token at once, two halves of its columns");
+  const Tiling rows = make_tiling({129, 5120, 10240, 64, 80}, 24);
+  check(rows.data.row_tiles == 2 && rows.data.tile_rows == 80, "129 tokens: two tiles of at most 80 rows");
+  const Tiling plain = make_tiling({5, 4096, 4096}, 24);
+  check(plain.factors == Factors::kNone && plain.ok(), "no transform");
+  check(make_tiling({5, 4096, 4096, 32, 0}, 24).factors == Factors::kLeft, "left factor only");
+  check(make_tiling({5, 4096, 4096, 0, 64}, 24).factors == Factors::kRight, "right factor only");
+  const Tiling grouped = make_tiling({5, 4096, 4096, 0, 0, 16}, 24);
+  check(grouped.data.group_size == 256 && grouped.data.groups == 16, "groups");
+}
+
+void test_refusals() {
+  const auto refuses = [](const LinearShape& shape, const std::string& word) {
+    const Tiling t = make_tiling(shape, 24);
+    check(!t.ok() && t.error.find(word) != std::string::npos, "refused for " + word + ", found: " + t.error);
+  };
+  refuses({0, 64, 64}, "tokens");
+  refuses({1, 60, 64}, "in_features");
+  refuses({1, 40000, 64}, "in_features");
+  refuses({1, 64, 70000}, "out_features");
+  refuses({1, 96, 64, 8, 16}, "do not multiply");
+  refuses({1, 60 * 8, 64, 60, 0, 1, false, 2.0f}, "clip_ratio");
+  refuses({1, 144, 64, 12, 12}, "right");
+  refuses({1, 8 * 300, 64, 300, 8}, "left");
+  refuses({1, 256, 64, 0, 0, 8}, "groups");
+  check(!make_tiling({1, 64, 64}, 0).ok(), "no cores");
+}
+
+}  // namespace
+
+int main() {
+  test_models();
+  test_balance();
+  test_decisions();
+  test_refusals();
+  return finish("tiling_test");
+}
