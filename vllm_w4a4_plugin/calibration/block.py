@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quantization of one decoder block, group by group, each fed with the quantized outputs of those before it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 from vllm_w4a4_plugin.checkpoint import QuantType
 
+from .activations import Activations
 from .geometry import Transform, closed_form
 from .kronecker import FactorSizes, apply_kronecker, factor_sizes, kronecker_inverse
 from .model import StreamedModel
 from .rounding import (
     best_activation_clip,
     best_weight_scale,
+    descend,
     gptq,
     quantize_tokens,
     refit,
@@ -24,9 +26,10 @@ from .rounding import (
 from .structure import Group, Role, linear
 
 ROWS_AT_ONCE = 4
+TOKENS_AT_ONCE = 4096
 CLIP_TOKENS = 2048
 LOSS_ROWS = 2
-RTN_TOKENS = 512
+REPORT_TOKENS = 512
 CURVE_POINTS = 64
 
 Weights = Callable[[Role], tuple[Tensor, Tensor] | None]
@@ -73,6 +76,34 @@ class BlockResult:
     loss: float
 
 
+@dataclass
+class Quantized:
+    """One group's quantized weights, and how its input is quantized.
+
+    Attributes:
+        bits: of weights and activations. codes: [out, n] integers as floats; scale: [out, 1].
+        weight: [out, n], what the codes stand for, transformed.
+        clip: activation clip ratio. diagonal: [n]; left, right: factors; None is the identity.
+    """
+
+    bits: int
+    codes: Tensor
+    scale: Tensor
+    weight: Tensor
+    clip: float = 1.0
+    diagonal: Tensor | None = None
+    left: Tensor | None = None
+    right: Tensor | None = None
+
+    def transformed(self, x: Tensor) -> Tensor:
+        """(x * diagonal) kron(left, right) of tokens [tokens, n]."""
+        return apply_kronecker(x if self.diagonal is None else x * self.diagonal, self.left, self.right)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """Tokens [tokens, n] as the quantized layer sees them."""
+        return quantize_tokens(self.transformed(x), self.clip, self.bits)
+
+
 class BlockQuantizer:
     """Quantizes one block.
 
@@ -84,6 +115,7 @@ class BlockQuantizer:
         hidden: its input [rows, length, hidden].
         seed: of the flat rotations.
         weights: token and row weights of a role, or None for equal ones.
+        activations: where they live.
     """
 
     def __init__(
@@ -96,9 +128,11 @@ class BlockQuantizer:
         hidden: Tensor,
         seed: int,
         weights: Weights = lambda role: None,
+        activations: Activations | None = None,
     ) -> None:
         self.model, self.index, self.block, self.groups, self.types = model, index, block, groups, types
         self.name, self.hidden, self.seed, self.weights = model.block_name(index), hidden, seed, weights
+        self.activations = activations or Activations()
         self.replays: dict[str, Tensor] = {}
         self.written: dict[str, tuple[Tensor, QuantType]] = {}
         self.reports: list[LayerReport] = []
@@ -133,7 +167,7 @@ class BlockQuantizer:
         modules = {name: self.block.get_submodule(name) for name in self.replays}
         forwards = {name: module.forward for name, module in modules.items()}
         hook = self.block.get_submodule(until).register_forward_pre_hook(_stop) if until else None
-        results = []
+        results = torch.empty(0)
         try:
             for name, module in modules.items():
                 module.forward = replay(name)
@@ -142,14 +176,16 @@ class BlockQuantizer:
                     result = self.model.run_block(self.block, self.index, rows.to(self.model.device))
                 except _Stopped as stopped:
                     result = stopped.value
-                results.append(result.cpu())
+                if not first_row:
+                    results = self.activations.empty(*self.hidden.shape[:2], result.shape[-1])
+                results[first_row : first_row + len(rows)] = result
                 first_row += len(rows)
         finally:
             for name, module in modules.items():
                 module.forward = forwards[name]
             if hook:
                 hook.remove()
-        return torch.cat(results)
+        return results
 
     def _importance(self, role: Role, tokens: int, rows: int) -> tuple[Tensor, Tensor]:
         """Weights of the tokens [tokens] and of the output rows [rows]."""
@@ -163,39 +199,57 @@ class BlockQuantizer:
         return torch.Generator().manual_seed(number)
 
     def _input(self, group: Group) -> Tensor:
-        return self._forward(group.linears[0]).flatten(0, 1).to(self.model.device)
+        """The group's input [tokens, n], where activations live."""
+        return self._forward(group.linears[0]).flatten(0, 1)
+
+    def _parts(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Slices of the tokens, and x there, on the device."""
+        for start in range(0, len(x), TOKENS_AT_ONCE):
+            part = slice(start, start + TOKENS_AT_ONCE)
+            yield part, x[part].to(self.model.device)
+
+    def _input_moment(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """E[weight * x' x], [n, n]."""
+        moment = torch.zeros(x.shape[1], x.shape[1], device=self.model.device)
+        for part, chunk in self._parts(x):
+            moment.addmm_((chunk * tokens[part, None]).t(), chunk)
+        return moment.div_(len(x))
 
     def _weight(self, group: Group) -> Tensor:
         return torch.cat([linear(self.block, name).weight for name in group.linears])
 
     def _prepare_source(self, group: Group) -> None:
         """Fold the part of the transform of o or down that cannot be computed online into v or up."""
-        if group.source is None:
+        flat = self.types[group.role] is QuantType.W4A4_FLATQUANT_DYNAMIC
+        if group.source is None or not (flat or group.role is Role.DOWN):
             return
         source = linear(self.block, group.source)
         target = linear(self.block, group.linears[0])
         x = self._input(group)
         tokens, rows = self._importance(group.role, len(x), len(target.weight))
-        sx, sw = _moment(x, tokens) / len(x), _moment(target.weight, rows)
         features, produced = target.in_features, source.out_features
-        flat = self.types[group.role] is QuantType.W4A4_FLATQUANT_DYNAMIC
         if group.role is Role.DOWN:
-            sizes = factor_sizes(features) if flat else FactorSizes(1, 1)
-            if not flat:
-                diagonal = (sw.diagonal() / sx.diagonal().clamp_min(1e-12)).pow(0.25).clamp_min(1e-6).double().cpu()
-                diagonal /= diagonal.log().mean().exp()
+            if flat:
+                sx, sw = self._input_moment(x, tokens), _moment(target.weight, rows)
+                diagonal = closed_form(sx, sw, factor_sizes(features), self._generator(group.role)).diagonal
             else:
-                diagonal = closed_form(sx, sw, sizes, self._generator(group.role)).diagonal
+                energy = torch.zeros(features, device=self.model.device)
+                for part, chunk in self._parts(x):
+                    energy += (chunk.square() * tokens[part, None]).sum(0) / len(x)
+                ratio = (target.weight.square() * rows[:, None]).sum(0) / energy.clamp_min(1e-12)
+                diagonal = ratio.pow(0.25).clamp_min(1e-6).double().cpu()
+                diagonal /= diagonal.log().mean().exp()
             scale = diagonal.to(source.weight)
             source.weight.mul_(scale[:, None])
             if source.bias is not None:
                 source.bias.mul_(scale)
             target.weight.div_(scale)
-        elif flat:
+        else:
             head = self._head_dim()
             heads, kv_heads = features // head, produced // head
             column = torch.arange(features)
             tied = column // head // (heads // kv_heads) * head + column % head
+            sx, sw = self._input_moment(x, tokens), _moment(target.weight, rows)
             transform = closed_form(sx, sw, FactorSizes(heads, head), self._generator(group.role), tied=tied)
             self._fold_heads(source, target, transform, tied, kv_heads, head)
 
@@ -221,43 +275,69 @@ class BlockQuantizer:
 
     def _quantize(self, group: Group) -> None:
         kind = self.types[group.role]
-        bits = 8 if kind is QuantType.W8A8_DYNAMIC else 4
         x, weight = self._input(group), self._weight(group)
+        quantized = self._eight_bits(weight) if kind is QuantType.W8A8_DYNAMIC else self._four_bits(group, x, weight)
+        outputs = [self.activations.empty(len(x), linear(self.block, name).out_features) for name in group.linears]
+        product = (quantized.codes * quantized.scale).t()
+        for part, chunk in self._parts(x):
+            result = quantized.tokens(chunk) @ product
+            for output, columns in zip(outputs, result.split([o.shape[1] for o in outputs], 1), strict=True):
+                output[part] = columns
+        for name, output in zip(group.linears, outputs, strict=True):
+            bias = linear(self.block, name).bias
+            if bias is not None:
+                output += bias.to(output)
+            self.replays[name] = output.view(*self.hidden.shape[:2], -1)
+        self._finish(group, kind, quantized)
+        self._report(group, kind, x, weight, quantized)
+
+    def _eight_bits(self, weight: Tensor) -> Quantized:
+        """Rounded to nearest: at 8 bits its error is far below everything else's."""
+        scale = row_scale(weight, 8)
+        return Quantized(8, round_codes(weight, scale, 8), scale, weight)
+
+    def _four_bits(self, group: Group, x: Tensor, weight: Tensor) -> Quantized:
         tokens, rows = self._importance(group.role, len(x), len(weight))
+        features = x.shape[1]
         left = right = None
-        xt, wt = x, weight
-        if kind is QuantType.W4A4_FLATQUANT_DYNAMIC:
-            features = x.shape[1]
+        scale = torch.ones(features, device=self.model.device)
+        if self.types[group.role] is QuantType.W4A4_FLATQUANT_DYNAMIC:
             folded = group.role is Role.O and group.source is not None
             sizes = FactorSizes(features // self._head_dim(), self._head_dim()) if folded else factor_sizes(features)
             transform = closed_form(
-                _moment(x, tokens) / len(x),
+                self._input_moment(x, tokens),
                 _moment(weight, rows),
                 sizes,
                 self._generator(group.role),
                 fit_diagonal=group.norm is not None,
                 fit_right=not folded,
             )
-            left = transform.left.float().to(x.device)
-            right = None if folded else transform.right.float().to(x.device)
-            scale = self._fold_into_norm(group, transform.diagonal) if group.norm else torch.ones_like(x[0])
-            xt = apply_kronecker(x * scale, left, right)
+            left = transform.left.float().to(self.model.device)
+            right = None if folded else transform.right.float().to(self.model.device)
+            if group.norm:
+                scale = self._fold_into_norm(group, transform.diagonal)
             inverse = kronecker_inverse(left, right)
-            wt = apply_kronecker((weight / scale).double(), *inverse).float()
-        clip = 1.0
-        if kind is QuantType.W4A4_FLATQUANT_DYNAMIC:
-            some = slice(None, None, max(1, len(xt) // CLIP_TOKENS))
-            clip = best_activation_clip(xt[some], _moment(wt, rows), tokens[some])
-        clip = torch.tensor(clip, dtype=torch.float32).item()
-        xq = quantize_tokens(xt, clip, bits)
-        weighted = xq * (tokens / len(x))[:, None]
-        hessian, cross = weighted.t() @ xq, weighted.t() @ xt
-        del weighted
-        refitted = refit(wt, hessian, cross)
-        scale_rows = best_weight_scale(refitted, hessian.diagonal(), bits) if bits == 4 else row_scale(refitted, bits)
-        codes = gptq(refitted, scale_rows, hessian, bits)
-        self._finish(group, kind, codes, scale_rows, xq, left, right, clip)
-        self._report(group, kind, x, weight, xt, wt, xq, codes * scale_rows, clip, left, right, bits)
+            weight = apply_kronecker((weight / scale).double(), *inverse).float()
+        result = Quantized(4, weight, scale, weight, 1.0, scale, left, right)
+        if left is not None:
+            some = slice(None, None, max(1, len(x) // CLIP_TOKENS))
+            sample = result.transformed(x[some].to(self.model.device))
+            clip = best_activation_clip(sample, _moment(weight, rows), tokens[some])
+            result.clip = torch.tensor(clip, dtype=torch.float32).item()
+        hessian = torch.zeros(features, features, device=self.model.device)
+        cross = torch.zeros_like(hessian)
+        for part, chunk in self._parts(x):
+            exact = result.transformed(chunk)
+            rounded = quantize_tokens(exact, result.clip)
+            weighted = rounded * (tokens[part] / len(x))[:, None]
+            hessian.addmm_(weighted.t(), rounded)
+            cross.addmm_(weighted.t(), exact)
+        refitted = refit(weight, hessian, cross)
+        del cross
+        result.scale = best_weight_scale(refitted, hessian.diagonal())
+        codes = gptq(refitted, result.scale, hessian)
+        result.codes = descend(codes, refitted, result.scale, hessian)
+        return result
 
     def _fold_into_norm(self, group: Group, diagonal: Tensor) -> Tensor:
         """Multiply the norm's weight by the diagonal; returns the diagonal that its stored dtype leaves of it."""
@@ -272,41 +352,24 @@ class BlockQuantizer:
         norm.weight.copy_(torch.where(norm.weight == 0, norm.weight, norm.weight * effective))
         return effective
 
-    def _finish(
-        self,
-        group: Group,
-        kind: QuantType,
-        codes: Tensor,
-        scale: Tensor,
-        xq: Tensor,
-        left: Tensor | None,
-        right: Tensor | None,
-        clip: float,
-    ) -> None:
-        """Keep the stored tensors of each layer of the group and what it outputs from now on."""
-        start = 0
-        for name in group.linears:
-            module = linear(self.block, name)
-            part = slice(start, start + module.out_features)
-            start += module.out_features
-            prefix = f"{self.name}.{name}"
+    def _finish(self, group: Group, kind: QuantType, quantized: Quantized) -> None:
+        """Keep the stored tensors of each layer of the group."""
+        sizes = [linear(self.block, name).out_features for name in group.linears]
+        parts = zip(group.linears, quantized.codes.split(sizes), quantized.scale.split(sizes), strict=True)
+        for name, codes, scale in parts:
             tensors = {
-                "weight": codes[part].to(torch.int8),
-                "weight_scale": scale[part].float(),
-                "weight_offset": torch.zeros_like(scale[part], dtype=torch.float32),
+                "weight": codes.to(torch.int8),
+                "weight_scale": scale.float(),
+                "weight_offset": torch.zeros_like(scale, dtype=torch.float32),
             }
             if kind is QuantType.W4A4_FLATQUANT_DYNAMIC:
-                tensors["clip_ratio"] = torch.tensor([clip], dtype=torch.float32)
-                if left is not None:
-                    tensors["left_trans"] = left.clone()
-                if right is not None:
-                    tensors["right_trans"] = right.clone()
+                tensors["clip_ratio"] = torch.tensor([quantized.clip], dtype=torch.float32)
+                if quantized.left is not None:
+                    tensors["left_trans"] = quantized.left.clone()
+                if quantized.right is not None:
+                    tensors["right_trans"] = quantized.right.clone()
             for suffix, tensor in tensors.items():
-                self.written[f"{prefix}.{suffix}"] = (tensor.cpu().contiguous(), kind)
-            output = xq @ (codes[part] * scale[part]).t()
-            if module.bias is not None:
-                output += module.bias
-            self.replays[name] = output.reshape(*self.hidden.shape[:2], -1).cpu()
+                self.written[f"{self.name}.{name}.{suffix}"] = (tensor.cpu().contiguous(), kind)
 
     def _keep_float(self, group: Group) -> None:
         for name in group.linears:
@@ -316,26 +379,18 @@ class BlockQuantizer:
             )
             self.reports.append(LayerReport(f"{self.name}.{name}", QuantType.FLOAT, list(module.weight.shape), size))
 
-    def _report(
-        self,
-        group: Group,
-        kind: QuantType,
-        x: Tensor,
-        weight: Tensor,
-        xt: Tensor,
-        wt: Tensor,
-        xq: Tensor,
-        quantized: Tensor,
-        clip: float,
-        left: Tensor | None,
-        right: Tensor | None,
-        bits: int,
-    ) -> None:
-        some = slice(None, None, max(1, len(x) // RTN_TOKENS))
+    def _report(self, group: Group, kind: QuantType, x: Tensor, weight: Tensor, quantized: Quantized) -> None:
+        sample = x[:: max(1, len(x) // REPORT_TOKENS)].to(self.model.device)
+        bits = quantized.bits
         scale = row_scale(weight, bits)
-        plain = quantize_tokens(x[some], 1.0, bits) @ (round_codes(weight, scale, bits) * scale).t()
-        exact, after = x[some] @ weight.t(), xq[some] @ quantized.t()
-        curves = [[_curve(x), _curve(xt)], [_curve(weight), _curve(wt)]] if kind.is_w4a4 else [[], []]
+        plain = quantize_tokens(sample, 1.0, bits) @ (round_codes(weight, scale, bits) * scale).t()
+        exact, after = sample @ weight.t(), quantized.tokens(sample) @ (quantized.codes * quantized.scale).t()
+        curves: list[list[list[float]]] = [[], []]
+        if kind.is_w4a4:
+            curves = [
+                [_curve(sample), _curve(quantized.transformed(sample))],
+                [_curve(weight), _curve(quantized.weight)],
+            ]
         start = 0
         for name in group.linears:
             out = linear(self.block, name).out_features
@@ -351,8 +406,8 @@ class BlockQuantizer:
                     sum(t.nbytes for n, (t, _) in self.written.items() if n.startswith(prefix)),
                     ((plain - exact)[:, part].norm() / norm).item(),
                     ((after - exact)[:, part].norm() / norm).item(),
-                    clip if kind is QuantType.W4A4_FLATQUANT_DYNAMIC else None,
-                    [len(f) for f in (left, right) if f is not None],
+                    quantized.clip if kind is QuantType.W4A4_FLATQUANT_DYNAMIC else None,
+                    [len(f) for f in (quantized.left, quantized.right) if f is not None],
                     *curves,
                 )
             )

@@ -9,6 +9,7 @@ closed-form minimiser A^-1 # B, the matrix geometric mean. What is left free, L 
 flat so that no coordinate of a token stands out.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,7 @@ from .kronecker import FactorSizes
 
 ROUNDS = 6
 RIDGE = 1e-4  # of the mean eigenvalue: keeps Sx^-1 finite where the calibration text does not reach
+SLAB_ENTRIES = 2**23  # of a second moment, converted to float64 at a time
 MAX_STEP = 4.0  # largest factor by which one round changes an entry of d
 
 
@@ -55,26 +57,67 @@ def closed_form(
         fit_diagonal: else d = 1. fit_right: else R = I.
         tied: [n] class numbers; entries of d in one class are equal.
     """
-    sx, sw = _ridged(sx.double().cpu()), _ridged(sw.double().cpu())
+    x, w = _Moment(sx, sizes), _Moment(sw, sizes)
     p = torch.eye(sizes.left, dtype=torch.float64)
     q = torch.eye(sizes.right, dtype=torch.float64)
     d = torch.ones(len(sx), dtype=torch.float64)
     if fit_diagonal:
-        d = _tie((sw.diagonal() / sx.diagonal()).pow(0.25), tied)
-    shape = (sizes.left, sizes.right, sizes.left, sizes.right)
+        d = _tie((w.diagonal / x.diagonal).pow(0.25), tied)
     for _ in range(ROUNDS):
-        x4 = (d[:, None] * sx * d).reshape(shape)
-        w4 = (sw / d[:, None] / d).reshape(shape)
         q_inverse = torch.linalg.inv(q)
-        p = _unit(geometric_mean(_trace_right(x4, q), _trace_right(w4, q_inverse)))
+        p = _unit(geometric_mean(x.trace_right(d, q), w.trace_right(1 / d, q_inverse)))
         p_inverse = torch.linalg.inv(p)
         if fit_right:
-            q = _unit(geometric_mean(_trace_left(x4, p), _trace_left(w4, p_inverse)))
+            q = _unit(geometric_mean(x.trace_left(d, p), w.trace_left(1 / d, p_inverse)))
         if fit_diagonal:
-            d = _fit_diagonal(d, sx * torch.kron(p, q), sw * torch.kron(p_inverse, torch.linalg.inv(q)), tied)
+            d = _fit_diagonal(d, x.damped(p, q), w.damped(p_inverse, torch.linalg.inv(q)), tied)
     left = _power(p, 0.5) @ random_flat_orthogonal(sizes.left, generator)
     right = _power(q, 0.5) @ random_flat_orthogonal(sizes.right, generator) if fit_right else q
     return Transform(d, left, right)
+
+
+class _Moment:
+    """A second moment [n, n] with a ridge, used in float64 a slab of rows at a time: a whole copy may not fit.
+
+    Indices split as (i, k) for rows and (j, l) for columns, i and j over the left factor.
+    """
+
+    def __init__(self, moment: Tensor, sizes: FactorSizes) -> None:
+        self.moment, self.sizes = moment, sizes
+        diagonal = moment.diagonal().double().cpu()
+        self.ridge = (RIDGE * diagonal.mean()).clamp_min(1e-30)
+        self.diagonal = diagonal + self.ridge
+
+    def _slabs(self, d: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """Slices of i, and diag(d) S diag(d) for them as [i, k, j, l]."""
+        m, n = self.sizes.left, self.sizes.right
+        step = max(1, SLAB_ENTRIES // (n * m * n))
+        for start in range(0, m, step):
+            stop = min(start + step, m)
+            slab = self.moment[start * n : stop * n].to("cpu", torch.float64, copy=True)
+            slab.diagonal(start * n).add_(self.ridge)
+            if d is not None:
+                slab.mul_(d[start * n : stop * n, None]).mul_(d)
+            yield slice(start, stop), slab.view(stop - start, n, m, n)
+
+    def trace_right(self, d: Tensor, q: Tensor) -> Tensor:
+        """[M, M]: sum over k, l of (d S d)[ik, jl] q[k, l]."""
+        return _symmetric(torch.cat([torch.einsum("ikjl,kl->ij", slab, q) for _, slab in self._slabs(d)]))
+
+    def trace_left(self, d: Tensor, p: Tensor) -> Tensor:
+        """[N, N]: sum over i, j of (d S d)[ik, jl] p[i, j]."""
+        total = torch.zeros(self.sizes.right, self.sizes.right, dtype=torch.float64)
+        for rows, slab in self._slabs(d):
+            total += torch.einsum("ikjl,ij->kl", slab, p[rows])
+        return _symmetric(total)
+
+    def damped(self, p: Tensor, q: Tensor) -> Tensor:
+        """S * kron(p, q), entry by entry, [n, n] in the moment's own dtype."""
+        result = torch.empty_like(self.moment, device="cpu")
+        for rows, slab in self._slabs():
+            slab.mul_(p[rows][:, None, :, None]).mul_(q[:, None, :])
+            result[rows.start * len(q) : rows.stop * len(q)] = slab.view(-1, len(result))
+        return result
 
 
 def geometric_mean(a: Tensor, b: Tensor) -> Tensor:
@@ -88,7 +131,7 @@ def _fit_diagonal(d: Tensor, s: Tensor, v: Tensor, tied: Tensor | None) -> Tenso
     """Fixed-point steps for min (d' S d)(e' V e), e = 1/d: at the minimum the shares of both sides are equal."""
     for _ in range(4):
         e = 1 / d
-        share_x, share_w = d * (s @ d), e * (v @ e)
+        share_x, share_w = d * (s @ d.to(s)).to(d), e * (v @ e.to(v)).to(d)
         floor = 1e-3 / len(d)
         ratio = (share_w / share_w.sum()).clamp_min(floor) / (share_x / share_x.sum()).clamp_min(floor)
         d = _tie(d * ratio.pow(0.25).clamp(1 / MAX_STEP, MAX_STEP), tied)
@@ -104,17 +147,8 @@ def _tie(d: Tensor, tied: Tensor | None) -> Tensor:
     return (logs - logs.mean()).exp()
 
 
-def _trace_right(s: Tensor, q: Tensor) -> Tensor:
-    return torch.einsum("ikjl,kl->ij", s, q)
-
-
-def _trace_left(s: Tensor, p: Tensor) -> Tensor:
-    return torch.einsum("ikjl,ij->kl", s, p)
-
-
-def _ridged(s: Tensor) -> Tensor:
-    s = (s + s.t()) / 2
-    return s + torch.eye(len(s), dtype=s.dtype) * (RIDGE * s.diagonal().mean()).clamp_min(1e-30)
+def _symmetric(s: Tensor) -> Tensor:
+    return (s + s.t()) / 2
 
 
 def _unit(p: Tensor) -> Tensor:

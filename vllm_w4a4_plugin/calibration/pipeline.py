@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from vllm_w4a4_plugin.checkpoint import QuantType
 from vllm_w4a4_plugin.checkpoint.writer import write_checkpoint
@@ -22,7 +22,7 @@ from .block import BlockQuantizer, LayerReport
 from .errors import CalibrationError
 from .model import HEAD, StreamedModel
 from .recipe import Recipe
-from .structure import Role, trace
+from .structure import Group, Role, trace
 
 WORK_SUFFIX = ".quantizing"
 
@@ -78,6 +78,7 @@ class Quantization:
     ) -> None:
         self.model, self.recipe, self.settings, self.ids, self.output = model, recipe, settings, ids, output
         self.work = work_directory(output)
+        self._groups: dict[tuple[Any, ...], dict[Role, Group]] = {}
         self._open(resume)
 
     def run(self, progress: Progress = lambda step, done: None) -> list[BlockRecord]:
@@ -115,8 +116,7 @@ class Quantization:
 
     def _block(self, index: int, hidden: Tensor, progress: Callable[[str], None]) -> BlockRecord:
         block, name = self.model.load_block(index), self.model.block_name(index)
-        first = hidden[:1].to(self.model.device)
-        groups = trace(block, lambda: self.model.run_block(block, index, first), name)
+        groups = self._trace(index, block, hidden)
         types = self.recipe.of_block(name, groups)
         quantizer = BlockQuantizer(
             self.model, index, block, groups, types, hidden, self.settings.seed, lambda role: self._weights(index, role)
@@ -132,6 +132,17 @@ class Quantization:
         partial.write_text(json.dumps(asdict(record)))
         partial.replace(self._file(index, "json"))
         return record
+
+    def _trace(self, index: int, block: nn.Module, hidden: Tensor) -> dict[Role, Group]:
+        """The block's groups; blocks with modules and parameters of the same names and shapes share them."""
+        signature = tuple(
+            [(n, type(m)) for n, m in block.named_modules()] + [(n, p.shape) for n, p in block.named_parameters()]
+        )
+        if signature not in self._groups:
+            first = hidden[:1].to(self.model.device)
+            name = self.model.block_name(index)
+            self._groups[signature] = trace(block, lambda: self.model.run_block(block, index, first), name)
+        return self._groups[signature]
 
     def _weights(self, index: int, role: Role) -> tuple[Tensor, Tensor] | None:
         if not self.settings.weigh_tokens:
