@@ -100,14 +100,14 @@ class W4A4CpuPlatform(CpuPlatform):
             logger.warning(
                 "This CPU has no %s instructions and computes it slowly. float32 would be faster, but takes %.1f GiB "
                 "more memory for the unquantized layers; --dtype float32 uses it all the same.",
-                stored,
+                str(stored).removeprefix("torch."),
                 extra_bytes / 2**30,
             )
             return
         logger.info(
             "This CPU has no %s instructions: computing in float32, which takes %.0f MiB more memory for the "
             "unquantized layers. %s=1 keeps the checkpoint's dtype.",
-            stored,
+            str(stored).removeprefix("torch."),
             extra_bytes / 2**20,
             cpu_dtype.KEEP_VARIABLE,
         )
