@@ -98,14 +98,22 @@ class Interrupted(Exception):
 
 
 @pytest.mark.parametrize(
-    "moment", [("Gradients: forward", 0), ("Gradients: backward", 0), ("gate_up", 0), ("done", 1), ("Writing", 2)]
+    "moment",
+    [
+        ("Gradients: forward", 0),
+        ("Gradients: backward", 0),
+        ("gate_up", 0),
+        ("done", 1),
+        ("Distillation 14/24", 2),
+        ("Writing", 2),
+    ],
 )
 def test_resumed_run_gives_the_same_bytes(
     moment: tuple[str, int], float_model: Callable[..., Path], ids: torch.Tensor, tmp_path: Path
 ) -> None:
     directory = float_model("qwen3")
-    settings = Settings(weigh_tokens=True)
-    whole = quantize(directory, tmp_path / "whole", ids, weigh_tokens=True)
+    settings = Settings(weigh_tokens=True, distill=2)
+    whole = quantize(directory, tmp_path / "whole", ids, weigh_tokens=True, distill=2)
 
     def interrupt(step: str, done: int) -> None:
         if (step, done) == moment:
@@ -116,7 +124,7 @@ def test_resumed_run_gives_the_same_bytes(
     with pytest.raises(Interrupted):
         first.run(interrupt)
     assert not output.exists()
-    assert bytes_of(quantize(directory, output, ids, resume=True, weigh_tokens=True)) == bytes_of(whole)
+    assert bytes_of(quantize(directory, output, ids, resume=True, weigh_tokens=True, distill=2)) == bytes_of(whole)
 
 
 def test_interrupted_run_is_not_overwritten_nor_continued_with_other_settings(

@@ -19,6 +19,7 @@ from vllm_w4a4_plugin.checkpoint.writer import write_checkpoint
 
 from . import sensitivity
 from .block import BlockQuantizer, LayerReport
+from .distill import QuantizedBlock, distill
 from .errors import CalibrationError
 from .model import HEAD, StreamedModel
 from .recipe import Recipe
@@ -35,19 +36,22 @@ class Settings:
         seed: of the flat rotations and of sampling.
         weigh_tokens: weigh tokens by the squared gradient of the loss (`sensitivity`).
         weigh_rows: weigh output rows in the same way.
+        distill: epochs of training towards the float model's predictions, the whole model in memory (`distill`).
     """
 
     seed: int = 0
     weigh_tokens: bool = False
     weigh_rows: bool = False
+    distill: int = 0
 
 
 @dataclass
 class BlockRecord:
-    """A finished block: file names below the work directory, and what the report shows of it."""
+    """A finished block: quant type per tensor, linear layers that share an input, and what the report shows."""
 
     name: str
     types: dict[str, str]
+    groups: list[list[str]]
     loss: float
     reports: list[dict[str, Any]] = field(default_factory=list)
 
@@ -89,6 +93,8 @@ class Quantization:
         """
         try:
             records = self._blocks(progress)
+            if self.settings.distill:
+                self._distill(records, lambda step: progress(step, len(records)))
             progress("Writing", len(records))
             self._write(records)
         except OSError as error:
@@ -125,7 +131,11 @@ class Quantization:
         save_file(result.tensors, self._file(index, "safetensors"))
         _save_atomically({"hidden": result.hidden}, self.work / f"hidden-{index + 1:05d}.safetensors")
         record = BlockRecord(
-            name, {n: t.value for n, t in result.types.items()}, result.loss, [asdict(r) for r in result.reports]
+            name,
+            {n: t.value for n, t in result.types.items()},
+            [list(group.linears) for group in groups.values()],
+            result.loss,
+            [asdict(r) for r in result.reports],
         )
         # Written last: a block counts as finished when this file exists.
         partial = self._file(index, "partial")
@@ -161,15 +171,32 @@ class Quantization:
         types |= dict.fromkeys((n for n in outer if n not in before and n != HEAD), QuantType.FLOAT)
         if HEAD in outer:
             types[HEAD] = QuantType.FLOAT
-        parts = [outer_file, *(self._file(i, "safetensors") for i in range(len(records)))]
+        stem = "distilled" if self.settings.distill else "block"
+        parts = [outer_file, *(self._file(i, "safetensors", stem) for i in range(len(records)))]
         if self.recipe.rotates_residual:
             changes = {"tie_word_embeddings": False}
             write_checkpoint(self.model.directory, self.output, parts, types, QuantType.W4A4_DYNAMIC, changes)
         else:
             write_checkpoint(self.model.directory, self.output, parts, types)
 
-    def _file(self, index: int, suffix: str) -> Path:
-        return self.work / f"block-{index:05d}.{suffix}"
+    def _distill(self, records: list[BlockRecord], progress: Callable[[str], None]) -> None:
+        blocks = [
+            QuantizedBlock(
+                load_file(self._file(index, "safetensors")),
+                {name: QuantType(kind) for name, kind in record.types.items()},
+                record.groups,
+            )
+            for index, record in enumerate(records)
+        ]
+        trained = distill(self.model, self.ids, blocks, self.settings.distill, self.settings.seed, self.work, progress)
+        for index, (record, tensors) in enumerate(zip(records, trained, strict=True)):
+            save_file(tensors, self._file(index, "safetensors", "distilled"))
+            for report in record.reports:
+                if report["clip"] is not None:
+                    report["clip"] = tensors[f"{report['name']}.clip_ratio"].item()
+
+    def _file(self, index: int, suffix: str, stem: str = "block") -> Path:
+        return self.work / f"{stem}-{index:05d}.{suffix}"
 
     def _open(self, resume: bool) -> None:
         check_output(self.output, resume)

@@ -72,6 +72,8 @@ def perplexity(directory: Path, rows: Sequence[Sequence[int]], dtype: str = "aut
         quantization="ascend" if quantized else None,
         dtype=dtype,
         enforce_eager=True,
+        # vLLM does not start unless this part of the machine's memory is free, however little the model needs.
+        gpu_memory_utilization=0.3,
         max_model_len=window + 1,
         max_num_batched_tokens=max(2048, window + 1),
         enable_prefix_caching=False,

@@ -49,6 +49,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--gradients", action="store_true",
         help="weigh tokens by the squared gradient of the loss: a forward and a backward pass more, measure before use",
     )  # fmt: skip
+    parser.add_argument(
+        "--distill", type=int, default=0, metavar="EPOCHS",
+        help="train codes, scales, clips and norms towards the float model's predictions for so many passes over the "
+        "calibration text; the whole model must fit into memory five times in float32 (default: 0)",
+    )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run at its last finished block")
     parser.add_argument("--trust-remote-code", "--trust_remote_code", action="store_true", help="run the model's code")
     parser.add_argument("--batch_size", type=int, help=argparse.SUPPRESS)  # msModelSlim's; changes nothing here
@@ -82,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         model = StreamedModel(source, args.device, args.trust_remote_code)
     recipe.check_patterns(model.linear_names())
-    settings = Settings(args.seed, weigh_tokens=args.gradients)
+    settings = Settings(args.seed, weigh_tokens=args.gradients, distill=args.distill)
     tokens = args.calib_tokens
     config = model.config.get_text_config()
     need = estimate(config, model.tensors, recipe, tokens, settings.weigh_tokens, args.device)

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training of a quantized model, as a whole, towards the float model's predictions.
+
+The loss is the Kullback-Leibler divergence of the next-token distributions. Trained are the 4-bit codes (as real
+numbers that are rounded in the forward pass, with gradients straight through the rounding), their row scales, the
+activation clips and the norms: everything that errors of the layers before can still be compensated with. Transforms
+stay. The whole model is in memory in float32, and three times more for what is trained.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import cos, pi
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vllm_w4a4_plugin.checkpoint import QuantType
+
+from .kronecker import apply_kronecker
+from .model import StreamedModel
+
+CODE_STEP = 0.03  # learning rate of codes, in units of one code: only a steady gradient moves one across a boundary
+SCALE_STEP = 2e-3  # of the logarithm of row scales, and of clip ratios
+NORM_STEP = 1e-3
+BETAS = (0.9, 0.95)  # a run has few steps: the second moment must forget fast
+WARM_UP = 0.1  # of all steps
+
+Progress = Callable[[str], None]
+
+
+@dataclass
+class QuantizedBlock:
+    """What distillation starts from and ends with.
+
+    Attributes:
+        tensors: as stored, by full name. types: quant type by full name of the tensor.
+        groups: linear layers, by their names in the block, that share an activation clip.
+    """
+
+    tensors: dict[str, Tensor]
+    types: Mapping[str, QuantType]
+    groups: Sequence[Sequence[str]]
+
+
+def distill(
+    model: StreamedModel,
+    ids: Tensor,
+    blocks: Sequence[QuantizedBlock],
+    epochs: int,
+    seed: int,
+    work: Path,
+    progress: Progress = lambda step: None,
+) -> Iterator[dict[str, Tensor]]:
+    """Train, then give each block's tensors as they are to be stored.
+
+    Args:
+        model: the float model, teacher and frame of the student.
+        ids: tokens [rows, length] to train on; one row is one step.
+        blocks: all of them.
+        epochs: passes over ids. seed: of their order.
+        work: directory for the teacher's output and the state after each epoch, from which an interrupted run goes on.
+        progress: told what is being done.
+    """
+    teacher = _teacher(model, ids, work / "teacher.safetensors", progress)
+    modules = [_student_block(model, index, block) for index, block in enumerate(blocks)]
+    optimizer = _optimizer(modules)
+    state_file, first = work / "distillation.pt", 0
+    if state_file.exists():
+        first = _load_state(state_file, modules, optimizer)
+    steps = epochs * len(ids)
+    for epoch in range(first, epochs):
+        order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed * 1009 + epoch))
+        for number, row in enumerate(order.tolist(), epoch * len(ids)):
+            progress(f"Distillation {number + 1}/{steps}")
+            _set_rate(optimizer, number, steps)
+            loss = _divergence(model, modules, ids[row : row + 1], teacher[row : row + 1])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        _save_state(state_file, modules, optimizer, epoch + 1)
+    for index, (module, block) in enumerate(zip(modules, blocks, strict=True)):
+        yield _stored(module, block, model.block_name(index))
+
+
+class TrainableLinear(nn.Module):
+    """A quantized linear layer whose codes, scales and clip can be trained.
+
+    Args:
+        tensors: by suffix, as stored. bits: of codes and activations.
+        bias: [out] or None.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], bits: int, bias: Tensor | None) -> None:
+        super().__init__()
+        self.bits, self.bias = bits, bias
+        self.codes = nn.Parameter(tensors["weight"].float(), requires_grad=bits == 4)
+        self.scale = tensors["weight_scale"]
+        self.log_scale = nn.Parameter(torch.zeros_like(self.scale))
+        self.left, self.right = tensors.get("left_trans"), tensors.get("right_trans")
+        clip = tensors.get("clip_ratio")
+        self.clip = None if clip is None else nn.Parameter(clip.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out]."""
+        top = 2 ** (self.bits - 1) - 1
+        x = apply_kronecker(x, self.left, self.right)
+        scale = x.detach().abs().amax(-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny * 1e8) / top
+        if self.clip is not None:
+            scale = scale * self.clip
+        x = _round(x / scale).clamp(-top - 1, top) * scale
+        weight = _RoundedWeight.apply(self.codes, self.scale * self.log_scale.exp(), top)
+        return nn.functional.linear(x, weight, self.bias)
+
+    def stored(self) -> dict[str, Tensor]:
+        """What training changed, by suffix, as stored."""
+        top = 2 ** (self.bits - 1) - 1
+        result = {
+            "weight": self.codes.detach().round().clamp(-top, top).to("cpu", torch.int8),
+            "weight_scale": (self.scale * self.log_scale.detach().exp()).cpu(),
+        }
+        if self.clip is not None:
+            result["clip_ratio"] = self.clip.detach().cpu().clamp(1e-3, 1)
+        return result
+
+
+class _RoundedWeight(torch.autograd.Function):
+    """round(codes) * scale, with the gradient of codes * scale where the codes are in range."""
+
+    @staticmethod
+    def forward(ctx: Any, codes: Tensor, scale: Tensor, top: int) -> Tensor:
+        ctx.save_for_backward(codes, scale)
+        ctx.top = top
+        return codes.round().clamp_(-top, top).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        codes, scale = ctx.saved_tensors
+        (gradient,) = gradients
+        rounded = codes.round().clamp_(-ctx.top, ctx.top)
+        of_scale = (gradient * rounded).sum(1, keepdim=True)
+        of_codes = (gradient * scale).mul_(codes.abs() <= ctx.top + 0.5) if ctx.needs_input_grad[0] else None
+        return of_codes, of_scale, None
+
+
+def _round(x: Tensor) -> Tensor:
+    return x + (x.round() - x).detach()
+
+
+def _teacher(model: StreamedModel, ids: Tensor, file: Path, progress: Progress) -> Tensor:
+    """The float model's last hidden states [rows, length, hidden]; its logits would be too large to keep."""
+    if not file.exists():
+        hidden, _ = model.start(ids)
+        with torch.no_grad():
+            for index in range(len(model)):
+                progress(f"Distillation: float block {index}")
+                block = model.load_block(index)
+                hidden = torch.cat([model.run_block(block, index, row[None].to(model.device)).cpu() for row in hidden])
+        partial = file.with_suffix(".partial")
+        save_file({"hidden": hidden}, partial)
+        partial.replace(file)
+    return load_file(file)["hidden"]
+
+
+def _student_block(model: StreamedModel, index: int, quantized: QuantizedBlock) -> nn.Module:
+    """Block `index` with the quantized tensors; what is trained requires gradients."""
+    block, name = model.load_block(index), model.block_name(index)
+    for local, parameter in list(block.named_parameters()):
+        tensor = quantized.tensors.get(f"{name}.{local}")
+        if tensor is not None and tensor.dtype != torch.int8:
+            parameter.data = tensor.to(parameter)
+            parameter.requires_grad_(parameter.ndim == 1 and not local.endswith("bias"))
+    for local, module in list(block.named_modules()):
+        kind = quantized.types.get(f"{name}.{local}.weight", QuantType.FLOAT)
+        if isinstance(module, nn.Linear) and kind is not QuantType.FLOAT:
+            prefix = f"{name}.{local}."
+            tensors = {
+                full.removeprefix(prefix): tensor.to(model.device)
+                for full, tensor in quantized.tensors.items()
+                if full.startswith(prefix)
+            }
+            block.set_submodule(local, TrainableLinear(tensors, 4 if kind.is_w4a4 else 8, module.bias))
+    for group in quantized.groups:
+        members = [block.get_submodule(n) for n in group]
+        for member in members[1:]:
+            if isinstance(member, TrainableLinear):
+                member.clip = members[0].clip  # type: ignore[assignment]
+    return block
+
+
+def _optimizer(modules: Sequence[nn.Module]) -> torch.optim.Optimizer:
+    rates: dict[float, list[nn.Parameter]] = {CODE_STEP: [], SCALE_STEP: [], NORM_STEP: []}
+    for block in modules:
+        for name, parameter in block.named_parameters():
+            if parameter.requires_grad:
+                leaf = name.rpartition(".")[2]
+                rate = CODE_STEP if leaf == "codes" else SCALE_STEP if leaf in ("log_scale", "clip") else NORM_STEP
+                rates[rate].append(parameter)
+    return torch.optim.Adam(
+        [{"params": p, "lr": rate, "rate": rate} for rate, p in rates.items() if p], betas=BETAS, foreach=True
+    )
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, step: int, steps: int) -> None:
+    """Linear warm-up, then a cosine to zero."""
+    factor = min(1.0, (step + 1) / max(1.0, WARM_UP * steps)) * (1 + cos(pi * step / steps)) / 2
+    for group in optimizer.param_groups:
+        group["lr"] = group["rate"] * factor
+
+
+def _divergence(model: StreamedModel, modules: Sequence[nn.Module], ids: Tensor, teacher: Tensor) -> Tensor:
+    with torch.no_grad():
+        wanted = model.logits(teacher.to(model.device)).log_softmax(-1)
+    hidden, _ = model.start(ids)
+    for index, block in enumerate(modules):
+        hidden = model.run_block(block, index, hidden)
+    found = model.logits(hidden).log_softmax(-1)
+    return (wanted.exp() * (wanted - found)).sum(-1).mean()
+
+
+def _stored(module: nn.Module, block: QuantizedBlock, name: str) -> dict[str, Tensor]:
+    tensors = dict(block.tensors)
+    for local, part in module.named_modules():
+        if isinstance(part, TrainableLinear):
+            tensors |= {f"{name}.{local}.{suffix}": tensor for suffix, tensor in part.stored().items()}
+    for local, parameter in module.named_parameters():
+        full = f"{name}.{local}"
+        if full in tensors and parameter.requires_grad:
+            tensors[full] = parameter.detach().to("cpu", tensors[full].dtype)
+    return tensors
+
+
+def _save_state(file: Path, modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer, epochs: int) -> None:
+    trained = [[p.detach() for p in block.parameters() if p.requires_grad] for block in modules]
+    partial = file.with_suffix(".partial")
+    torch.save({"trained": trained, "optimizer": optimizer.state_dict(), "epochs": epochs}, partial)
+    partial.replace(file)
+
+
+def _load_state(file: Path, modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer) -> int:
+    state = torch.load(file, weights_only=True)
+    for block, values in zip(modules, state["trained"], strict=True):
+        for parameter, value in zip((p for p in block.parameters() if p.requires_grad), values, strict=True):
+            parameter.data.copy_(value)
+    optimizer.load_state_dict(state["optimizer"])
+    return state["epochs"]
