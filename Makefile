@@ -4,7 +4,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 TORCH_INDEX ?=
-MODEL ?= tests/data/micro-qwen3-w4a4
+MODEL ?=
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 
 help:
 	@echo "make setup   virtual environment $(VENV) with vLLM for CPU and the plugin"
-	@echo "make demo    serve a W4A4 checkpoint and ask it a question (MODEL=dir: another checkpoint)"
+	@echo "make demo    quantize a small language model, serve it and ask it a question (MODEL=dir: serve that one)"
 	@echo "make test    style checks and all tests"
 	@echo "make lint    style checks alone"
 	@echo "make bench   the CPU kernels beside vLLM's and the machine's limits, into docs/ (some ten minutes, idle machine)"

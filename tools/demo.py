@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serve a W4A4 checkpoint with `vllm serve` and ask it the tutorial's question; `make demo` runs it."""
+"""Serve a W4A4 checkpoint with `vllm serve` and ask it the tutorial's question; `make demo` runs it.
+
+Without a checkpoint it makes one first: it downloads a small language model and quantizes it.
+"""
 
 import argparse
 import io
@@ -16,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+WORK = Path("build/demo")
 START_TIMEOUT_S = 600
 # vLLM does not start unless this part of the machine's memory is free, however little the model needs.
 MODEST_MEMORY = ("--gpu-memory-utilization", "0.3")
@@ -32,14 +36,18 @@ REQUEST = """{
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path, help="checkpoint directory")
+    parser.add_argument("model", type=Path, nargs="?", help="checkpoint directory (default: made in build/demo)")
     args = parser.parse_args()
-    if not (args.model / "config.json").is_file():
-        sys.exit(f"{args.model}: no config.json there; give the directory of a checkpoint, e.g. make demo MODEL=dir")
-    name = args.model.resolve().name.lower()
+    from demo_model import make_checkpoint  # beside this file, which is run as a script
+
+    began = time.monotonic()
+    model = args.model or make_checkpoint(WORK)
+    if not (model / "config.json").is_file():
+        sys.exit(f"{model}: no config.json there; give the directory of a checkpoint, e.g. make demo MODEL=dir")
+    name = model.resolve().name.lower()
     port = free_port()
     command = [
-        str(Path(sys.executable).parent / "vllm"), "serve", str(args.model), "--served-model-name", name,
+        str(Path(sys.executable).parent / "vllm"), "serve", str(model), "--served-model-name", name,
         "--max-model-len", "1024", "--quantization", "ascend", "--port", str(port), *MODEST_MEMORY,
     ]  # fmt: skip
     print("$", shlex.join(["vllm", *command[1:]]), flush=True)
@@ -48,6 +56,7 @@ def main() -> None:
         wait_until_healthy(server, f"http://127.0.0.1:{port}/health")
         print(f"\nThe server answers after {time.monotonic() - started:.0f} s.\n", flush=True)
         ask(f"http://localhost:{port}/v1/completions", REQUEST % name)
+    print(f"All of it took {time.monotonic() - began:.0f} s.")
 
 
 @contextmanager
