@@ -180,4 +180,11 @@ Tiling make_tiling(const LinearShape& shape, uint32_t cores) {
   return tiling;
 }
 
+Tiling share_activations(const Tiling& tiling) {
+  Tiling shared = tiling;
+  shared.data.replicated = 0;
+  lay_out_workspace(shared.cores, shared);
+  return shared;
+}
+
 }  // namespace w4a4::npu

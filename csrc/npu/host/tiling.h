@@ -36,6 +36,9 @@ struct Tiling {
 // `cores`: AICs of the device (24 on 910B1/B2 and an A3 die, 20 on 910B3).
 Tiling make_tiling(const LinearShape& shape, uint32_t cores);
 
+// The same with the tokens shared among the cores, for launching transform and GEMM one after the other.
+Tiling share_activations(const Tiling& tiling);
+
 // Microseconds that one core takes to transform one token, and that the grid barrier takes: what `replicated` is
 // decided by. Estimates from published transfer rates, not measurements.
 double transform_microseconds(const LinearShape& shape);

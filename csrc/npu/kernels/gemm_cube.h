@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+// AIC: integer sums acc[row, column] = sum_k q[row, k] * w[column, k] of the core's tiles, one sum per scale group.
+//
+//   GM --MTE2--> L1 (stages of 1024 inputs) --MTE1--> L0A, L0B (two slots) --M--> L0C (two slots) --FIX--> workspace
+//
+// A tile's columns are computed in units of at most kUnitColumns, each in an L0C slot of its own, so that one unit's
+// sums leave while the next one is multiplied.
+#pragma once
+
+#include "common.h"
+
+namespace w4a4::npu {
+
+template <uint32_t kRows>
+class GemmCube {
+ public:
+  static constexpr uint32_t kStages = kRows == 128 ? 2 : 3;
+  static constexpr uint32_t kUnitColumns = kRows == 128 ? 128 : 256;
+  static constexpr uint32_t kDepth = kRows == 128 ? 512 : 256;  // inputs of one L0 slot
+  static constexpr uint32_t kActivationBytes = kRows * kGemmStepK / 2;
+  static constexpr uint32_t kWeightBytes = kMaxTileColumns * kGemmStepK / 2;
+  // The rest of L1 is free for the transform until the first weights arrive.
+  static constexpr uint32_t kWeightsAt = kStages * kActivationBytes;
+  static_assert(kWeightsAt + kStages * kWeightBytes <= kL1Bytes);
+  static_assert(kRows * kDepth / 2 <= kL0Bytes / 2 && kUnitColumns * kDepth / 2 <= kL0Bytes / 2);
+  static_assert(kRows * kUnitColumns * sizeof(int32_t) <= kL0CBytes / 2);
+
+  // q: int4 [tokens][q_row_bytes]; weight: int4 nZ; acc: the core's ring, int32 [kRingSlots][kRows][kMaxTileColumns].
+  __aicore__ inline GemmCube(CubeBuffers& buffers, const TilingData& tiling, uint32_t core, uint32_t cores, GM_ADDR q,
+                             GM_ADDR weight, GM_ADDR acc)
+      : tiling_(tiling), grid_(tiling, core, cores) {
+    l1_ = buffers.l1.Get<int8_t>();
+    l1_int4_ = buffers.l1.Get<AscendC::int4b_t>();
+    l0a_ = buffers.l0a.Get<AscendC::int4b_t>();
+    l0b_ = buffers.l0b.Get<AscendC::int4b_t>();
+    l0c_ = buffers.l0c.Get<int32_t>();
+    q_.SetGlobalBuffer(reinterpret_cast<__gm__ int8_t*>(q));
+    weight_.SetGlobalBuffer(reinterpret_cast<__gm__ int8_t*>(weight));
+    acc_.SetGlobalBuffer(reinterpret_cast<__gm__ int32_t*>(acc));
+    depth_steps_ = CeilDiv(tiling.in_features, kGemmStepK);
+    weight_fractals_ = CeilDiv(tiling.out_features, kFractalRows);
+    steps_ = grid_.count * depth_steps_;
+  }
+
+  // Before anything else uses L1. A tile of one row is multiplied as 16, since Mmad takes m == 1 for another layout of
+  // A; the 15 others are zeros that no later copy overwrites.
+  __aicore__ inline void ClearRowPadding() {
+    if (tiling_.tokens - (tiling_.row_tiles - 1) * tiling_.tile_rows != 1) return;
+    LocalTensor<int32_t> activations = l1_.template ReinterpretCast<int32_t>();
+    AscendC::InitConstValueParams<int32_t> zeros;
+    zeros.repeatTimes = 1;
+    zeros.blockNum = kWeightsAt / kBlockBytes;
+    zeros.dstGap = 0;
+    zeros.initValue = 0;
+    AscendC::InitConstValue(activations, zeros);
+    AscendC::PipeBarrier<PIPE_MTE2>();
+  }
+
+  // `wait`: the activations are being written by this launch.
+  __aicore__ inline void Run(bool wait) {
+    for (uint32_t i = 0; i < kStages; ++i) AscendC::SetFlag<HardEvent::MTE1_MTE2>(i);
+    for (uint32_t i = 0; i < 2; ++i) {
+      AscendC::SetFlag<HardEvent::M_MTE1>(i);
+      AscendC::SetFlag<HardEvent::FIX_M>(i);
+    }
+    // Weights do not depend on the activations: the first ones are on their way while those are made.
+    const uint32_t ahead = Min(steps_, kStages - 1);
+    for (uint32_t i = 0; i < ahead; ++i) LoadWeights(i);
+    if (wait) AscendC::CrossCoreWaitFlag(kActivationsReady);
+    for (uint32_t i = 0; i < ahead; ++i) LoadActivations(i);
+    for (uint32_t i = 0; i < steps_; ++i) {
+      if (i + kStages - 1 < steps_) {
+        LoadWeights(i + kStages - 1);
+        LoadActivations(i + kStages - 1);
+      }
+      Multiply(i);
+    }
+    for (uint32_t i = 0; i < kStages; ++i) AscendC::WaitFlag<HardEvent::MTE1_MTE2>(i);
+    for (uint32_t i = 0; i < 2; ++i) {
+      AscendC::WaitFlag<HardEvent::M_MTE1>(i);
+      AscendC::WaitFlag<HardEvent::FIX_M>(i);
+    }
+    for (uint32_t i = 0; i < Min(stored_, kRingSlots); ++i) AscendC::CrossCoreWaitFlag(kSumsFree);
+  }
+
+ private:
+  // A step is one stage's worth of inputs of one tile.
+  __aicore__ inline uint32_t DepthBegin(uint32_t step) const { return step % depth_steps_ * kGemmStepK; }
+  __aicore__ inline uint32_t DepthOf(uint32_t step) const {
+    return Min(kGemmStepK, tiling_.in_features - DepthBegin(step));
+  }
+
+  __aicore__ inline void LoadWeights(uint32_t step) {
+    const Tile tile(tiling_, grid_, step / depth_steps_);
+    const uint32_t stage = step % kStages;
+    const uint32_t fractal_rows = CeilDiv(DepthOf(step), kInt4FractalK);
+    const uint32_t first = DepthBegin(step) / kInt4FractalK * weight_fractals_ + tile.column / kFractalRows;
+    AscendC::WaitFlag<HardEvent::MTE1_MTE2>(stage);
+    AscendC::DataCopyParams copy;
+    copy.blockCount = fractal_rows;
+    copy.blockLen = tile.column_fractals * (kFractalBytes / kBlockBytes);
+    copy.srcStride = (weight_fractals_ - tile.column_fractals) * (kFractalBytes / kBlockBytes);
+    copy.dstStride = 0;
+    AscendC::DataCopy(l1_[kWeightsAt + stage * kWeightBytes], weight_[uint64_t{first} * kFractalBytes], copy);
+  }
+
+  __aicore__ inline void LoadActivations(uint32_t step) {
+    const Tile tile(tiling_, grid_, step / depth_steps_);
+    const uint32_t stage = step % kStages;
+    AscendC::Nd2NzParams copy;
+    copy.ndNum = 1;
+    copy.nValue = tile.rows;
+    copy.dValue = DepthOf(step) / 2;
+    copy.srcNdMatrixStride = 0;
+    copy.srcDValue = tiling_.q_row_bytes;
+    copy.dstNzC0Stride = tiling_.tile_rows;
+    copy.dstNzNStride = 1;
+    copy.dstNzMatrixStride = 0;
+    AscendC::DataCopy(l1_[stage * kActivationBytes],
+                      q_[uint64_t{tile.row} * tiling_.q_row_bytes + DepthBegin(step) / 2], copy);
+    AscendC::SetFlag<HardEvent::MTE2_MTE1>(stage);
+  }
+
+  __aicore__ inline void Multiply(uint32_t step) {
+    const Tile tile(tiling_, grid_, step / depth_steps_);
+    const uint32_t stage = step % kStages;
+    const uint32_t begin = DepthBegin(step), end = begin + DepthOf(step);
+    const uint32_t units = CeilDiv(tile.columns, kUnitColumns);
+    AscendC::WaitFlag<HardEvent::MTE2_MTE1>(stage);
+    // A part is what of this stage lies in one scale group.
+    for (uint32_t part = begin; part < end;) {
+      const uint32_t group_end = (part / tiling_.group_size + 1) * tiling_.group_size;
+      const uint32_t part_end = Min(end, group_end);
+      const bool starts = part % tiling_.group_size == 0, ends = part_end == group_end;
+      for (uint32_t unit = 0; unit < units; ++unit) {
+        const uint32_t slot = (units_done_ + unit) % 2;
+        const uint32_t first_fractal = unit * (kUnitColumns / kFractalRows);
+        const uint32_t fractals = Min(kUnitColumns / kFractalRows, tile.column_fractals - first_fractal);
+        if (starts) AscendC::WaitFlag<HardEvent::FIX_M>(slot);
+        for (uint32_t k = part; k < part_end; k += kDepth) {
+          const uint32_t depth = Min(kDepth, part_end - k);
+          MultiplyPart(tile, stage, (k - begin) / kInt4FractalK, depth, first_fractal, fractals, slot,
+                       starts && k == part);
+        }
+        if (ends) Store(tile, first_fractal, fractals, slot, unit == 0, unit + 1 == units);
+      }
+      if (ends) units_done_ += units;
+      part = part_end;
+    }
+    AscendC::SetFlag<HardEvent::MTE1_MTE2>(stage);
+  }
+
+  // One L0 slot: rows of `tile` times `fractals` * 16 columns over `depth` inputs.
+  __aicore__ inline void MultiplyPart(const Tile& tile, uint32_t stage, uint32_t first_depth, uint32_t depth,
+                                      uint32_t first_fractal, uint32_t fractals, uint32_t slot, bool is_first) {
+    const uint32_t depth_fractals = CeilDiv(depth, kInt4FractalK);
+    const uint32_t row_fractals = CeilDiv(tile.rows, kFractalRows);
+    const uint32_t l1_rows = tiling_.tile_rows / kFractalRows;
+    const LocalTensor<AscendC::int4b_t> l0a = l0a_[l0_slot_ * kL0Bytes];  // two elements a byte: half of L0A
+    const LocalTensor<AscendC::int4b_t> l0b = l0b_[l0_slot_ * kL0Bytes];
+    AscendC::WaitFlag<HardEvent::M_MTE1>(l0_slot_);
+    const LocalTensor<AscendC::int4b_t> a = l1_int4_[stage * kActivationBytes * 2];
+    for (uint32_t m = 0; m < row_fractals; ++m) {
+      AscendC::LoadData2DParams load;
+      load.startIndex = first_depth * l1_rows + m;
+      load.repeatTimes = depth_fractals;
+      load.srcStride = l1_rows;
+      AscendC::LoadData(l0a[m * depth_fractals * kInt4Fractal], a, load);
+    }
+    const LocalTensor<AscendC::int4b_t> b = l1_int4_[(kWeightsAt + stage * kWeightBytes) * 2];
+    for (uint32_t k = 0; k < depth_fractals; ++k) {
+      AscendC::LoadData2DParams load;
+      load.startIndex = (first_depth + k) * tile.column_fractals + first_fractal;
+      load.repeatTimes = fractals;
+      load.srcStride = 1;
+      AscendC::LoadData(l0b[k * fractals * kInt4Fractal], b, load);
+    }
+    AscendC::SetFlag<HardEvent::MTE1_M>(l0_slot_);
+    AscendC::WaitFlag<HardEvent::MTE1_M>(l0_slot_);
+    if (!is_first && row_fractals * fractals < kOrderedMmadFractals) AscendC::PipeBarrier<PIPE_M>();
+    AscendC::MmadParams multiply;
+    multiply.m = tile.rows == 1 ? kFractalRows : tile.rows;
+    multiply.n = fractals * kFractalRows;
+    multiply.k = depth;
+    multiply.cmatrixInitVal = is_first;
+    AscendC::Mmad(l0c_[slot * (kL0CBytes / 2 / sizeof(int32_t))], l0a, l0b, multiply);
+    AscendC::SetFlag<HardEvent::M_MTE1>(l0_slot_);
+    l0_slot_ ^= 1;
+  }
+
+  // A unit's sums into the ring slot of its tile and group.
+  __aicore__ inline void Store(const Tile& tile, uint32_t first_fractal, uint32_t fractals, uint32_t slot,
+                               bool is_first, bool is_last) {
+    if (is_first && stored_ >= kRingSlots) AscendC::CrossCoreWaitFlag(kSumsFree);
+    AscendC::SetFlag<HardEvent::M_FIX>(slot);
+    AscendC::WaitFlag<HardEvent::M_FIX>(slot);
+    AscendC::FixpipeParamsV220 store;
+    store.nSize = fractals * kFractalRows;
+    store.mSize = tile.rows;
+    store.srcStride = RoundUp(tile.rows, kFractalRows);
+    store.dstStride = kMaxTileColumns;
+    store.ndNum = 1;
+    store.quantPre = QuantMode_t::NoQuant;
+    const uint32_t ring = stored_ % kRingSlots * kRows * kMaxTileColumns;
+    AscendC::Fixpipe<int32_t, int32_t, AscendC::CFG_ROW_MAJOR>(acc_[ring + first_fractal * kFractalRows],
+                                                               l0c_[slot * (kL0CBytes / 2 / sizeof(int32_t))], store);
+    AscendC::SetFlag<HardEvent::FIX_M>(slot);
+    if (!is_last) return;
+    AscendC::CrossCoreSetFlag<kModeGroup, PIPE_FIX>(kSumsReady);
+    ++stored_;
+  }
+
+  const TilingData& tiling_;
+  const TileGrid grid_;
+  LocalTensor<int8_t> l1_;
+  LocalTensor<AscendC::int4b_t> l1_int4_, l0a_, l0b_;
+  LocalTensor<int32_t> l0c_;
+  GlobalTensor<int8_t> q_, weight_;
+  GlobalTensor<int32_t> acc_;
+  uint32_t depth_steps_, weight_fractals_, steps_;
+  uint32_t l0_slot_ = 0;
+  uint32_t units_done_ = 0;  // units whose sums are stored
+  uint32_t stored_ = 0;      // ring slots filled
+};
+
+}  // namespace w4a4::npu
