@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernels by name, for a device build, and their launch on a stream.
+#include "flatquant_linear.h"
+
+#include "../host/launch.h"
+
+using w4a4::npu::AddWorkspace;
+using w4a4::npu::Factors;
+using w4a4::npu::FlatQuantLinear;
+using w4a4::npu::LinearAddresses;
+using w4a4::npu::TilingData;
+using w4a4::npu::TokenClass;
+
+#define W4A4_KERNEL(NAME, T, FACTORS, ROWS)                                                                    \
+  extern "C" __global__ __aicore__ void NAME(GM_ADDR x, GM_ADDR left, GM_ADDR right, GM_ADDR weight,           \
+                                             GM_ADDR weight_scale, GM_ADDR bias, GM_ADDR y, GM_ADDR workspace, \
+                                             TilingData tiling) {                                              \
+    KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_MIX_AIC_1_2);                                                         \
+    LinearAddresses at{x, left, right, weight, weight_scale, bias, y, nullptr, nullptr, nullptr, nullptr};     \
+    FlatQuantLinear<T, Factors::FACTORS, ROWS, 3>(AddWorkspace(at, workspace, tiling), tiling);                \
+  }
+
+// For each combination of dtype, factors and token class.
+#define W4A4_FOR_ROWS(DO, NAME, T, FACTORS) \
+  DO(NAME##_rows16, T, FACTORS, 16)         \
+  DO(NAME##_rows32, T, FACTORS, 32)         \
+  DO(NAME##_rows128, T, FACTORS, 128)
+#define W4A4_FOR_FACTORS(DO, NAME, T)        \
+  W4A4_FOR_ROWS(DO, NAME##_none, T, kNone)   \
+  W4A4_FOR_ROWS(DO, NAME##_left, T, kLeft)   \
+  W4A4_FOR_ROWS(DO, NAME##_right, T, kRight) \
+  W4A4_FOR_ROWS(DO, NAME##_both, T, kBoth)
+#define W4A4_FOR_ALL(DO)                                 \
+  W4A4_FOR_FACTORS(DO, w4a4_flatquant_linear_half, half) \
+  W4A4_FOR_FACTORS(DO, w4a4_flatquant_linear_bf16, bfloat16_t)
+
+W4A4_FOR_ALL(W4A4_KERNEL)
+
+namespace w4a4::npu {
+namespace {
+
+template <typename T>
+constexpr bool kIsHalf = AscendC::IsSameType<T, half>::value;
+
+}  // namespace
+
+void launch_flatquant_linear(void* stream, bool is_half, const Tiling& tiling, const LinearPointers& at) {
+  const auto gm = [](const void* pointer) { return static_cast<GM_ADDR>(const_cast<void*>(pointer)); };
+#define W4A4_LAUNCH(NAME, T, FACTORS, ROWS)                                                                           \
+  if (is_half == kIsHalf<T> && tiling.factors == Factors::FACTORS && tiling.token_class == TokenClass::kRows##ROWS) { \
+    NAME<<<tiling.cores, nullptr, stream>>>(gm(at.x), gm(at.left), gm(at.right), gm(at.weight), gm(at.weight_scale),  \
+                                            gm(at.bias), gm(at.y), gm(at.workspace), tiling.data);                    \
+    return;                                                                                                           \
+  }
+  W4A4_FOR_ALL(W4A4_LAUNCH)
+#undef W4A4_LAUNCH
+}
+
+}  // namespace w4a4::npu
