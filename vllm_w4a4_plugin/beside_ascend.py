@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Registration where vllm-ascend is vLLM's platform and has a quantization method "ascend" of its own.
+
+vLLM keeps the class that was registered last. vllm-ascend registers its class when the module that defines it is first
+imported, which its platform does at a time that differs between processes. So we have the platform register first, by
+the hook that vLLM calls for it, and register afterwards: later calls of that hook import nothing new.
+"""
+
+import logging
+import multiprocessing
+import os
+from importlib.metadata import version
+
+from . import METHOD, __version__, is_tested
+
+TESTED_VLLM_ASCEND = ("0.23", "0.23")
+"""First and last minor version of vllm-ascend that the tests run with."""
+
+FORCE_VARIABLE = "VLLM_W4A4_FORCE"
+INT4_DEVICES = ("A2", "A3")
+"""vllm-ascend's names of the device generations whose cube multiplies int4."""
+
+# Below "vllm", so that vLLM's logging configuration applies in every process.
+logger = logging.getLogger("vllm.plugins.w4a4")
+
+
+def is_platform() -> bool:
+    """Whether vLLM chose vllm-ascend as its platform; installed alone, it may be left out of VLLM_PLUGINS."""
+    from vllm.platforms import current_platform
+
+    return type(current_platform).__module__.partition(".")[0] == "vllm_ascend"
+
+
+def register() -> None:
+    """Take over vllm-ascend's method "ascend", or say why not. Idempotent."""
+    from vllm.model_executor.layers.quantization import (
+        _CUSTOMIZED_METHOD_TO_QUANT_CONFIG,
+        register_quantization_config,
+    )
+    from vllm.platforms import current_platform
+
+    reason = _reason_to_step_aside()
+    if reason:
+        _say(logging.WARNING, f"vllm-w4a4-plugin {__version__} steps aside: {reason}")
+        return
+    current_platform.pre_register_and_update()
+
+    from .quantization.ascend import AscendW4A4ModelSlimConfig
+
+    if _CUSTOMIZED_METHOD_TO_QUANT_CONFIG.get(METHOD) is AscendW4A4ModelSlimConfig:
+        return
+    register_quantization_config(METHOD)(AscendW4A4ModelSlimConfig)
+    _say(
+        logging.INFO,
+        f"vllm-w4a4-plugin {__version__} has taken over the quantization method {METHOD!r} from vllm-ascend "
+        f"{_version()}: its W4A4 linear layers run here, all others in vllm-ascend. VLLM_W4A4_DISABLE=1 gives it back.",
+    )
+
+
+def _reason_to_step_aside() -> str:
+    from vllm_ascend.utils import get_ascend_device_type
+
+    device = get_ascend_device_type().name
+    if device not in INT4_DEVICES:
+        return f"this vllm-ascend is built for {device} devices, which have no int4 product."
+    found = _version()
+    if is_tested(found, TESTED_VLLM_ASCEND):
+        return ""
+    tested = f"it was tested with vllm-ascend {' to '.join(TESTED_VLLM_ASCEND)}, this is vllm-ascend {found}"
+    if os.environ.get(FORCE_VARIABLE, "0") not in ("", "0"):
+        _say(logging.WARNING, f"vllm-w4a4-plugin {__version__}: {tested}; {FORCE_VARIABLE} keeps it in.")
+        return ""
+    return f"{tested}. vllm-ascend serves all layers itself; set {FORCE_VARIABLE}=1 to use the plugin all the same."
+
+
+def _version() -> str:
+    return version("vllm-ascend")
+
+
+def _say(level: int, text: str) -> None:
+    """Log in the process that the user started; every engine and worker process would repeat it."""
+    if multiprocessing.parent_process() is None:
+        logger.log(level, "%s", text)

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The W4A4 operators on Ascend NPUs, by way of torch_npu. Emulated in tests, not run on an NPU.
+
+The contracts are those of `ops`, in the NPU's own forms: int4 values eight to an int32 (element 0 in the low nibble),
+weights [out, in / 8] from `npu_convert_weight_to_int4pack`, activations bfloat16 or float16, and the left factor stored
+as L^T in the dtype of the activations, because npu_kronecker_quant multiplies by its P1 as it stands.
+
+A clip ratio is an attribute of npu_kronecker_quant, not a tensor. A number would be frozen into compiled graphs, so the
+operator here takes a slot, a process-wide index into the clip ratios in use.
+"""
+
+from functools import cache
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from vllm_w4a4_plugin.npu_limits import INT4_PER_WORD, KRONECKER_TOKENS, KRONECKER_TOKENS_OLD_CANN
+
+NAMESPACE = "vllm_w4a4_npu"
+DISPATCH_KEY = "PrivateUse1"
+PACKED_AT_ONCE = 1 << 25
+"""Weights that are widened to int32 at a time while packing."""
+
+# A fragment: the project's fused library defines its operators in the same namespace.
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
+_library.define("kronecker_quant(Tensor x, Tensor left_trans_t, Tensor right_trans, int clip_slot) -> (Tensor, Tensor)")
+_library.define("dynamic_quant(Tensor x, Tensor? clip_ratio) -> (Tensor, Tensor)")
+_library.define(
+    "int4_linear(Tensor q, Tensor scale, Tensor weight, Tensor weight_scale, Tensor? bias, ScalarType out_dtype)"
+    " -> Tensor"
+)
+
+_slots = count()
+_clip_ratios: dict[int, float] = {}
+_token_limit = KRONECKER_TOKENS_OLD_CANN
+
+
+def kronecker_quant(x: Tensor, left_trans_t: Tensor, right_trans: Tensor, clip_slot: int) -> tuple[Tensor, Tensor]:
+    """Transform and quantize tokens in one operator.
+
+    Args:
+        x: bfloat16 or float16 [..., in].
+        left_trans_t: L^T [M, M] in x's dtype; M, N <= 256.
+        right_trans: R [N, N] in x's dtype; N % 8 == 0.
+        clip_slot: from `new_clip_slot`.
+
+    Returns:
+        (q int32 [..., in / 8], scale float32 [...]).
+    """
+    return torch.ops.vllm_w4a4_npu.kronecker_quant(x, left_trans_t, right_trans, clip_slot)
+
+
+def unfused_quant(
+    x: Tensor, left_trans_t: Tensor | None, right_trans: Tensor | None, clip_ratio: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The same by matrix products and npu_dynamic_quant, for factors that npu_kronecker_quant does not take.
+
+    The transform is rounded to x's dtype after each product. Clipping clamps each token to clip_ratio * max|x'| first,
+    which gives the formula's int4 values but for -8: those become -7 (see `npu_limits.EXACT_CLAMP_CLIP`).
+
+    Args:
+        x: bfloat16 or float16 [..., in].
+        left_trans_t, right_trans: in x's dtype; None is the identity.
+        clip_ratio: float32, its first element counts; None is 1.
+    """
+    if left_trans_t is not None or right_trans is not None:
+        x = _transform(x, left_trans_t, right_trans)
+    return torch.ops.vllm_w4a4_npu.dynamic_quant(x, clip_ratio)
+
+
+def int4_linear(
+    q: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, out_dtype: torch.dtype
+) -> Tensor:
+    """scale * weight_scale * (q . weight) + bias, all of it in npu_quant_matmul.
+
+    Args:
+        q: int32 [..., in / 8]. scale: float32 [...].
+        weight: int32 [out, in / 8]. weight_scale: float32 [out].
+        bias: [out], float32 or `out_dtype`, or None.
+        out_dtype: bfloat16 or float16.
+
+    Returns:
+        [..., out] of `out_dtype`.
+    """
+    return torch.ops.vllm_w4a4_npu.int4_linear(q, scale, weight, weight_scale, bias, out_dtype)
+
+
+def pack_int4(weight: Tensor, device: torch.device) -> Tensor:
+    """int8 [out, in] of int4 values -> int32 [out, in / 8] on `device`, some rows at a time."""
+    import torch_npu
+
+    rows = max(1, PACKED_AT_ONCE // weight.shape[1])
+    parts = [
+        torch_npu.npu_convert_weight_to_int4pack(part.to(device=device, dtype=torch.int32).contiguous())
+        for part in weight.split(rows)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def new_clip_slot() -> int:
+    """An index for the clip ratio of one more layer."""
+    return next(_slots)
+
+
+def clip_ratio(slot: int) -> float | None:
+    """The clip ratio in a slot, None if none was set yet."""
+    return _clip_ratios.get(slot)
+
+
+def set_clip_ratio(slot: int, value: float) -> None:
+    """Set the clip ratio of a slot, a number in (0, 1]; calls from now on use it."""
+    _clip_ratios[slot] = value
+
+
+def find_token_limit(max_tokens: int, device: torch.device) -> int:
+    """Find out, once, how many tokens one call of npu_kronecker_quant takes; more are split over calls.
+
+    Args:
+        max_tokens: most tokens of a step. Unless it exceeds what every CANN takes, nothing is tried.
+        device: the NPU.
+    """
+    global _token_limit
+    if max_tokens > KRONECKER_TOKENS_OLD_CANN:
+        _token_limit = _try_tokens(device)
+    return _token_limit
+
+
+def register_kernels(dispatch_key: str = DISPATCH_KEY) -> None:
+    """Register the implementations for a device; importing this module does it for NPUs."""
+    _library.impl("kronecker_quant", _kronecker_quant, dispatch_key)
+    _library.impl("dynamic_quant", _dynamic_quant, dispatch_key)
+    _library.impl("int4_linear", _int4_linear, dispatch_key)
+
+
+@cache
+def _try_tokens(device: torch.device) -> int:
+    import torch_npu
+
+    tokens = torch.zeros(KRONECKER_TOKENS_OLD_CANN + 1, 1, INT4_PER_WORD, dtype=torch.float16, device=device)
+    left = torch.zeros(1, 1, dtype=torch.float16, device=device)
+    right = torch.zeros(INT4_PER_WORD, INT4_PER_WORD, dtype=torch.float16, device=device)
+    try:
+        torch_npu.npu_kronecker_quant(tokens, left, right, clip_ratio=1.0, dst_dtype=torch.int32)
+        torch_npu.npu.synchronize()
+    except RuntimeError:
+        return KRONECKER_TOKENS_OLD_CANN
+    return KRONECKER_TOKENS
+
+
+def _transform(x: Tensor, left_trans_t: Tensor | None, right_trans: Tensor | None) -> Tensor:
+    features = x.shape[-1]
+    if left_trans_t is not None:
+        left = left_trans_t.shape[0]
+    else:
+        left = features // right_trans.shape[0] if right_trans is not None else 1
+    tokens = x.reshape(-1, left, features // left)
+    if right_trans is not None:
+        tokens = tokens @ right_trans
+    if left_trans_t is not None:
+        tokens = left_trans_t @ tokens
+    return tokens.reshape(x.shape)
+
+
+def _kronecker_quant(x: Tensor, left_trans_t: Tensor, right_trans: Tensor, clip_slot: int) -> tuple[Tensor, Tensor]:
+    import torch_npu
+
+    left, right = left_trans_t.shape[0], right_trans.shape[0]
+    if x.numel() == 0:
+        return _empty_quantized(x)  # the operator refuses empty tensors
+    clip = _clip_ratios[clip_slot]
+    parts = [
+        torch_npu.npu_kronecker_quant(part, left_trans_t, right_trans, clip_ratio=clip, dst_dtype=torch.int32)
+        for part in x.reshape(-1, left, right).split(_token_limit)
+    ]
+    q, scale = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+    return _shaped_like(x, q, scale)
+
+
+def _dynamic_quant(x: Tensor, clip_ratio: Tensor | None) -> tuple[Tensor, Tensor]:
+    import torch_npu
+
+    if x.numel() == 0:
+        return _empty_quantized(x)
+    tokens = x.reshape(-1, x.shape[-1])
+    if clip_ratio is not None:
+        bound = tokens.abs().amax(-1, keepdim=True) * clip_ratio[:1].to(x.dtype)
+        tokens = torch.minimum(torch.maximum(tokens, -bound), bound)
+    return _shaped_like(x, *torch_npu.npu_dynamic_quant(tokens, dst_type=torch.quint4x2))
+
+
+def _int4_linear(
+    q: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, out_dtype: torch.dtype
+) -> Tensor:
+    import torch_npu
+
+    if q.numel() == 0:
+        return q.new_empty((*q.shape[:-1], weight.shape[0]), dtype=out_dtype)
+    if bias is not None and bias.dtype not in (out_dtype, torch.float32):
+        bias = bias.float()
+    y = torch_npu.npu_quant_matmul(
+        q.reshape(-1, q.shape[-1]),
+        weight.t(),
+        weight_scale,
+        pertoken_scale=scale.reshape(-1),
+        bias=bias,
+        output_dtype=out_dtype,
+    )
+    return y.view(*q.shape[:-1], weight.shape[0])
+
+
+def _shaped_like(x: Tensor, q: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    return q.view(*x.shape[:-1], x.shape[-1] // INT4_PER_WORD), scale.view(x.shape[:-1])
+
+
+def _empty_quantized(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantized tokens without values: for empty x, and for fake tensors."""
+    return (
+        x.new_empty((*x.shape[:-1], x.shape[-1] // INT4_PER_WORD), dtype=torch.int32),
+        x.new_empty(x.shape[:-1], dtype=torch.float32),
+    )
+
+
+@torch.library.register_fake(f"{NAMESPACE}::kronecker_quant")
+def _(x: Tensor, left_trans_t: Tensor, right_trans: Tensor, clip_slot: int) -> tuple[Tensor, Tensor]:
+    return _empty_quantized(x)
+
+
+@torch.library.register_fake(f"{NAMESPACE}::dynamic_quant")
+def _(x: Tensor, clip_ratio: Tensor | None) -> tuple[Tensor, Tensor]:
+    return _empty_quantized(x)
+
+
+@torch.library.register_fake(f"{NAMESPACE}::int4_linear")
+def _(
+    q: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, out_dtype: torch.dtype
+) -> Tensor:
+    return q.new_empty((*q.shape[:-1], weight.shape[0]), dtype=out_dtype)
+
+
+register_kernels()

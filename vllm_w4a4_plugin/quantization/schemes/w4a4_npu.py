@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""W4A4 layers on Ascend NPUs: which kernel a layer gets, and how its parameters reach it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from vllm.config import CUDAGraphMode, get_current_vllm_config_or_none
+from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_gather
+
+from vllm_w4a4_plugin.checkpoint import CheckpointError, QuantType
+from vllm_w4a4_plugin.checkpoint.layer import CLIP_RATIO, LEFT_TRANS, RIGHT_TRANS, WEIGHT, WEIGHT_OFFSET, LinearSpec
+from vllm_w4a4_plugin.npu_limits import EXACT_CLAMP_CLIP, INT4_PER_WORD, kronecker_obstacle, matmul_obstacle
+from vllm_w4a4_plugin.ops import npu, npu_fused
+from vllm_w4a4_plugin.quantization.npu_parameters import NpuTransformParameter, npu_packed_parameter
+from vllm_w4a4_plugin.quantization.parameters import ClipRatioParameter, LayerSource
+
+from .base import Layer, LayerShape, LinearScheme
+
+KRONECKER = "npu_kronecker_quant + npu_quant_matmul"
+UNFUSED = "matmul + npu_dynamic_quant + npu_quant_matmul"
+UNTRANSFORMED = "npu_dynamic_quant + npu_quant_matmul"
+
+
+class W4A4NpuScheme(LinearScheme):
+    """int4 weights x int4 activations; the fused library where it loads and can, else the operators of CANN.
+
+    Parameters are loaded straight into the forms that the operators take, so they can be loaded again. In a
+    row-parallel layer with a transform the ranks gather their parts of the activations, quantize the whole token and
+    multiply their own part of it, as on CPUs.
+    """
+
+    def __init__(self, spec: LinearSpec, source: LayerSource) -> None:
+        super().__init__(spec, source)
+        self.has_transform = spec.quant_type is QuantType.W4A4_FLATQUANT_DYNAMIC
+        self.clip_slot = npu.new_clip_slot()
+
+    def create_weights(self, layer: Layer, shape: LayerShape, weight_loader: Callable[..., Any]) -> None:
+        if problem := matmul_obstacle(shape.columns, self.spec.groups):
+            raise CheckpointError(
+                f"layer {self.source.prefix}: {problem}. Quantize this layer with another type"
+                f"{' or use a smaller --tensor-parallel-size' if shape.is_row_parallel else ''}."
+            )
+        self.gathers = shape.is_row_parallel and self.has_transform
+        if self.gathers and layer.tp_size != get_tensor_model_parallel_world_size():
+            raise CheckpointError(
+                f"layer {self.source.prefix} is split over {layer.tp_size} ranks of a group of its own, and its "
+                "activations have to be gathered over the tensor-parallel group. Switch vllm-ascend's finegrained "
+                "tensor parallelism off for it."
+            )
+        self._choose_kernel(shape)
+        layer.register_parameter(WEIGHT, npu_packed_parameter(shape.rows, shape.columns, self.source, weight_loader))
+        self._register_scales(layer, shape, weight_loader)
+        if self.has_transform:
+            self._register_transform(layer, shape.dtype, weight_loader)
+        config = get_current_vllm_config_or_none()
+        self.max_tokens = config.scheduler_config.max_num_batched_tokens if config else 0
+        self.captures_graphs = bool(config) and config.compilation_config.cudagraph_mode not in (
+            None,
+            CUDAGraphMode.NONE,
+        )
+
+    def process_weights_after_loading(self, layer: Layer) -> None:
+        if self.spec.has_offset and bool(layer.weight_offset.any()):
+            raise CheckpointError(
+                f"layer {self.source.prefix}, tensor {self.source.tensor_name(WEIGHT_OFFSET, None)}: expected zeros, "
+                "found other values. The int4 operators of the NPU need symmetric weights; quantize symmetrically."
+            )
+        if self.has_transform:
+            layer.clip_ratio.settle()
+            self._set_clip_ratio(layer.clip_ratio[0].item())
+        if self.kernel is KRONECKER:
+            npu.find_token_limit(self.max_tokens, layer.weight.device)
+        elif self.kernel is npu_fused.OPERATOR:
+            npu_fused.pack_weight_(layer.weight)
+
+    def apply(self, layer: Layer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        left: Any = None
+        right: Any = None
+        clip: Any = None
+        if self.has_transform:
+            left, right, clip = layer.left_trans, layer.right_trans, layer.clip_ratio
+        if self.kernel is npu_fused.OPERATOR:
+            return npu_fused.flatquant_linear(x, layer.weight, layer.weight_scale, left, right, clip, bias)
+        columns = x.shape[-1] // INT4_PER_WORD
+        if self.gathers:
+            x = tensor_model_parallel_all_gather(x)
+        if self.kernel is KRONECKER:
+            q, scale = npu.kronecker_quant(x, left, right, self.clip_slot)
+        else:
+            q, scale = npu.unfused_quant(x, left, right, clip)
+        if self.gathers:
+            q = q.narrow(-1, layer.tp_rank * columns, columns).contiguous()
+        return npu.int4_linear(q, scale, layer.weight, layer.weight_scale, bias, x.dtype)
+
+    @property
+    def operator(self) -> str:
+        return self.kernel
+
+    @property
+    def remark(self) -> str:
+        return f"{self.source.prefix.rpartition('.')[2]}: {self.reason}" if self.reason else ""
+
+    def weight_bytes(self, layer: Layer) -> int:
+        return layer.weight.numel() * layer.weight.element_size()
+
+    def _choose_kernel(self, shape: LayerShape) -> None:
+        """The first of fused library, npu_kronecker_quant, products and npu_dynamic_quant that can take the layer."""
+        self.reason = npu_fused.obstacle(shape.rows, shape.columns, self.spec.groups, self.gathers)
+        if not npu_fused.absence() and not self.reason:
+            self.kernel = npu_fused.OPERATOR
+        elif not self.has_transform:
+            self.kernel = UNTRANSFORMED
+        elif problem := kronecker_obstacle(self.spec.left, self.spec.right):
+            self.kernel, self.reason = UNFUSED, problem
+        else:
+            self.kernel = KRONECKER
+
+    def _register_transform(self, layer: Layer, dtype: torch.dtype, weight_loader: Callable[..., Any]) -> None:
+        for suffix, size in ((LEFT_TRANS, self.spec.left), (RIGHT_TRANS, self.spec.right)):
+            factor = None
+            if size is not None:
+                factor = NpuTransformParameter(
+                    torch.zeros(size, size, dtype=dtype),
+                    transposed=suffix == LEFT_TRANS,
+                    source=self.source,
+                    suffix=suffix,
+                    weight_loader=weight_loader,
+                )
+            layer.register_parameter(suffix, factor)
+        clips = torch.ones(len(self.source.shards), dtype=torch.float32)
+        clip = ClipRatioParameter(clips, source=self.source, suffix=CLIP_RATIO, weight_loader=weight_loader)
+        layer.register_parameter(CLIP_RATIO, clip)
+
+    def _set_clip_ratio(self, value: float) -> None:
+        before = npu.clip_ratio(self.clip_slot)
+        if self.kernel is KRONECKER and self.captures_graphs and before not in (None, value):
+            raise CheckpointError(
+                f"layer {self.source.prefix}: the new weights have clip_ratio {value:.6f}, those before had "
+                f"{before:.6f}, which captured graphs keep. Restart vLLM with the new weights, or with --enforce-eager."
+            )
+        npu.set_clip_ratio(self.clip_slot, value)
+        if self.kernel is UNFUSED and value < EXACT_CLAMP_CLIP:
+            self.reason += f"; clip_ratio below {EXACT_CLAMP_CLIP:.3f}: int4 values stop at -7"
