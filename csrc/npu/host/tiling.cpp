@@ -103,6 +103,7 @@ void cut_gemm(const LinearShape& shape, uint32_t cores, Tiling& tiling) {
   TilingData& data = tiling.data;
   tiling.token_class = shape.tokens <= 16   ? TokenClass::kRows16
                        : shape.tokens <= 32 ? TokenClass::kRows32
+                       : shape.tokens <= 64 ? TokenClass::kRows64
                                             : TokenClass::kRows128;
   const int64_t most_rows = static_cast<int64_t>(tiling.token_class);
   // Tiles of equal height: 129 tokens are two tiles of 80 and 49 rows, not of 128 and 1.

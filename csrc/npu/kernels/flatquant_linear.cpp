@@ -24,6 +24,7 @@ using w4a4::npu::TokenClass;
 #define W4A4_FOR_ROWS(DO, NAME, T, FACTORS) \
   DO(NAME##_rows16, T, FACTORS, 16)         \
   DO(NAME##_rows32, T, FACTORS, 32)         \
+  DO(NAME##_rows64, T, FACTORS, 64)         \
   DO(NAME##_rows128, T, FACTORS, 128)
 #define W4A4_FOR_FACTORS(DO, NAME, T)        \
   W4A4_FOR_ROWS(DO, NAME##_none, T, kNone)   \

@@ -64,16 +64,15 @@ class GemmCube {
       AscendC::SetFlag<HardEvent::FIX_M>(i);
     }
     // Weights do not depend on the activations: the first ones are on their way while those are made.
-    const uint32_t ahead = Min(steps_, kStages - 1);
+    const uint32_t ahead = Min(steps_, kStages);
     for (uint32_t i = 0; i < ahead; ++i) LoadWeights(i);
     if (wait) AscendC::CrossCoreWaitFlag(kActivationsReady);
     for (uint32_t i = 0; i < ahead; ++i) LoadActivations(i);
     for (uint32_t i = 0; i < steps_; ++i) {
-      if (i + kStages - 1 < steps_) {
-        LoadWeights(i + kStages - 1);
-        LoadActivations(i + kStages - 1);
-      }
       Multiply(i);
+      if (i + kStages >= steps_) continue;
+      LoadWeights(i + kStages);
+      LoadActivations(i + kStages);
     }
     for (uint32_t i = 0; i < kStages; ++i) AscendC::WaitFlag<HardEvent::MTE1_MTE2>(i);
     for (uint32_t i = 0; i < 2; ++i) {

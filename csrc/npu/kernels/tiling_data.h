@@ -11,7 +11,7 @@ namespace w4a4::npu {
 enum class Factors : uint32_t { kNone = 0, kLeft = 1, kRight = 2, kBoth = 3 };
 
 // Rows of a GEMM tile. Few tokens use the short tiles, whose weights are streamed through a deeper pipeline.
-enum class TokenClass : uint32_t { kRows16 = 16, kRows32 = 32, kRows128 = 128 };
+enum class TokenClass : uint32_t { kRows16 = 16, kRows32 = 32, kRows64 = 64, kRows128 = 128 };
 
 inline constexpr uint32_t kFractalRows = 16;   // rows of every cube fractal, and columns of a B fractal
 inline constexpr uint32_t kInt4FractalK = 64;  // int4 values in 32 bytes

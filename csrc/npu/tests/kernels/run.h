@@ -33,6 +33,8 @@ void launch_rows(TokenClass rows, uint32_t phases, uint32_t cores, const LinearA
       return launch_phases<T, kFactors, 16>(phases, cores, at, t);
     case TokenClass::kRows32:
       return launch_phases<T, kFactors, 32>(phases, cores, at, t);
+    case TokenClass::kRows64:
+      return launch_phases<T, kFactors, 64>(phases, cores, at, t);
     case TokenClass::kRows128:
       return launch_phases<T, kFactors, 128>(phases, cores, at, t);
   }

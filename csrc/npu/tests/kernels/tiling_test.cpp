@@ -23,7 +23,7 @@ void check_limits(const Tiling& t, const std::string& what) {
   check(d.row_tiles == (d.tokens + d.tile_rows - 1) / d.tile_rows, what + ": row tiles cover the tokens");
   check(uint64_t{d.column_tiles} * d.tile_columns >= d.out_features, what + ": column tiles cover the outputs");
   check((uint64_t{d.column_tiles} - 1) * d.tile_columns < (d.out_features + 15) / 16 * 16, what + ": no empty tile");
-  check(most_rows < 128 ? d.row_tiles == 1 : d.tokens > 32, what + ": token class");
+  check(most_rows < 128 ? d.row_tiles == 1 : d.tokens > 64, what + ": token class");
   const uint64_t stages = most_rows == 128 ? 2 : 3;
   check(stages * (most_rows + kMaxTileColumns) * kGemmStepK / 2 <= kL1, what + ": L1 of the GEMM");
   check(d.q_row_bytes % 32 == 0 && d.q_row_bytes * 2 >= d.in_features, what + ": row of int4 activations");
@@ -119,7 +119,7 @@ void test_decisions() {
   check(one.data.replicated == 1 && one.token_class == TokenClass::kRows16, "one token: every core transforms it");
   check(one.data.pass_tokens == 2 && one.data.block_columns == 80, "64 x 80: two tokens at once, whole rows");
   const Tiling many = make_tiling({64, 5120, 10240, 64, 80}, 24);
-  check(many.data.replicated == 0 && many.token_class == TokenClass::kRows128, "64 tokens: shared, one barrier");
+  check(many.data.replicated == 0 && many.token_class == TokenClass::kRows64, "64 tokens: shared, one barrier");
   check(make_tiling({17, 5120, 10240, 64, 80}, 24).token_class == TokenClass::kRows32, "17 tokens: 32 rows");
   const Tiling down = make_tiling({64, 25600, 5120, 160, 160}, 24);
   check(down.data.pass_tokens == 1 && down.data.slot_tokens == 2 && down.data.block_columns == 80,
