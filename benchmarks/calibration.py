@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quality of `vllm-w4a4 quantize` over seeds: every figure from a saved checkpoint, verified and served by vLLM.
 
-python benchmarks/calibration.py MODEL --text FILE --calib-file FILE --work DIR [--docs docs/calibration.md]
+python -m benchmarks.calibration MODEL --text FILE --calib-file FILE --work DIR [--docs docs/calibration.md]
 
 Results are kept in WORK/results.json after every run; a run found there is not repeated.
 """
@@ -102,10 +102,11 @@ def table(results: Sequence[Result], separator: str | None = None) -> str:
         runs = sorted((r for r in results if r.case == name), key=lambda r: r.seed)
         simulated = next((f"{r.simulated:.2f}" for r in runs if r.simulated), "")
         costs = ["", "", ""]
-        if runs[0].seconds:
-            costs = [f"{mean(r.seconds for r in runs):.0f}", f"{mean(r.cpu_seconds for r in runs):.0f}"]
+        timed = [r for r in runs if r.seconds]
+        if timed:
+            costs = [f"{mean(r.seconds for r in timed):.0f}", f"{mean(r.cpu_seconds for r in timed):.0f}"]
             costs.append(f"{max(r.peak_bytes for r in runs) / 1e9:.2f}")
-        seeds = ", ".join(f"{r.seed}: {r.served:.2f}" for r in runs) if len(runs) > 1 or runs[0].seconds else ""
+        seeds = ", ".join(f"{r.seed}: {r.served:.2f}" for r in runs) if name != "float" else ""
         rows.append([name, f"{mean(r.served for r in runs):.2f}", seeds, simulated, *costs])
     if separator is None:
         return format_table(header, rows)
@@ -123,7 +124,7 @@ def page(results: Sequence[Result], args: argparse.Namespace) -> str:
     )
     return (
         "# Quality of the calibration, measured\n\n"
-        f"`python benchmarks/calibration.py` on {time.strftime('%Y-%m-%d', time.gmtime())}, model `{args.model.name}`, "
+        f"`python -m benchmarks.calibration` on {time.strftime('%Y-%m-%d', time.gmtime())}, model `{args.model.name}`, "
         f"{_processor()}, {os.cpu_count()} cores, torch {torch.__version__}. Perplexity over {WINDOWS} windows of "
         f"{WINDOW} tokens of `{args.text.name}` through vLLM with {args.dtype} activations; calibration text "
         f"`{args.calib_file.name}`. Every figure comes from a saved checkpoint that `vllm-w4a4 verify` accepts.\n\n"

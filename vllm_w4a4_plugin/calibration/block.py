@@ -27,6 +27,7 @@ from .structure import Group, Role, linear
 
 ROWS_AT_ONCE = 4
 TOKENS_AT_ONCE = 4096
+ROWS_IN_FLOAT64 = 2048
 CLIP_TOKENS = 2048
 LOSS_ROWS = 2
 REPORT_TOKENS = 512
@@ -317,7 +318,9 @@ class BlockQuantizer:
             if group.norm:
                 scale = self._fold_into_norm(group, transform.diagonal)
             inverse = kronecker_inverse(left, right)
-            weight = apply_kronecker((weight / scale).double(), *inverse).float()
+            # In float64, a part at a time: float32 would cost the factors' condition number in digits.
+            parts = [apply_kronecker((w / scale).double(), *inverse).float() for w in weight.split(ROWS_IN_FLOAT64)]
+            weight = torch.cat(parts)
         result = Quantized(4, weight, scale, weight, 1.0, scale, left, right)
         if left is not None:
             some = slice(None, None, max(1, len(x) // CLIP_TOKENS))

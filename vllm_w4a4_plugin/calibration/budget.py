@@ -8,12 +8,17 @@ from typing import Any
 
 from vllm_w4a4_plugin.checkpoint import QuantType, TensorInfo
 
+from .block import TOKENS_AT_ONCE
 from .recipe import Recipe
+from .rounding import DOUBLE_UP_TO
 from .structure import Role
 
 PROCESS_BYTES = 700 * 2**20  # Python, torch and transformers
-MOMENTS = 5  # matrices [n, n] alive at once in float64: Sx, Sw, their Kronecker product and two of work
-ACTIVATIONS = 4  # copies of one group's input: as it is, transformed, quantized, and one of work
+FLOAT = 4  # bytes
+WEIGHTS = 6  # copies of one group's weights: as they are, transformed, refitted, and three of work
+MOMENTS = 4  # matrices [n, n] alive at once: the Hessian, the cross moment and two of work
+WORKED_ON = 4  # copies of a part of one group's input: as it is, transformed, rounded, weighted
+TRAINED = 5  # copies of the weights in distillation: as trained, rounded, gradient and Adam's two moments
 FLOPS_PER_SECOND = {"cpu": 60e9, "cuda": 20e12, "npu": 20e12}
 
 
@@ -32,7 +37,15 @@ class Budget:
 
 
 def estimate(
-    config: Any, tensors: Mapping[str, TensorInfo], recipe: Recipe, tokens: int, gradients: bool, device: str
+    config: Any,
+    tensors: Mapping[str, TensorInfo],
+    recipe: Recipe,
+    tokens: int,
+    device: str,
+    *,
+    gradients: bool = False,
+    distill: int = 0,
+    on_disk: bool = False,
 ) -> Budget:
     """The budget of one run.
 
@@ -41,28 +54,46 @@ def estimate(
         tensors: headers of the float model.
         recipe: says which inputs need moments.
         tokens: of calibration text.
-        gradients: whether token weights are computed.
         device: "cpu", "cuda" or "npu".
+        gradients: whether token weights are computed. distill: epochs of distillation.
+        on_disk: whether activations are in files.
     """
     hidden, mlp, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     head = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
     heads, kv_heads = config.num_attention_heads * head, config.num_key_value_heads * head
-    block = hidden * (2 * heads + 2 * kv_heads) + 3 * hidden * mlp
+    shapes = {  # [out, in] of each group
+        Role.QKV: (heads + 2 * kv_heads, hidden),
+        Role.O: (hidden, heads),
+        Role.GATE_UP: (2 * mlp, hidden),
+        Role.DOWN: (hidden, mlp),
+    }
+    block = sum(out * n for out, n in shapes.values())
     outer = sum(t.nbytes for n, t in tensors.items() if ".layers." not in n)
-    width = {Role.QKV: hidden, Role.O: heads, Role.GATE_UP: hidden, Role.DOWN: mlp}
-    quantized = [width[role] for role, kind in recipe.types.items() if kind is not QuantType.FLOAT]
-    largest = max(quantized, default=hidden)
-    # float32 block, the part being quantized once more in float64 for the transform and once in float32 for GPTQ
-    weights = 4 * block + 16 * hidden * mlp * 2
-    activations = 4 * tokens * (3 * hidden + heads + 2 * kv_heads + 2 * mlp + ACTIVATIONS * largest)
-    memory = PROCESS_BYTES + 2 * outer + weights + activations + MOMENTS * 8 * largest**2
-    stream = 4 * tokens * hidden
-    codes = layers * block + sum(4 * 3 * (2 * heads + 2 * mlp) for _ in range(layers))
-    codes += layers * hidden * mlp if recipe.types[Role.DOWN] is QuantType.FLOAT else 0
-    disk = 2 * (codes + outer) + 2 * stream + (layers + 2) * stream * gradients
-    passes = 2 + 3 * gradients
-    flops = layers * tokens * (2 * block * passes + sum(8 * n * n for n in quantized) / 1)
+    vocabulary = max(
+        (t.shape[0] for t in tensors.values() if len(t.shape) == 2 and ".layers." not in t.name), default=0
+    )
+    four_bits = [shapes[role] for role, kind in recipe.types.items() if kind.is_w4a4]
+    group = max((_group_bytes(out, n, min(tokens, TOKENS_AT_ONCE)) for out, n in four_bits), default=0)
+    widths = sum(out for out, _ in shapes.values()) + 2 * hidden + max(n for _, n in shapes.values())
+    activations = FLOAT * tokens * widths
+    memory = PROCESS_BYTES + outer + FLOAT * block + group + (0 if on_disk else activations)
+    whole_head = FLOAT * vocabulary * hidden if gradients or distill else 0
+    memory = max(memory, PROCESS_BYTES + outer + whole_head + FLOAT * TRAINED * layers * block * bool(distill))
+    stream = FLOAT * tokens * hidden
+    stored = sum(out * n * (2 if recipe.types[role] is QuantType.FLOAT else 1) for role, (out, n) in shapes.items())
+    disk = 2 * (layers * stored + outer) + 2 * stream + (layers + 2) * stream * gradients + activations * on_disk
+    disk += (layers * stored + FLOAT * 3 * layers * block) * bool(distill)  # the result, and the state after an epoch
+    passes = 1.5 + 4 * gradients + 4 * distill + bool(distill)
+    flops = layers * sum(2 * out * n * tokens for out, n in shapes.values()) * passes
+    flops += layers * sum(n * n * (6 * tokens + 8 * out) for out, n in four_bits)
+    flops += 2 * vocabulary * hidden * tokens * (3 * gradients + 3 * distill)
     return Budget(memory, disk, flops / FLOPS_PER_SECOND.get(device.split(":")[0], FLOPS_PER_SECOND["cpu"]))
+
+
+def _group_bytes(out: int, n: int, tokens: int) -> int:
+    """Peak of quantizing a group of layers [out, n] to 4 bits, a part of `tokens` tokens at a time."""
+    entry = FLOAT if n > DOUBLE_UP_TO else 2 * FLOAT
+    return FLOAT * WEIGHTS * out * n + entry * MOMENTS * n * n + FLOAT * WORKED_ON * tokens * n
 
 
 def free_disk(place: Path) -> int:

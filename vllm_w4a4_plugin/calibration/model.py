@@ -156,9 +156,18 @@ class StreamedModel:
         if self.tied:
             head, embedding = self.skeleton.get_output_embeddings(), self.skeleton.get_input_embeddings()
             head.weight = embedding.weight
+        self._compute_outer_in_float32()
         for name, parameter in self.skeleton.named_parameters():
             if parameter.is_meta and not name.startswith(self.blocks_name):
                 raise CalibrationError(_missing(self.directory, name))
+
+    def _compute_outer_in_float32(self) -> None:
+        """Embedding and head keep their stored dtype, in which they are half as large, until they are used."""
+        head = self.skeleton.get_output_embeddings()
+        self.skeleton.get_input_embeddings().register_forward_hook(lambda module, args, output: output.float())
+        head.forward = lambda x: nn.functional.linear(
+            x, head.weight.float(), None if head.bias is None else head.bias.float()
+        )
 
     def _fill(self, module: nn.Module, prefix: str, device: torch.device, skip: str | None = None) -> None:
         for name, _ in list(module.named_parameters(remove_duplicate=False)):
@@ -170,7 +179,9 @@ class StreamedModel:
                     continue
                 raise CalibrationError(_missing(self.directory, full))
             owner = module.get_submodule(name.rpartition(".")[0])
-            value = self.stored(full).to(device, torch.float32)
+            value = self.stored(full).to(device)
+            if skip is None or value.ndim == 1:
+                value = value.float()
             setattr(owner, name.rpartition(".")[2], nn.Parameter(value, requires_grad=False))
         for name, buffer in list(module.named_buffers()):
             owner = module.get_submodule(name.rpartition(".")[0])

@@ -18,6 +18,7 @@ from vllm_w4a4_plugin.checkpoint import QuantType
 from vllm_w4a4_plugin.checkpoint.writer import write_checkpoint
 
 from . import sensitivity
+from .activations import Activations
 from .block import BlockQuantizer, LayerReport
 from .distill import QuantizedBlock, distill
 from .errors import CalibrationError
@@ -71,6 +72,7 @@ class Quantization:
         ids: calibration tokens [rows, length].
         output: directory to make.
         resume: continue in an existing work directory.
+        on_disk: keep activations in files there.
 
     Raises:
         CalibrationError: the output exists, an interrupted run is there and `resume` was not asked for, or it was
@@ -78,10 +80,18 @@ class Quantization:
     """
 
     def __init__(
-        self, model: StreamedModel, recipe: Recipe, settings: Settings, ids: Tensor, output: Path, resume: bool
+        self,
+        model: StreamedModel,
+        recipe: Recipe,
+        settings: Settings,
+        ids: Tensor,
+        output: Path,
+        resume: bool,
+        on_disk: bool = False,
     ) -> None:
         self.model, self.recipe, self.settings, self.ids, self.output = model, recipe, settings, ids, output
         self.work = work_directory(output)
+        self.activations = Activations(self.work if on_disk else None)
         self._groups: dict[tuple[Any, ...], dict[Role, Group]] = {}
         self._open(resume)
 
@@ -125,7 +135,15 @@ class Quantization:
         groups = self._trace(index, block, hidden)
         types = self.recipe.of_block(name, groups)
         quantizer = BlockQuantizer(
-            self.model, index, block, groups, types, hidden, self.settings.seed, lambda role: self._weights(index, role)
+            self.model,
+            index,
+            block,
+            groups,
+            types,
+            hidden,
+            self.settings.seed,
+            lambda role: self._weights(index, role),
+            self.activations,
         )
         result = quantizer.run(progress)
         save_file(result.tensors, self._file(index, "safetensors"))

@@ -9,6 +9,7 @@ WEIGHT_CLIPS = tuple(c / 20 for c in range(10, 21))
 REFIT_RIDGE = 0.02  # of the Hessian's mean diagonal
 GPTQ_DAMPING = 0.01  # of the Hessian's mean diagonal
 GPTQ_BLOCK = 128
+DOUBLE_UP_TO = 8192  # input features; float64 beyond would take more memory than the rest of the run
 SWEEPS = 3
 
 
@@ -54,10 +55,11 @@ def refit(weight: Tensor, quantized_moment: Tensor, cross_moment: Tensor, ridge:
     Args:
         weight: W [out, n]; quantized_moment: Xq' Xq [n, n]; cross_moment: Xq' X [n, n].
     """
-    identity = torch.eye(len(quantized_moment), dtype=quantized_moment.dtype, device=weight.device)
-    shift = identity * (ridge * quantized_moment.diagonal().mean())
-    factor = torch.linalg.cholesky(quantized_moment + shift)
-    return torch.cholesky_solve((cross_moment + shift) @ weight.t(), factor).t()
+    shift = ridge * quantized_moment.diagonal().mean()
+    factor = quantized_moment.clone()
+    factor.diagonal().add_(shift)
+    factor = torch.linalg.cholesky(factor)
+    return torch.cholesky_solve((cross_moment @ weight.t()).add_(weight.t() * shift), factor).t()
 
 
 def gptq(weight: Tensor, scale: Tensor, hessian: Tensor, bits: int = 4, damping: float = GPTQ_DAMPING) -> Tensor:
@@ -73,9 +75,11 @@ def gptq(weight: Tensor, scale: Tensor, hessian: Tensor, bits: int = 4, damping:
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
     # Transposed: a column of W, which is what each step handles, is contiguous, and scales divide once.
     w = (weight / scale).t()[order].contiguous()
-    h = hessian[order][:, order].double()
-    h = h + torch.eye(len(h), dtype=h.dtype, device=h.device) * (damping * h.diagonal().mean()).clamp_min(1e-30)
-    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True).to(w.dtype)
+    h = hessian[order[:, None], order].to(torch.float64 if len(w) <= DOUBLE_UP_TO else torch.float32)
+    h.diagonal().add_((damping * h.diagonal().mean()).clamp_min(1e-30))
+    h = torch.cholesky_inverse(torch.linalg.cholesky(h))
+    upper = torch.linalg.cholesky(h, upper=True).to(w.dtype)
+    del h
     codes = torch.empty_like(w)
     for start in range(0, len(w), GPTQ_BLOCK):
         stop = min(start + GPTQ_BLOCK, len(w))

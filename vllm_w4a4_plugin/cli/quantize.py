@@ -54,6 +54,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="train codes, scales, clips and norms towards the float model's predictions for so many passes over the "
         "calibration text; the whole model must fit into memory five times in float32 (default: 0)",
     )  # fmt: skip
+    parser.add_argument(
+        "--activations-on-disk", action="store_true",
+        help="keep one block's activations in files beside the output instead of in memory",
+    )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run at its last finished block")
     parser.add_argument("--trust-remote-code", "--trust_remote_code", action="store_true", help="run the model's code")
     parser.add_argument("--batch_size", type=int, help=argparse.SUPPRESS)  # msModelSlim's; changes nothing here
@@ -90,7 +94,16 @@ def run(args: argparse.Namespace) -> int:
     settings = Settings(args.seed, weigh_tokens=args.gradients, distill=args.distill)
     tokens = args.calib_tokens
     config = model.config.get_text_config()
-    need = estimate(config, model.tensors, recipe, tokens, settings.weigh_tokens, args.device)
+    need = estimate(
+        config,
+        model.tensors,
+        recipe,
+        tokens,
+        args.device,
+        gradients=settings.weigh_tokens,
+        distill=settings.distill,
+        on_disk=args.activations_on_disk,
+    )
     print(f"{source}: {len(model)} blocks; needs {need}", file=sys.stderr)
     free = free_disk(args.output)
     if free < need.disk:
@@ -105,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
         ids = token_rows(texts, tokenizer, args.seq_len, tokens, str(args.calib_file))
     else:
         ids = _own_text(args, source)
-    quantization = Quantization(model, recipe, settings, ids, args.output, args.resume)
+    quantization = Quantization(model, recipe, settings, ids, args.output, args.resume, args.activations_on_disk)
     with tqdm(total=len(model), unit=" blocks", desc="Quantizing") as bar:
 
         def show(step: str, done: int) -> None:
