@@ -3,6 +3,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from transformers import AutoTokenizer
@@ -108,3 +109,24 @@ def test_unknown_names() -> None:
         load_recipe("w3a3")
     with pytest.raises(CalibrationError, match="matches no linear layer"):
         load_recipe("tutorial", ["*.qproj"]).check_patterns(["model.layers.0.self_attn.q_proj"])
+
+
+@pytest.mark.parametrize(
+    ("hidden", "mlp", "head", "recipe", "expected"),
+    [
+        (576, 1536, 64, "all-w4a4", []),  # 24 x 24, 9 heads of 64, 32 x 48
+        (640, 1716, 80, "tutorial", []),  # the tool's 20 x 32 and nothing of width 1716
+        (640, 1716, 80, "all-w4a4", ["down: 1716 inputs"]),  # 4 * 3 * 11 * 13 has no factor 8
+        (660, 1536, 66, "all-w4a4", ["qkv: 660 inputs", "o: 660 inputs", "gate_up: 660 inputs"]),
+    ],
+)
+def test_sizes_that_npus_refuse_are_named(hidden: int, mlp: int, head: int, recipe: str, expected: list[str]) -> None:
+    config = SimpleNamespace(
+        hidden_size=hidden,
+        intermediate_size=mlp,
+        head_dim=head,
+        num_attention_heads=hidden // head,
+        num_key_value_heads=hidden // head,
+    )
+    found = load_recipe(recipe).npu_objections(config)
+    assert [line.partition(" have")[0] for line in found] == expected

@@ -23,7 +23,7 @@ from .rounding import (
     round_codes,
     row_scale,
 )
-from .structure import Group, Role, linear
+from .structure import Group, Role, head_dim, linear
 
 ROWS_AT_ONCE = 4
 TOKENS_AT_ONCE = 4096
@@ -271,8 +271,7 @@ class BlockQuantizer:
         target.weight.copy_(apply_kronecker(weight, None, inverse))
 
     def _head_dim(self) -> int:
-        config = self.model.config.get_text_config()
-        return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return head_dim(self.model.config.get_text_config())
 
     def _quantize(self, group: Group) -> None:
         kind = self.types[group.role]

@@ -11,7 +11,7 @@ from vllm_w4a4_plugin.checkpoint import QuantType, TensorInfo
 from .block import TOKENS_AT_ONCE
 from .recipe import Recipe
 from .rounding import DOUBLE_UP_TO
-from .structure import Role
+from .structure import group_shapes
 
 PROCESS_BYTES = 700 * 2**20  # Python, torch and transformers
 FLOAT = 4  # bytes
@@ -58,15 +58,7 @@ def estimate(
         gradients: whether token weights are computed. distill: epochs of distillation.
         on_disk: whether activations are in files.
     """
-    hidden, mlp, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    head = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
-    heads, kv_heads = config.num_attention_heads * head, config.num_key_value_heads * head
-    shapes = {  # [out, in] of each group
-        Role.QKV: (heads + 2 * kv_heads, hidden),
-        Role.O: (hidden, heads),
-        Role.GATE_UP: (2 * mlp, hidden),
-        Role.DOWN: (hidden, mlp),
-    }
+    hidden, layers, shapes = config.hidden_size, config.num_hidden_layers, group_shapes(config)
     block = sum(out * n for out, n in shapes.values())
     outer = sum(t.nbytes for n, t in tensors.items() if ".layers." not in n)
     vocabulary = max(

@@ -5,11 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from vllm_w4a4_plugin.checkpoint import QuantType
 
 from .errors import CalibrationError
-from .structure import Group, Role
+from .kronecker import NPU_MAXIMUM, NPU_MULTIPLE, FactorSizes, factor_sizes
+from .structure import Group, Role, group_shapes, head_dim
 
 _FLATQUANT, _W8A8 = QuantType.W4A4_FLATQUANT_DYNAMIC, QuantType.W8A8_DYNAMIC
 _W4A4, _FLOAT = QuantType.W4A4_DYNAMIC, QuantType.FLOAT
@@ -71,6 +73,23 @@ class Recipe:
                 raise CalibrationError(
                     f"pattern {pattern!r} matches no linear layer; their names look like {', '.join(names[:7])}."
                 )
+
+    def npu_objections(self, config: Any) -> list[str]:
+        """Why the NPU kernel would refuse layers of this recipe; they run elsewhere all the same.
+
+        Args:
+            config: transformers' text config.
+        """
+        result = []
+        for role, (_, n) in group_shapes(config).items():
+            head = head_dim(config)
+            sizes = FactorSizes(n // head, head) if role is Role.O else factor_sizes(n)
+            if self.types[role] is _FLATQUANT and not sizes.fits_npu:
+                result.append(
+                    f"{role}: {n} inputs have no transform [M, M] x [N, N] with N divisible by {NPU_MULTIPLE} and both "
+                    f"at most {NPU_MAXIMUM}; {sizes.left} x {sizes.right} is used, which NPUs cannot run."
+                )
+        return result
 
     def _of_layer(self, name: str, role: Role) -> QuantType:
         matching = [kind for pattern, kind in self.exceptions if fnmatchcase(name, pattern)]

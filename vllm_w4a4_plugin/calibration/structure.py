@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,23 @@ class Group:
     linears: tuple[str, ...]
     norm: str | None = None
     source: str | None = None
+
+
+def group_shapes(config: Any) -> dict[Role, tuple[int, int]]:
+    """[out, in] of each group's layers together, from transformers' text config; o's input is heads * head_dim."""
+    hidden, mlp, head = config.hidden_size, config.intermediate_size, head_dim(config)
+    heads, kv_heads = config.num_attention_heads * head, config.num_key_value_heads * head
+    return {
+        Role.QKV: (heads + 2 * kv_heads, hidden),
+        Role.O: (hidden, heads),
+        Role.GATE_UP: (2 * mlp, hidden),
+        Role.DOWN: (hidden, mlp),
+    }
+
+
+def head_dim(config: Any) -> int:
+    """Size of one attention head."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 Run = Callable[[], object]

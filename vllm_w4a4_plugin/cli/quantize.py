@@ -105,6 +105,8 @@ def run(args: argparse.Namespace) -> int:
         on_disk=args.activations_on_disk,
     )
     print(f"{source}: {len(model)} blocks; needs {need}", file=sys.stderr)
+    for objection in recipe.npu_objections(config):
+        print(f"Note on NPUs: {objection}", file=sys.stderr)
     free = free_disk(args.output)
     if free < need.disk:
         raise CalibrationError(
