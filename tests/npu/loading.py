@@ -3,6 +3,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,10 @@ def loaded_model(directory: Path, **arguments: Any) -> Iterator[torch.nn.Module]
         yield get_model(vllm_config=config)
 
 
+@cache
 def run_operators_on_cpu() -> None:
     """Let our operators, which are registered for NPUs, take the stand-in's tensors."""
-    from vllm_w4a4_plugin.ops import npu
+    from vllm_w4a4_plugin.ops import npu, npu_fused
 
     npu.register_kernels("CPU")
+    npu_fused.register_kernel("CPU")

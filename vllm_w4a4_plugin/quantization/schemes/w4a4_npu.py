@@ -68,11 +68,11 @@ class W4A4NpuScheme(LinearScheme):
             )
         if self.has_transform:
             layer.clip_ratio.settle()
-            self._set_clip_ratio(layer.clip_ratio[0].item())
-        if self.kernel is KRONECKER:
+        self._set_clip_ratio(layer.clip_ratio[0].item() if self.has_transform else 1.0)
+        if self.kernel == KRONECKER:
             npu.find_token_limit(self.max_tokens, layer.weight.device)
-        elif self.kernel is npu_fused.OPERATOR:
-            npu_fused.pack_weight_(layer.weight)
+        elif self.kernel == npu_fused.OPERATOR:
+            npu_fused.arrange_weight_(layer.weight.data)
 
     def apply(self, layer: Layer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         left: Any = None
@@ -80,12 +80,12 @@ class W4A4NpuScheme(LinearScheme):
         clip: Any = None
         if self.has_transform:
             left, right, clip = layer.left_trans, layer.right_trans, layer.clip_ratio
-        if self.kernel is npu_fused.OPERATOR:
-            return npu_fused.flatquant_linear(x, layer.weight, layer.weight_scale, left, right, clip, bias)
+        if self.kernel == npu_fused.OPERATOR:
+            return npu_fused.flatquant_linear(x, layer.weight, layer.weight_scale, left, right, self.clip_slot, bias)
         columns = x.shape[-1] // INT4_PER_WORD
         if self.gathers:
             x = tensor_model_parallel_all_gather(x)
-        if self.kernel is KRONECKER:
+        if self.kernel == KRONECKER:
             q, scale = npu.kronecker_quant(x, left, right, self.clip_slot)
         else:
             q, scale = npu.unfused_quant(x, left, right, clip)
@@ -99,19 +99,24 @@ class W4A4NpuScheme(LinearScheme):
 
     @property
     def remark(self) -> str:
-        return f"{self.source.prefix.rpartition('.')[2]}: {self.reason}" if self.reason else ""
+        if not self.reason:
+            return ""
+        stop = f"; clip_ratio below {EXACT_CLAMP_CLIP:.3f}: int4 values stop at -7" if self.stops_early else ""
+        return f"{self.source.prefix.rpartition('.')[2]}: {self.reason}{stop}"
 
     def weight_bytes(self, layer: Layer) -> int:
         return layer.weight.numel() * layer.weight.element_size()
 
     def _choose_kernel(self, shape: LayerShape) -> None:
         """The first of fused library, npu_kronecker_quant, products and npu_dynamic_quant that can take the layer."""
-        self.reason = npu_fused.obstacle(shape.rows, shape.columns, self.spec.groups, self.gathers)
+        spec, self.reason = self.spec, ""
+        if not npu_fused.absence():
+            self.reason = npu_fused.obstacle(shape.rows, shape.columns, spec.left, spec.right, self.gathers)
         if not npu_fused.absence() and not self.reason:
             self.kernel = npu_fused.OPERATOR
         elif not self.has_transform:
             self.kernel = UNTRANSFORMED
-        elif problem := kronecker_obstacle(self.spec.left, self.spec.right):
+        elif problem := kronecker_obstacle(spec.left, spec.right):
             self.kernel, self.reason = UNFUSED, problem
         else:
             self.kernel = KRONECKER
@@ -122,7 +127,7 @@ class W4A4NpuScheme(LinearScheme):
             if size is not None:
                 factor = NpuTransformParameter(
                     torch.zeros(size, size, dtype=dtype),
-                    transposed=suffix == LEFT_TRANS,
+                    transposed=suffix == LEFT_TRANS and self.kernel != npu_fused.OPERATOR,
                     source=self.source,
                     suffix=suffix,
                     weight_loader=weight_loader,
@@ -134,11 +139,10 @@ class W4A4NpuScheme(LinearScheme):
 
     def _set_clip_ratio(self, value: float) -> None:
         before = npu.clip_ratio(self.clip_slot)
-        if self.kernel is KRONECKER and self.captures_graphs and before not in (None, value):
+        if self.kernel in (KRONECKER, npu_fused.OPERATOR) and self.captures_graphs and before not in (None, value):
             raise CheckpointError(
                 f"layer {self.source.prefix}: the new weights have clip_ratio {value:.6f}, those before had "
                 f"{before:.6f}, which captured graphs keep. Restart vLLM with the new weights, or with --enforce-eager."
             )
         npu.set_clip_ratio(self.clip_slot, value)
-        if self.kernel is UNFUSED and value < EXACT_CLAMP_CLIP:
-            self.reason += f"; clip_ratio below {EXACT_CLAMP_CLIP:.3f}: int4 values stop at -7"
+        self.stops_early = self.kernel == UNFUSED and value < EXACT_CLAMP_CLIP

@@ -73,5 +73,6 @@ torch.utils.rename_privateuse1_backend("npu")
 torch.npu = npu
 torch.distributed.is_hccl_available = lambda: False
 torch.Tensor.npu = lambda self: self
+torch.Tensor.is_npu = property(lambda self: False)
 sys.modules |= {_C.__name__: _C, _distributed.__name__: _distributed}
 sys.modules["torch.npu"] = sys.modules["torch_npu.npu"] = npu

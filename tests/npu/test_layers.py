@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vllm-ascend's real linear layers with our method, on the stand-in's operators, against the reference."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch_npu
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from vllm.config import VllmConfig
+
+from tests.npu.linears import DYNAMIC, Linear, inputs, load, open_config, relative_error
+from tests.npu.loading import distributed, engine_config, run_operators_on_cpu
+from tests.npu.processes import MICRO
+from vllm_w4a4_plugin import npu_limits
+from vllm_w4a4_plugin.checkpoint import CheckpointError
+from vllm_w4a4_plugin.ops import npu, npu_fused, reference
+from vllm_w4a4_plugin.quantization.schemes.w4a4_npu import KRONECKER, UNFUSED, UNTRANSFORMED
+
+SAME_ROUNDINGS = 8e-3
+"""Relative error between the operators and the reference with their roundings: bfloat16 outputs, few flips."""
+
+OTHER_ROUNDINGS = 6e-2
+"""Between an operator path in bfloat16 and the formula in float32: more int4 values fall the other way."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def micro() -> Iterator[VllmConfig]:
+    config = engine_config(MICRO)
+    with distributed(config):
+        run_operators_on_cpu()
+        yield config
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """Names and keyword arguments of the operators called."""
+    seen: list[tuple[str, Any]] = []
+
+    def watched(name: str, operator: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            seen.append((name, kwargs))
+            return operator(*args, **kwargs)
+
+        return call
+
+    for name in ("npu_kronecker_quant", "npu_dynamic_quant", "npu_quant_matmul", "npu_convert_weight_to_int4pack"):
+        monkeypatch.setattr(torch_npu, name, watched(name, getattr(torch_npu, name)))
+    return seen
+
+
+@pytest.fixture
+def column(tmp_path: Path) -> Callable[..., Any]:
+    """A loaded column-parallel layer `mlp.up` with one linear."""
+
+    def make(linear: Linear, **arguments: Any) -> Any:
+        from vllm_ascend.ops.linear import AscendColumnParallelLinear
+
+        layer = AscendColumnParallelLinear(
+            linear.features,
+            linear.out,
+            bias=linear.bias,
+            quant_config=open_config(tmp_path, {"mlp.up": linear}),
+            prefix="model.layers.0.mlp.up",
+            **{"params_dtype": torch.bfloat16, **arguments},
+        )
+        return load(layer, {None: linear})
+
+    return make
+
+
+def output(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    return layer(x)[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("clip", [1.0, 0.97, 0.8])
+def test_kronecker_path(column: Callable[..., Any], clip: float, dtype: torch.dtype, calls: list[Any]) -> None:
+    linear = Linear(48, 192, clip=clip)
+    layer = column(linear, params_dtype=dtype)
+    calls.clear()
+    x = inputs(192, dtype=dtype)
+    found = output(layer, x)
+    assert [name for name, _ in calls] == ["npu_kronecker_quant", "npu_quant_matmul"]
+    assert relative_error(found, linear.expected(x)) < SAME_ROUNDINGS
+    assert layer.quant_method.scheme.operator == KRONECKER
+    assert layer.quant_method.scheme.remark == ""
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(2, 24), st.integers(1, 8).map(lambda n: 8 * n), st.integers(1, 9), st.integers(0, 999))
+def test_kronecker_path_for_many_shapes(tmp_path: Path, left: int, right: int, tokens: int, seed: int) -> None:
+    from vllm_ascend.ops.linear import AscendReplicatedLinear
+
+    linear = Linear(16, left * right, left, right, seed=seed)
+    config = open_config(tmp_path, {"mlp.up": linear})
+    layer = AscendReplicatedLinear(
+        linear.features, 16, False, params_dtype=torch.bfloat16, quant_config=config, prefix="model.layers.0.mlp.up"
+    )
+    x = inputs(linear.features, tokens)
+    found = output(load(layer, {None: linear}), x)
+    expected = linear.expected(x)
+    # A sum of a few terms may nearly cancel; what counts is the error against the size of the terms.
+    assert (found - expected).float().norm() < 0.05 * (linear.tensors["weight_scale"].max() * linear.features)
+
+
+def test_fused_projections(tmp_path: Path) -> None:
+    from vllm_ascend.ops.linear import AscendQKVParallelLinear
+
+    shards = {"q": Linear(128, 192, seed=1), "k": Linear(64, 192, seed=2), "v": Linear(64, 192, seed=3)}
+    config = open_config(tmp_path, {f"self_attn.{name}_proj": linear for name, linear in shards.items()})
+    layer = AscendQKVParallelLinear(
+        192,
+        64,
+        2,
+        1,
+        False,
+        params_dtype=torch.bfloat16,
+        quant_config=config,
+        prefix="model.layers.0.self_attn.qkv_proj",
+    )
+    x = inputs(192)
+    expected = torch.cat([linear.expected(x) for linear in shards.values()], -1)
+    assert relative_error(output(load(layer, shards), x), expected) < SAME_ROUNDINGS
+
+
+def test_bias_is_added_once_inside_the_matmul(column: Callable[..., Any], calls: list[Any]) -> None:
+    linear = Linear(48, 192, bias=True)
+    layer = column(linear)
+    calls.clear()
+    x = inputs(192)
+    assert relative_error(output(layer, x), linear.expected(x)) < SAME_ROUNDINGS
+    (bias,) = [kwargs["bias"] for name, kwargs in calls if name == "npu_quant_matmul"]
+    assert bias is layer.bias
+    # Tokens of zeros give the bias and nothing else.
+    assert torch.equal(output(layer, torch.zeros_like(x)), layer.bias.expand(7, -1))
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "reason"),
+    [
+        (12, None, "up: no right_trans, npu_kronecker_quant needs both"),
+        (None, 16, "up: no left_trans, npu_kronecker_quant needs both"),
+        (264, 8, "up: factors 264 x 8, npu_kronecker_quant takes at most 256"),
+        (16, 12, "up: right_trans of size 12, npu_kronecker_quant needs a multiple of 8"),
+        (None, None, "up: no left_trans and no right_trans, npu_kronecker_quant needs both"),
+    ],
+)
+def test_fallback(
+    column: Callable[..., Any], left: int | None, right: int | None, reason: str, calls: list[Any]
+) -> None:
+    features = left * right if left and right else 192
+    linear = Linear(48, features, left, right, bias=True)
+    layer = column(linear)
+    calls.clear()
+    x = inputs(features)
+    found = output(layer, x)
+    assert [name for name, _ in calls] == ["npu_dynamic_quant", "npu_quant_matmul"]
+    assert relative_error(found, linear.expected(x, with_npu_roundings=False)) < OTHER_ROUNDINGS
+    (row,) = layer.quant_config.report.table().splitlines()[2:]
+    assert UNFUSED in row
+    assert reason in row
+
+
+def test_fallback_with_a_small_clip_ratio_says_what_it_cannot(column: Callable[..., Any]) -> None:
+    """npu_dynamic_quant never gives -8, which the formula gives for clip ratios below 14/15."""
+    layer = column(Linear(48, 192, 12, None, clip=0.9))
+    assert "clip_ratio below 0.933: int4 values stop at -7" in layer.quant_method.scheme.remark
+
+
+def test_layers_without_a_transform(column: Callable[..., Any], calls: list[Any]) -> None:
+    linear = Linear(48, 192, kind=DYNAMIC, bias=True)
+    layer = column(linear)
+    calls.clear()
+    x = inputs(192)
+    found = output(layer, x)
+    assert [name for name, _ in calls] == ["npu_dynamic_quant", "npu_quant_matmul"]
+    assert relative_error(found, linear.expected(x, with_npu_roundings=False)) < SAME_ROUNDINGS
+    assert layer.quant_method.scheme.operator == UNTRANSFORMED
+
+
+def test_weights_are_packed_tensor_by_tensor(column: Callable[..., Any], calls: list[Any]) -> None:
+    layer = column(Linear(48, 192))
+    assert [name for name, _ in calls] == ["npu_convert_weight_to_int4pack"]
+    assert layer.weight.dtype == torch.int32
+    assert layer.weight.shape == (48, 24)
+    assert layer.quant_method.scheme.weight_bytes(layer) == 48 * 192 // 2
+
+
+def test_packing_in_parts_is_packing_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randint(-8, 8, (37, 64), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
+    whole = npu.pack_int4(weight, weight.device)
+    monkeypatch.setattr(npu, "PACKED_AT_ONCE", 5 * 64)
+    assert torch.equal(npu.pack_int4(weight, weight.device), whole)
+
+
+def test_no_token_at_all(column: Callable[..., Any]) -> None:
+    assert output(column(Linear(48, 192)), inputs(192, 0)).shape == (0, 48)
+    assert output(column(Linear(48, 192, kind=DYNAMIC)), inputs(192, 0)).shape == (0, 48)
+
+
+class TestTokenLimit:
+    @pytest.fixture(autouse=True)
+    def untried(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        monkeypatch.setattr(npu, "_token_limit", npu_limits.KRONECKER_TOKENS_OLD_CANN)
+        npu._try_tokens.cache_clear()
+        yield
+        npu._try_tokens.cache_clear()
+
+    def test_nothing_is_tried_unless_it_matters(self, calls: list[Any]) -> None:
+        assert npu.find_token_limit(32768, torch.device("cpu")) == 32768
+        assert calls == []
+
+    @pytest.mark.parametrize("limit", [32768, 262144])
+    def test_found_once(self, limit: int, monkeypatch: pytest.MonkeyPatch, calls: list[Any]) -> None:
+        monkeypatch.setattr(torch_npu.operators, "kronecker_token_limit", limit)
+        for _ in range(3):
+            assert npu.find_token_limit(65536, torch.device("cpu")) == limit
+        assert len(calls) == 1
+
+    def test_split_only_beyond_it(
+        self, column: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, calls: list[Any]
+    ) -> None:
+        linear = Linear(48, 192)
+        layer, x = column(linear), inputs(192, 40)
+        whole = output(layer, x)
+        monkeypatch.setattr(torch_npu.operators, "kronecker_token_limit", 16)
+        monkeypatch.setattr(npu, "_token_limit", 16)
+        for tokens, expected in ((16, 1), (17, 2), (40, 3)):
+            calls.clear()
+            assert torch.equal(output(layer, x[:tokens]), whole[:tokens])
+            assert [name for name, _ in calls].count("npu_kronecker_quant") == expected
+
+
+def test_row_parallel_layers_gather_before_they_quantize(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.model_executor import parameter
+    from vllm_ascend.ops.linear import AscendRowParallelLinear
+    from vllm_ascend.quantization import method_adapters
+
+    from vllm_w4a4_plugin.quantization.schemes import w4a4_npu
+
+    linear = Linear(48, 192, bias=True)
+    x = inputs(192)
+    parts = []
+    for rank in range(2):
+        monkeypatch.setattr("vllm_ascend.ops.linear.get_parallel_op", lambda *a, rank=rank: (None, rank, 2))
+        for module in (parameter, method_adapters):
+            monkeypatch.setattr(module, "get_tensor_model_parallel_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(parameter, "get_tensor_model_parallel_world_size", lambda: 2)
+        monkeypatch.setattr(w4a4_npu, "get_tensor_model_parallel_world_size", lambda: 2)
+        monkeypatch.setattr(w4a4_npu, "tensor_model_parallel_all_gather", lambda part: x)
+        layer = AscendRowParallelLinear(
+            192,
+            48,
+            True,
+            params_dtype=torch.bfloat16,
+            quant_config=open_config(tmp_path, {"mlp.down": linear}),
+            prefix="model.layers.0.mlp.down",
+        )
+        load(layer, {None: linear})
+        assert layer.weight.shape == (48, 12)
+        columns = slice(96 * rank, 96 * (rank + 1))
+        bias = layer.bias if rank == 0 else None
+        parts.append(layer.quant_method.apply(layer, x[:, columns].contiguous(), bias).float())
+    assert relative_error((parts[0] + parts[1]).bfloat16(), linear.expected(x)) < SAME_ROUNDINGS
+
+
+@pytest.mark.parametrize(
+    ("linear", "problem"),
+    [
+        (Linear(48, 36, 6, 6), "36 input features, int4 operators of the NPU need a multiple of 8"),
+        (Linear(48, 192, kind=DYNAMIC, groups=2), "2 scale groups"),
+        (Linear(48, 192, offset=1.0), "expected zeros, found other values"),
+    ],
+    ids=["features", "groups", "offset"],
+)
+def test_what_no_kernel_can_do_is_refused(column: Callable[..., Any], linear: Linear, problem: str) -> None:
+    with pytest.raises(CheckpointError, match=r"layer model\.layers\.0\.mlp\.up") as error:
+        column(linear)
+    assert problem in str(error.value)
+
+
+class TestFusedLibrary:
+    """A library in Python in place of csrc/npu's: the same operator, checked as torch_operator.cpp checks it."""
+
+    @pytest.fixture(autouse=True)
+    def library(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        from vllm_w4a4_plugin.ops.nz import unpack_nz
+
+        def flatquant_linear(
+            x: torch.Tensor,
+            weight: torch.Tensor,
+            weight_scale: torch.Tensor,
+            left_trans: torch.Tensor | None,
+            right_trans: torch.Tensor | None,
+            clip_ratio: float,
+            bias: torch.Tensor | None = None,
+        ) -> torch.Tensor:
+            assert x.is_contiguous()
+            assert weight_scale.shape[0] == 1
+            assert bias is None or bias.dtype == torch.float32
+            assert all(factor is None or factor.dtype == x.dtype for factor in (left_trans, right_trans))
+            rows = weight_scale.shape[1]
+            unpacked = unpack_nz(weight, rows, x.shape[-1])
+            y = reference.flatquant_linear(
+                x.float(), unpacked, weight_scale[0], left_trans, right_trans, clip_ratio, bias
+            )
+            return y.to(x.dtype)
+
+        library = torch.library.Library("vllm_w4a4_npu", "FRAGMENT")
+        library.define(
+            "flatquant_linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? left_trans, Tensor? right_trans, "
+            "float clip_ratio, Tensor? bias=None) -> Tensor"
+        )
+        library.impl("flatquant_linear", flatquant_linear, "CPU")
+        monkeypatch.setattr(npu_fused, "absence", lambda: "")
+        yield
+        library._destroy()
+
+    @pytest.mark.parametrize(("left", "right", "kind"), [(12, 16, None), (12, None, None), (None, None, DYNAMIC)])
+    def test_it_is_preferred(
+        self, column: Callable[..., Any], left: int | None, right: int | None, kind: str | None, calls: list[Any]
+    ) -> None:
+        linear = Linear(48, 192, left, right, bias=True, **({"kind": kind} if kind else {}))
+        layer = column(linear)
+        calls.clear()
+        x = inputs(192)
+        assert relative_error(output(layer, x), linear.expected(x, with_npu_roundings=False)) < 0.03
+        assert calls == []
+        assert layer.quant_method.scheme.operator == npu_fused.OPERATOR
+        assert npu_fused.OPERATOR in layer.quant_config.report.table()
+
+    def test_what_it_cannot_do_goes_to_the_next_and_is_named(
+        self, column: Callable[..., Any], calls: list[Any]
+    ) -> None:
+        linear = Linear(40, 192)
+        layer = column(linear)
+        x = inputs(192)
+        assert relative_error(output(layer, x), linear.expected(x)) < SAME_ROUNDINGS
+        assert layer.quant_method.scheme.operator == KRONECKER
+        assert "weight 40 x 192 is not made of 16 x 64 fractals" in layer.quant_config.report.table()
+
+
+def test_without_a_built_library_the_reason_is_known() -> None:
+    npu_fused.absence.cache_clear()
+    assert npu_fused.absence() == "libvllm_w4a4_npu.so is not built"
+
+
+def test_a_library_that_does_not_load_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / npu_fused.LIBRARY
+    file.write_bytes(b"not a library")
+    monkeypatch.setattr(npu_fused, "library_places", lambda name: iter([file]))
+    npu_fused.absence.cache_clear()
+    assert "does not load" in npu_fused.absence()
+    npu_fused.absence.cache_clear()
