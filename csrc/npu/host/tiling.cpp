@@ -19,8 +19,11 @@ constexpr double kGiBPerSecond = 1024.0 * 1024 * 1024 / 1e6;
 constexpr double kL0CToGm = 70 * kGiBPerSecond;
 constexpr double kL0CToL1 = 128 * kGiBPerSecond;
 constexpr double kGmToL1 = 135 * kGiBPerSecond;
+constexpr double kL1ToL0A = 441 * kGiBPerSecond;
+constexpr double kL1ToL0B = 220 * kGiBPerSecond;
 constexpr double kGmToUb = 101 * kGiBPerSecond;
 constexpr double kCyclesPerMicrosecond = 1800;
+constexpr double kTileMicroseconds = 0.05;  // to start a tile; decides between tiles that are equal otherwise
 constexpr double kInt4MacsPerCycle = 16 * 16 * 64;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -91,39 +94,79 @@ void cut_transform(const LinearShape& shape, TilingData& data) {
   data.block_columns = static_cast<uint32_t>(round_up(ceil_div(data.right_padded, blocks), kFractalRows));
 }
 
-// Time of one tile: the longer of loading it and multiplying it, plus what of its results' way out is not hidden.
-double tile_microseconds(int64_t rows, int64_t columns, int64_t in_features) {
-  const double load = (rows + columns) * in_features / 2.0 / kGmToL1;
-  const double multiply = rows * columns * in_features / kInt4MacsPerCycle / kCyclesPerMicrosecond;
-  const double store = rows * columns * 4.0 / kL0CToGm;
-  return std::max(load, multiply) + 0.25 * store;
+constexpr int64_t kL1Bytes = 512 * 1024;
+constexpr int64_t kStepBytes = kGemmStepK / 2;
+
+double load_microseconds(int64_t rows, int64_t in_features) { return rows * in_features / 2.0 / kGmToL1; }
+double multiply_microseconds(int64_t rows, int64_t columns, int64_t in_features) {
+  return rows * columns * in_features / kInt4MacsPerCycle / kCyclesPerMicrosecond;
+}
+
+// Cuts both dimensions and returns the busiest core's time: tiles as wide as they balance, activations loaded with
+// them.
+double cut_streaming(const LinearShape& shape, uint32_t cores, int64_t most_rows, TilingData& data) {
+  // Tiles of equal height: 129 tokens are two tiles of 80 and 49 rows, not of 128 and 1.
+  const int64_t rows = round_up(ceil_div(shape.tokens, ceil_div(shape.tokens, most_rows)), kFractalRows);
+  const int64_t row_tiles = ceil_div(shape.tokens, rows);
+  const int64_t column_blocks = ceil_div(shape.out_features, kFractalRows);
+  double best = 0;
+  for (int64_t width = kMaxTileColumns / kFractalRows; width >= 1; --width) {
+    const int64_t columns = width * kFractalRows, column_tiles = ceil_div(column_blocks, width);
+    // Half of a tile's sums leave L0C while the other half is multiplied; a part of the rest is waited for.
+    const double store = 0.25 * rows * columns * 4.0 / kL0CToGm;
+    const double multiply = multiply_microseconds(rows, columns, shape.in_features) + store;
+    const double tile = std::max(load_microseconds(rows + columns, shape.in_features), multiply);
+    const double time = ceil_div(row_tiles * column_tiles, cores) * tile;
+    if (best != 0 && time >= best) continue;
+    best = time;
+    data.tile_rows = static_cast<uint32_t>(rows);
+    data.tile_columns = static_cast<uint32_t>(columns);
+    data.row_tiles = static_cast<uint32_t>(row_tiles);
+    data.column_tiles = static_cast<uint32_t>(column_tiles);
+  }
+  data.resident = 0;
+  return best;
+}
+
+// The same with the activations of a row of tiles resident, where L1 has room for them and two stages of weights.
+double cut_resident(const LinearShape& shape, uint32_t cores, int64_t most_rows, TilingData& data) {
+  const int64_t steps = ceil_div(shape.in_features, kGemmStepK);
+  const int64_t room = kL1Bytes - 2 * kResidentTileColumns * kStepBytes;
+  const int64_t fits = std::min(most_rows, room / (steps * kStepBytes) / kFractalRows * kFractalRows);
+  if (fits == 0 || steps < 2) return INFINITY;  // no fewer steps than stages, and two of those
+  const int64_t rows = round_up(ceil_div(shape.tokens, ceil_div(shape.tokens, fits)), kFractalRows);
+  const int64_t row_tiles = ceil_div(shape.tokens, rows);
+  const int64_t column_blocks = ceil_div(shape.out_features, kFractalRows);
+  double best = INFINITY;
+  for (int64_t width = kResidentTileColumns / kFractalRows; width >= 1; --width) {
+    const int64_t columns = width * kFractalRows, column_tiles = ceil_div(column_blocks, width);
+    const double feed = shape.in_features / 2.0 * (rows / kL1ToL0A + columns / kL1ToL0B);
+    const double tile = kTileMicroseconds + std::max({load_microseconds(columns, shape.in_features), feed,
+                                                      multiply_microseconds(rows, columns, shape.in_features)});
+    const int64_t tiles = ceil_div(row_tiles * column_tiles, cores);
+    const double time = tiles * tile + ceil_div(tiles, column_tiles) * load_microseconds(rows, shape.in_features);
+    if (time >= best) continue;
+    best = time;
+    data.tile_rows = static_cast<uint32_t>(rows);
+    data.tile_columns = static_cast<uint32_t>(columns);
+    data.row_tiles = static_cast<uint32_t>(row_tiles);
+    data.column_tiles = static_cast<uint32_t>(column_tiles);
+  }
+  data.resident = 1;
+  return best;
 }
 
 void cut_gemm(const LinearShape& shape, uint32_t cores, Tiling& tiling) {
-  TilingData& data = tiling.data;
   tiling.token_class = shape.tokens <= 16   ? TokenClass::kRows16
                        : shape.tokens <= 32 ? TokenClass::kRows32
                        : shape.tokens <= 64 ? TokenClass::kRows64
                                             : TokenClass::kRows128;
   const int64_t most_rows = static_cast<int64_t>(tiling.token_class);
-  // Tiles of equal height: 129 tokens are two tiles of 80 and 49 rows, not of 128 and 1.
-  int64_t row_tiles = ceil_div(shape.tokens, most_rows);
-  data.tile_rows = static_cast<uint32_t>(round_up(ceil_div(shape.tokens, row_tiles), kFractalRows));
-  row_tiles = ceil_div(shape.tokens, data.tile_rows);
-  data.row_tiles = static_cast<uint32_t>(row_tiles);
-
-  const int64_t column_blocks = ceil_div(shape.out_features, kFractalRows);
-  double best = 0;
-  for (int64_t width = kMaxTileColumns / kFractalRows; width >= 1; --width) {
-    const int64_t tiles = row_tiles * ceil_div(column_blocks, width);
-    const double time =
-        ceil_div(tiles, cores) * tile_microseconds(data.tile_rows, width * kFractalRows, shape.in_features);
-    if (best == 0 || time < best) {
-      best = time;
-      data.tile_columns = static_cast<uint32_t>(width * kFractalRows);
-    }
-  }
-  data.column_tiles = static_cast<uint32_t>(ceil_div(column_blocks * kFractalRows, data.tile_columns));
+  const double streaming = cut_streaming(shape, cores, most_rows, tiling.data);
+  // Few tokens wait for weights from HBM, of which each arrives once either way.
+  if (tiling.token_class != TokenClass::kRows128) return;
+  TilingData resident = tiling.data;
+  if (cut_resident(shape, cores, most_rows, resident) < streaming) tiling.data = resident;
 }
 
 void lay_out_workspace(uint32_t cores, Tiling& tiling) {

@@ -75,16 +75,25 @@ __aicore__ inline TokenRange TokensOf(const TilingData& tiling, uint32_t core, u
           static_cast<uint32_t>((uint64_t{core} + 1) * tiling.tokens / cores)};
 }
 
-// The output tiles of one core: `core`, `core` + `cores`, ... Neighbours in this order share a column of tiles, so that
-// the cores that run at the same time read the same weights.
+// The output tiles of one core. Streaming: `core`, `core` + `cores`, ... in an order whose neighbours share a column of
+// tiles, so that cores that run at the same time read the same weights. Resident: a run of neighbours in a row of
+// tiles.
 struct TileGrid {
-  uint32_t core;
-  uint32_t cores;
-  uint32_t count;  // tiles of this core
+  uint32_t first;
+  uint32_t step;
+  uint32_t count;
 
-  __aicore__ inline TileGrid(const TilingData& tiling, uint32_t core, uint32_t cores) : core(core), cores(cores) {
+  __aicore__ inline TileGrid(const TilingData& tiling, uint32_t core, uint32_t cores) {
     const uint32_t tiles = tiling.row_tiles * tiling.column_tiles;
-    count = core < tiles ? (tiles - core - 1) / cores + 1 : 0;
+    if (tiling.resident) {
+      first = static_cast<uint32_t>(uint64_t{core} * tiles / cores);
+      step = 1;
+      count = static_cast<uint32_t>((uint64_t{core} + 1) * tiles / cores) - first;
+    } else {
+      first = core;
+      step = cores;
+      count = core < tiles ? (tiles - core - 1) / cores + 1 : 0;
+    }
   }
 };
 
@@ -96,10 +105,10 @@ struct Tile {
   uint32_t column_fractals;  // the last one of a row of tiles may be partly padding
 
   __aicore__ inline Tile(const TilingData& tiling, const TileGrid& grid, uint32_t index) {
-    const uint32_t tile = grid.core + index * grid.cores;
-    row = tile % tiling.row_tiles * tiling.tile_rows;
+    const uint32_t tile = grid.first + index * grid.step;
+    row = (tiling.resident ? tile / tiling.column_tiles : tile % tiling.row_tiles) * tiling.tile_rows;
     rows = Min(tiling.tile_rows, tiling.tokens - row);
-    column = tile / tiling.row_tiles * tiling.tile_columns;
+    column = (tiling.resident ? tile % tiling.column_tiles : tile / tiling.row_tiles) * tiling.tile_columns;
     columns = Min(tiling.tile_columns, tiling.out_features - column);
     column_fractals = CeilDiv(columns, kFractalRows);
   }

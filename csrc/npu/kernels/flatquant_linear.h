@@ -59,10 +59,9 @@ __aicore__ inline void FlatQuantLinear(const LinearAddresses& addresses, const T
     CubeBuffers buffers;
     buffers.Init(pipe);
     GemmCube<kRows> gemm(buffers, tiling, core, cores, at.q, at.weight, at.acc);
-    if constexpr (kPhases & 2) gemm.ClearRowPadding();
     if constexpr ((kPhases & 1) && kFactors != Factors::kNone) {
-      TransformCube<T, kFactors> transform(buffers, GemmCube<kRows>::kWeightsAt, tiling, TokensOf(tiling, core, cores),
-                                           at.x, at.left, at.right, at.z);
+      TransformCube<T, kFactors> transform(buffers, tiling, TokensOf(tiling, core, cores), at.x, at.left, at.right,
+                                           at.z);
       transform.Run();
     }
     if constexpr (kPhases & 2) gemm.Run((kPhases & 1) != 0);

@@ -11,17 +11,17 @@
 
 namespace w4a4::npu {
 
+// Activations and weights of a step share a stage, or (`resident`) the activations of a row of tiles stay in L1, one
+// slot a step, and only weights have stages: then GM->L1 carries each weight once a row of tiles and nothing else.
 template <uint32_t kRows>
 class GemmCube {
  public:
-  static constexpr uint32_t kStages = kRows == 128 ? 2 : 3;
+  static constexpr uint32_t kStreamingStages = kRows == 128 ? 2 : 3;
+  static constexpr uint32_t kMostStages = 3;
   static constexpr uint32_t kUnitColumns = kRows == 128 ? 128 : 256;
   static constexpr uint32_t kDepth = kRows == 128 ? 512 : 256;  // inputs of one L0 slot
-  static constexpr uint32_t kActivationBytes = kRows * kGemmStepK / 2;
-  static constexpr uint32_t kWeightBytes = kMaxTileColumns * kGemmStepK / 2;
-  // The rest of L1 is free for the transform until the first weights arrive.
-  static constexpr uint32_t kWeightsAt = kStages * kActivationBytes;
-  static_assert(kWeightsAt + kStages * kWeightBytes <= kL1Bytes);
+  static constexpr uint32_t kStepBytes = kGemmStepK / 2;        // of one row or column in a step
+  static_assert(kStreamingStages * (kRows + kMaxTileColumns) * kStepBytes <= kL1Bytes);
   static_assert(kRows * kDepth / 2 <= kL0Bytes / 2 && kUnitColumns * kDepth / 2 <= kL0Bytes / 2);
   static_assert(kRows * kUnitColumns * sizeof(int32_t) <= kL0CBytes / 2);
 
@@ -40,41 +40,36 @@ class GemmCube {
     depth_steps_ = CeilDiv(tiling.in_features, kGemmStepK);
     weight_fractals_ = CeilDiv(tiling.out_features, kFractalRows);
     steps_ = grid_.count * depth_steps_;
-  }
-
-  // Before anything else uses L1. A tile of one row is multiplied as 16, since Mmad takes m == 1 for another layout of
-  // A; the 15 others are zeros that no later copy overwrites.
-  __aicore__ inline void ClearRowPadding() {
-    if (tiling_.tokens - (tiling_.row_tiles - 1) * tiling_.tile_rows != 1) return;
-    LocalTensor<int32_t> activations = l1_.template ReinterpretCast<int32_t>();
-    AscendC::InitConstValueParams<int32_t> zeros;
-    zeros.repeatTimes = 1;
-    zeros.blockNum = kWeightsAt / kBlockBytes;
-    zeros.dstGap = 0;
-    zeros.initValue = 0;
-    AscendC::InitConstValue(activations, zeros);
-    AscendC::PipeBarrier<PIPE_MTE2>();
+    activation_bytes_ = tiling.tile_rows * kStepBytes;
+    weight_bytes_ = tiling.tile_columns * kStepBytes;
+    stages_ = kStreamingStages;
+    if (tiling.resident) {
+      const uint32_t room = (kL1Bytes - depth_steps_ * activation_bytes_) / weight_bytes_;
+      stages_ = Min(Min(kMostStages, depth_steps_), room);
+    }
+    weights_at_ = (tiling.resident ? depth_steps_ : stages_) * activation_bytes_;
   }
 
   // `wait`: the activations are being written by this launch.
   __aicore__ inline void Run(bool wait) {
-    for (uint32_t i = 0; i < kStages; ++i) AscendC::SetFlag<HardEvent::MTE1_MTE2>(i);
+    ClearRowPadding();
+    for (uint32_t i = 0; i < stages_; ++i) AscendC::SetFlag<HardEvent::MTE1_MTE2>(i);
     for (uint32_t i = 0; i < 2; ++i) {
       AscendC::SetFlag<HardEvent::M_MTE1>(i);
       AscendC::SetFlag<HardEvent::FIX_M>(i);
     }
     // Weights do not depend on the activations: the first ones are on their way while those are made.
-    const uint32_t ahead = Min(steps_, kStages);
+    const uint32_t ahead = Min(steps_, stages_);
     for (uint32_t i = 0; i < ahead; ++i) LoadWeights(i);
     if (wait) AscendC::CrossCoreWaitFlag(kActivationsReady);
     for (uint32_t i = 0; i < ahead; ++i) LoadActivations(i);
     for (uint32_t i = 0; i < steps_; ++i) {
       Multiply(i);
-      if (i + kStages >= steps_) continue;
-      LoadWeights(i + kStages);
-      LoadActivations(i + kStages);
+      if (i + stages_ >= steps_) continue;
+      LoadWeights(i + stages_);
+      LoadActivations(i + stages_);
     }
-    for (uint32_t i = 0; i < kStages; ++i) AscendC::WaitFlag<HardEvent::MTE1_MTE2>(i);
+    for (uint32_t i = 0; i < stages_; ++i) AscendC::WaitFlag<HardEvent::MTE1_MTE2>(i);
     for (uint32_t i = 0; i < 2; ++i) {
       AscendC::WaitFlag<HardEvent::M_MTE1>(i);
       AscendC::WaitFlag<HardEvent::FIX_M>(i);
@@ -83,6 +78,23 @@ class GemmCube {
   }
 
  private:
+  // A tile of one row is multiplied as 16, since Mmad takes m == 1 for another layout of A; the 15 others are zeros
+  // that no later copy overwrites.
+  __aicore__ inline void ClearRowPadding() {
+    if (tiling_.tokens - (tiling_.row_tiles - 1) * tiling_.tile_rows != 1) return;
+    // What the transform has in L1 it has read by then.
+    AscendC::SetFlag<HardEvent::MTE1_MTE2>(0);
+    AscendC::WaitFlag<HardEvent::MTE1_MTE2>(0);
+    const LocalTensor<int32_t> activations = l1_.template ReinterpretCast<int32_t>();
+    AscendC::InitConstValueParams<int32_t> zeros;
+    zeros.repeatTimes = 1;
+    zeros.blockNum = weights_at_ / kBlockBytes;
+    zeros.dstGap = 0;
+    zeros.initValue = 0;
+    AscendC::InitConstValue(activations, zeros);
+    AscendC::PipeBarrier<PIPE_MTE2>();
+  }
+
   // A step is one stage's worth of inputs of one tile.
   __aicore__ inline uint32_t DepthBegin(uint32_t step) const { return step % depth_steps_ * kGemmStepK; }
   __aicore__ inline uint32_t DepthOf(uint32_t step) const {
@@ -91,7 +103,7 @@ class GemmCube {
 
   __aicore__ inline void LoadWeights(uint32_t step) {
     const Tile tile(tiling_, grid_, step / depth_steps_);
-    const uint32_t stage = step % kStages;
+    const uint32_t stage = step % stages_;
     const uint32_t fractal_rows = CeilDiv(DepthOf(step), kInt4FractalK);
     const uint32_t first = DepthBegin(step) / kInt4FractalK * weight_fractals_ + tile.column / kFractalRows;
     AscendC::WaitFlag<HardEvent::MTE1_MTE2>(stage);
@@ -100,29 +112,38 @@ class GemmCube {
     copy.blockLen = tile.column_fractals * (kFractalBytes / kBlockBytes);
     copy.srcStride = (weight_fractals_ - tile.column_fractals) * (kFractalBytes / kBlockBytes);
     copy.dstStride = 0;
-    AscendC::DataCopy(l1_[kWeightsAt + stage * kWeightBytes], weight_[uint64_t{first} * kFractalBytes], copy);
+    AscendC::DataCopy(l1_[weights_at_ + stage * weight_bytes_], weight_[uint64_t{first} * kFractalBytes], copy);
+  }
+
+  // Where the activations of a step are in L1. A resident slot is free when its stage's weights are: there are no more
+  // stages than slots, so the step that read the slot last is not after the one that used the stage last.
+  __aicore__ inline uint32_t ActivationsAt(uint32_t step) const {
+    return (tiling_.resident ? step % depth_steps_ : step % stages_) * activation_bytes_;
   }
 
   __aicore__ inline void LoadActivations(uint32_t step) {
-    const Tile tile(tiling_, grid_, step / depth_steps_);
-    const uint32_t stage = step % kStages;
-    AscendC::Nd2NzParams copy;
-    copy.ndNum = 1;
-    copy.nValue = tile.rows;
-    copy.dValue = DepthOf(step) / 2;
-    copy.srcNdMatrixStride = 0;
-    copy.srcDValue = tiling_.q_row_bytes;
-    copy.dstNzC0Stride = tiling_.tile_rows;
-    copy.dstNzNStride = 1;
-    copy.dstNzMatrixStride = 0;
-    AscendC::DataCopy(l1_[stage * kActivationBytes],
-                      q_[uint64_t{tile.row} * tiling_.q_row_bytes + DepthBegin(step) / 2], copy);
-    AscendC::SetFlag<HardEvent::MTE2_MTE1>(stage);
+    const uint32_t index = step / depth_steps_;
+    const Tile tile(tiling_, grid_, index);
+    const bool is_there = tiling_.resident && index > 0 && Tile(tiling_, grid_, index - 1).row == tile.row;
+    if (!is_there) {
+      AscendC::Nd2NzParams copy;
+      copy.ndNum = 1;
+      copy.nValue = tile.rows;
+      copy.dValue = DepthOf(step) / 2;
+      copy.srcNdMatrixStride = 0;
+      copy.srcDValue = tiling_.q_row_bytes;
+      copy.dstNzC0Stride = tiling_.tile_rows;
+      copy.dstNzNStride = 1;
+      copy.dstNzMatrixStride = 0;
+      AscendC::DataCopy(l1_[ActivationsAt(step)], q_[uint64_t{tile.row} * tiling_.q_row_bytes + DepthBegin(step) / 2],
+                        copy);
+    }
+    AscendC::SetFlag<HardEvent::MTE2_MTE1>(step % stages_);
   }
 
   __aicore__ inline void Multiply(uint32_t step) {
     const Tile tile(tiling_, grid_, step / depth_steps_);
-    const uint32_t stage = step % kStages;
+    const uint32_t stage = step % stages_;
     const uint32_t begin = DepthBegin(step), end = begin + DepthOf(step);
     const uint32_t units = CeilDiv(tile.columns, kUnitColumns);
     AscendC::WaitFlag<HardEvent::MTE2_MTE1>(stage);
@@ -138,7 +159,7 @@ class GemmCube {
         if (starts) AscendC::WaitFlag<HardEvent::FIX_M>(slot);
         for (uint32_t k = part; k < part_end; k += kDepth) {
           const uint32_t depth = Min(kDepth, part_end - k);
-          MultiplyPart(tile, stage, (k - begin) / kInt4FractalK, depth, first_fractal, fractals, slot,
+          MultiplyPart(tile, step, (k - begin) / kInt4FractalK, depth, first_fractal, fractals, slot,
                        starts && k == part);
         }
         if (ends) Store(tile, first_fractal, fractals, slot, unit == 0, unit + 1 == units);
@@ -150,7 +171,7 @@ class GemmCube {
   }
 
   // One L0 slot: rows of `tile` times `fractals` * 16 columns over `depth` inputs.
-  __aicore__ inline void MultiplyPart(const Tile& tile, uint32_t stage, uint32_t first_depth, uint32_t depth,
+  __aicore__ inline void MultiplyPart(const Tile& tile, uint32_t step, uint32_t first_depth, uint32_t depth,
                                       uint32_t first_fractal, uint32_t fractals, uint32_t slot, bool is_first) {
     const uint32_t depth_fractals = CeilDiv(depth, kInt4FractalK);
     const uint32_t row_fractals = CeilDiv(tile.rows, kFractalRows);
@@ -158,7 +179,7 @@ class GemmCube {
     const LocalTensor<AscendC::int4b_t> l0a = l0a_[l0_slot_ * kL0Bytes];  // two elements a byte: half of L0A
     const LocalTensor<AscendC::int4b_t> l0b = l0b_[l0_slot_ * kL0Bytes];
     AscendC::WaitFlag<HardEvent::M_MTE1>(l0_slot_);
-    const LocalTensor<AscendC::int4b_t> a = l1_int4_[stage * kActivationBytes * 2];
+    const LocalTensor<AscendC::int4b_t> a = l1_int4_[ActivationsAt(step) * 2];
     for (uint32_t m = 0; m < row_fractals; ++m) {
       AscendC::LoadData2DParams load;
       load.startIndex = first_depth * l1_rows + m;
@@ -166,7 +187,7 @@ class GemmCube {
       load.srcStride = l1_rows;
       AscendC::LoadData(l0a[m * depth_fractals * kInt4Fractal], a, load);
     }
-    const LocalTensor<AscendC::int4b_t> b = l1_int4_[(kWeightsAt + stage * kWeightBytes) * 2];
+    const LocalTensor<AscendC::int4b_t> b = l1_int4_[(weights_at_ + step % stages_ * weight_bytes_) * 2];
     for (uint32_t k = 0; k < depth_fractals; ++k) {
       AscendC::LoadData2DParams load;
       load.startIndex = (first_depth + k) * tile.column_fractals + first_fractal;
@@ -217,6 +238,9 @@ class GemmCube {
   GlobalTensor<int8_t> q_, weight_;
   GlobalTensor<int32_t> acc_;
   uint32_t depth_steps_, weight_fractals_, steps_;
+  uint32_t activation_bytes_, weight_bytes_;  // of a stage or slot
+  uint32_t stages_;
+  uint32_t weights_at_;
   uint32_t l0_slot_ = 0;
   uint32_t units_done_ = 0;  // units whose sums are stored
   uint32_t stored_ = 0;      // ring slots filled

@@ -16,8 +16,9 @@ enum class TokenClass : uint32_t { kRows16 = 16, kRows32 = 32, kRows64 = 64, kRo
 inline constexpr uint32_t kFractalRows = 16;   // rows of every cube fractal, and columns of a B fractal
 inline constexpr uint32_t kInt4FractalK = 64;  // int4 values in 32 bytes
 inline constexpr uint32_t kMaxTileColumns = 256;
-inline constexpr uint32_t kGemmStepK = 1024;  // depth of one L1 stage
-inline constexpr uint32_t kBlockBytes = 32;   // a data block; a token's scale fills one (8 equal floats)
+inline constexpr uint32_t kResidentTileColumns = 128;  // of tiles whose activations stay in L1
+inline constexpr uint32_t kGemmStepK = 1024;           // depth of one L1 stage
+inline constexpr uint32_t kBlockBytes = 32;            // a data block; a token's scale fills one (8 equal floats)
 inline constexpr uint32_t kScaleLanes = kBlockBytes / sizeof(float);
 inline constexpr uint32_t kRingSlots = 2;  // workspace slots between an AIC and its two AIVs
 
@@ -47,6 +48,9 @@ struct TilingData {
   uint32_t tile_columns;  // a multiple of 16, at most kMaxTileColumns
   uint32_t row_tiles;
   uint32_t column_tiles;
+  // 1: L1 keeps the activations of a row of tiles, whole, while its tiles' weights stream by; a core's tiles are
+  // neighbours in a row. 0: activations and weights stream together.
+  uint32_t resident;
 
   // Workspace, byte offsets.
   uint32_t q_row_bytes;  // int4 activations: [tokens][q_row_bytes], once or once per core

@@ -17,18 +17,17 @@ class TransformCube {
   static constexpr bool kLeft = kFactors == Factors::kLeft || kFactors == Factors::kBoth;
   static constexpr bool kRight = kFactors == Factors::kRight || kFactors == Factors::kBoth;
 
-  // `l1_begin`: L1 before it belongs to the GEMM. x: T [tokens][in_features]; left: T [left][left];
+  // x: T [tokens][in_features]; left: T [left][left];
   // right: T [right][right]; z: the core's ring, float [kRingSlots][slot_tokens][left][right_padded].
-  __aicore__ inline TransformCube(CubeBuffers& buffers, uint32_t l1_begin, const TilingData& tiling, TokenRange tokens,
-                                  GM_ADDR x, GM_ADDR left, GM_ADDR right, GM_ADDR z)
+  __aicore__ inline TransformCube(CubeBuffers& buffers, const TilingData& tiling, TokenRange tokens, GM_ADDR x,
+                                  GM_ADDR left, GM_ADDR right, GM_ADDR z)
       : tiling_(tiling), tokens_(tokens) {
     pass_rows_ = tiling.pass_tokens * tiling.left_padded;
-    const uint32_t right_at = l1_begin / sizeof(T);
-    const uint32_t left_at = right_at + (kRight ? tiling.right_padded * tiling.right_padded : 0);
+    const uint32_t left_at = (kRight ? tiling.right_padded * tiling.right_padded : 0);
     const uint32_t product_at = left_at + (kLeft ? tiling.left_padded * tiling.left_padded : 0);
     const uint32_t tokens_at = product_at + pass_rows_ * tiling.block_columns;
     const LocalTensor<T> l1 = buffers.l1.Get<T>();
-    right_l1_ = l1[right_at];
+    right_l1_ = l1;
     left_l1_ = l1[left_at];
     product_l1_ = l1[product_at];
     tokens_l1_ = l1[tokens_at];

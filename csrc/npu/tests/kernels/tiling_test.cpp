@@ -23,9 +23,13 @@ void check_limits(const Tiling& t, const std::string& what) {
   check(d.row_tiles == (d.tokens + d.tile_rows - 1) / d.tile_rows, what + ": row tiles cover the tokens");
   check(uint64_t{d.column_tiles} * d.tile_columns >= d.out_features, what + ": column tiles cover the outputs");
   check((uint64_t{d.column_tiles} - 1) * d.tile_columns < (d.out_features + 15) / 16 * 16, what + ": no empty tile");
-  check(most_rows < 128 ? d.row_tiles == 1 : d.tokens > 64, what + ": token class");
-  const uint64_t stages = most_rows == 128 ? 2 : 3;
-  check(stages * (most_rows + kMaxTileColumns) * kGemmStepK / 2 <= kL1, what + ": L1 of the GEMM");
+  check(most_rows < 128 ? d.row_tiles == 1 && !d.resident : d.tokens > 64, what + ": token class");
+  const uint64_t steps = (d.in_features + kGemmStepK - 1) / kGemmStepK;
+  const uint64_t stages = d.resident ? 2 : most_rows == 128 ? 2 : 3;
+  const uint64_t l1 =
+      d.resident ? steps * d.tile_rows + stages * d.tile_columns : stages * (d.tile_rows + d.tile_columns);
+  check(l1 * kGemmStepK / 2 <= kL1, what + ": L1 of the GEMM");
+  check(!d.resident || d.tile_columns <= kResidentTileColumns, what + ": columns beside resident activations");
   check(d.q_row_bytes % 32 == 0 && d.q_row_bytes * 2 >= d.in_features, what + ": row of int4 activations");
   check(d.q_row_bytes <= 65535, what + ": stride of the ND to NZ copy");
   check((d.out_features + 15) / 16 * 16 <= 65536, what + ": stride between weight fractals");
@@ -42,9 +46,7 @@ void check_limits(const Tiling& t, const std::string& what) {
   check(std::max(rows, d.block_columns) * 16 * 2 <= kL0 / 2, what + ": L0 of the transform");
   const uint64_t factors = 2 * (uint64_t{d.left_padded} * d.left_padded + uint64_t{d.right_padded} * d.right_padded);
   const uint64_t tokens = 2 * 2 * uint64_t{rows} * d.right_padded + 2 * uint64_t{rows} * d.block_columns;
-  // What the GEMM keeps its activations in is not the transform's.
-  check(factors + tokens <= kL1 - (most_rows == 128 ? 2 : 3) * most_rows * kGemmStepK / 2,
-        what + ": L1 of the transform");
+  check(factors + tokens <= kL1, what + ": L1 of the transform");
 }
 
 void check_workspace(const Tiling& t, const std::string& what) {
@@ -126,6 +128,14 @@ void test_decisions() {
         "160 x 160: one token at once, two halves of its columns");
   const Tiling rows = make_tiling({129, 5120, 10240, 64, 80}, 24);
   check(rows.data.row_tiles == 2 && rows.data.tile_rows == 80, "129 tokens: two tiles of at most 80 rows");
+  const Tiling prefill = make_tiling({4096, 5120, 10240, 64, 80}, 24);
+  check(prefill.data.resident == 1 && prefill.data.tile_rows == 128 && prefill.data.tile_columns == 128,
+        "5120 features: 128 rows of activations stay in L1");
+  const Tiling output = make_tiling({4096, 8192, 5120, 64, 0}, 24);
+  check(output.data.resident == 1 && output.data.tile_rows == 96, "8192 features: 96 rows stay");
+  const Tiling wide = make_tiling({4096, 25600, 5120, 160, 160}, 24);
+  check(wide.data.resident == 0 && wide.data.tile_rows == 128 && wide.data.tile_columns == 256,
+        "25600 features: none stay");
   const Tiling plain = make_tiling({5, 4096, 4096}, 24);
   check(plain.factors == Factors::kNone && plain.ok(), "no transform");
   check(make_tiling({5, 4096, 4096, 32, 0}, 24).factors == Factors::kLeft, "left factor only");
