@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make setup | demo | test | test-npu | lint | bench; VENV=dir uses another environment, PYTHON=exe another Python to make it with.
+# make setup | demo | test | test-npu | lint | bench | bench-engine; VENV=dir uses another environment, PYTHON=exe another Python to make it with.
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -8,7 +8,7 @@ MODEL ?=
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-npu lint bench
+.PHONY: help setup demo test test-npu lint bench bench-engine
 
 help:
 	@echo "make setup   virtual environment $(VENV) with vLLM for CPU and the plugin"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-npu  those beside vllm-ascend alone, on a stand-in for an NPU, and those of the doctor"
 	@echo "make lint    style checks alone"
 	@echo "make bench   the CPU kernels beside vLLM's and the machine's limits, into docs/ (some ten minutes, idle machine)"
+	@echo "make bench-engine   vLLM on a model of Qwen3-4B's shape, W4A4 beside float (20 GB of disk, up to an hour, idle machine)"
 
 setup:
 	@command -v $(PYTHON) >/dev/null || { echo "make setup needs python3 (Debian, Ubuntu: apt-get install python3 python3-venv)"; exit 1; }
@@ -40,3 +41,6 @@ test-npu: setup
 
 bench: setup
 	$(VENV)/bin/python -m benchmarks --docs docs
+
+bench-engine: setup
+	$(VENV)/bin/python -m benchmarks.end_to_end --profile --docs docs

@@ -43,7 +43,7 @@ CASES = (
     Case("all-w4a4", ["--recipe", "all-w4a4"]),
     Case("tutorial, distilled", ["--recipe", "tutorial", "--distill", "2"]),
     Case("all-w4a4, distilled", ["--recipe", "all-w4a4", "--distill", "2"]),
-    Case("tutorial, own text", ["--recipe", "tutorial", "--calib-tokens", "8192"], own_text=True),
+    Case("tutorial, own text", ["--recipe", "tutorial", "--calib-tokens", "8192", "--seq-len", "256"], own_text=True),
 )
 
 

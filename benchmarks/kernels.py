@@ -64,8 +64,9 @@ def measure_linear(linear: Linear, tokens: int, prepared: dict[str, Prepared], s
     assert weight is not None
     left, right = (torch.randn(n, n) / n**0.5 for n in kronecker_sizes(linear.in_features))
     clip = torch.tensor([0.95])
+    inputs = {dtype: x.to(dtype) for dtype in {peer.dtype for peer in prepared.values()}}
     contestants: dict[str, Callable[[], object]] = {
-        name: (lambda run=peer.run: run(x)) for name, peer in prepared.items()
+        name: (lambda run=peer.run, x=inputs[peer.dtype]: run(x)) for name, peer in prepared.items()
     }
     # Of a copy: reading the operator's own weights would bring them into the cache for it.
     copy = weight.clone()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One linear in each of the ways that a user of this CPU can run it: ours, and vLLM's own kernels."""
+"""One linear in each of the ways that a user of this CPU can run it: ours, vLLM's own kernels, and llama.cpp's."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from torch import Tensor
 from vllm_w4a4_plugin import ops
 from vllm_w4a4_plugin.checkpoint.layer import kronecker_sizes
 
+from .ggml import GgmlLinear, GgmlUnavailable
 from .shapes import Linear
 
 Run = Callable[[Tensor], Tensor]
@@ -21,13 +22,14 @@ class Unavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class Prepared:
-    """A linear with random weights, ready to run on x, bfloat16 [tokens, in]."""
+    """A linear with random weights, ready to run on x, `dtype` [tokens, in]."""
 
     run: Run
     weight_bytes: int
     kernel: str
     weight: Tensor | None = None
     """What `run` streams, for ours."""
+    dtype: torch.dtype = torch.bfloat16
 
 
 def w4a4_flatquant(linear: Linear) -> Prepared:
@@ -98,10 +100,35 @@ def w4a16(linear: Linear) -> Prepared:
     return Prepared(run, packed.numel() * 4, f"cpu_gemm_wna16, {hint}")
 
 
+def float32(linear: Linear) -> Prepared:
+    """What vLLM runs with `--dtype float32`, the faster choice for an unquantized model on CPUs without AVX-512."""
+    from vllm import _custom_ops as vllm_ops
+
+    weight = torch.randn(linear.out_features, linear.in_features)
+    handler = vllm_ops.create_onednn_mm(weight.t(), 32)
+    return Prepared(
+        lambda x: vllm_ops.onednn_mm(handler, x, None), weight.numel() * 4, "onednn_mm, float32", dtype=torch.float32
+    )
+
+
+def q4_0(linear: Linear) -> Prepared:
+    """llama.cpp's Q4_0: 4-bit weights in blocks of 32, activations rounded to 8 bits in blocks of 32."""
+    try:
+        product = GgmlLinear(linear)
+    except GgmlUnavailable as reason:
+        raise Unavailable(str(reason)) from None
+    return Prepared(
+        product.run, linear.in_features * linear.out_features * 18 // 32, f"ggml_mul_mat, {product.layout}",
+        dtype=torch.float32,
+    )  # fmt: skip
+
+
 PEERS: dict[str, Callable[[Linear], Prepared]] = {
     "w4a4_flatquant": w4a4_flatquant,
     "w4a4_dynamic": w4a4_dynamic,
     "w8a8": w8a8,
     "w4a16": w4a16,
+    "q4_0": q4_0,
     "bf16": bf16,
+    "float32": float32,
 }

@@ -24,7 +24,7 @@ def test_linear(benchmark: BenchmarkFixture, model: Model, linear: Linear, token
         prepared = PEERS[peer](linear)
     except Unavailable as reason:
         pytest.skip(str(reason))
-    x = torch.randn(tokens, linear.in_features, dtype=torch.bfloat16)
+    x = torch.randn(tokens, linear.in_features, dtype=prepared.dtype)
     benchmark.group = f"{model.name} {linear}, {tokens} tokens"
     y = benchmark.pedantic(prepared.run, args=(x,), rounds=7, warmup_rounds=1)
     assert y.shape == (tokens, linear.out_features)

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""llama.cpp's Q4_0 product as a peer: ggml built for this CPU from the sources that llama-cpp-python carries."""
+
+import ctypes
+import subprocess
+import sys
+import tarfile
+import weakref
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .limits import BUILD
+from .shapes import Linear
+
+PACKAGE = "llama-cpp-python==0.3.16"
+"""A source distribution whose `vendor/llama.cpp/ggml` builds by itself."""
+
+MOST_ERROR = 0.02
+"""Rounding activations to 8 bits in blocks of 32 stays below this; measured 0.004 to 0.008."""
+
+NATIVE = Path(__file__).parent / "native" / "ggml"
+DIRECTORY = BUILD / "ggml"
+
+
+class GgmlUnavailable(RuntimeError):
+    """ggml's sources could not be had or built; the text says why."""
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """Download, build and load ggml (about a minute the first time).
+
+    Raises:
+        GgmlUnavailable: no sources, or they do not build.
+    """
+    source = next(DIRECTORY.glob("llama_cpp_python-*/vendor/llama.cpp/ggml"), None) or _download()
+    _call("cmake", "-S", str(NATIVE), "-B", str(DIRECTORY / "build"), f"-DGGML_SOURCE={source.resolve()}")
+    _call("cmake", "--build", str(DIRECTORY / "build"), "--parallel", "2")
+    loaded = ctypes.CDLL(str(next((DIRECTORY / "build").rglob("libvllm_w4a4_ggml.so"))))
+    loaded.w4a4_ggml_create.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
+    loaded.w4a4_ggml_create.restype = ctypes.c_void_p
+    loaded.w4a4_ggml_layout.argtypes = loaded.w4a4_ggml_free.argtypes = [ctypes.c_void_p]
+    loaded.w4a4_ggml_layout.restype = ctypes.c_char_p
+    loaded.w4a4_ggml_run.argtypes = loaded.w4a4_ggml_error.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    loaded.w4a4_ggml_error.restype = ctypes.c_float
+    return loaded
+
+
+class GgmlLinear:
+    """A Q4_0 linear with random weights on as many threads as torch has.
+
+    Raises:
+        GgmlUnavailable: see `library`; or its products are wrong on this CPU.
+    """
+
+    def __init__(self, linear: Linear) -> None:
+        self._library = library()
+        self._out = linear.out_features
+        self._handle = self._library.w4a4_ggml_create(linear.in_features, linear.out_features, torch.get_num_threads())
+        weakref.finalize(self, self._library.w4a4_ggml_free, self._handle)
+        for tokens in (1, 7):
+            self._library.w4a4_ggml_run(self._handle, tokens)
+            error = self._library.w4a4_ggml_error(self._handle, tokens)
+            if not error < MOST_ERROR:
+                raise GgmlUnavailable(f"ggml's Q4_0 product of {linear} is off by {error:.1%}")
+
+    @property
+    def layout(self) -> str:
+        """How ggml calls the memory layout of the weights."""
+        return self._library.w4a4_ggml_layout(self._handle).decode()
+
+    def run(self, x: Tensor) -> Tensor:
+        """A product of as many tokens as x has; its own float32 values are in place before, its result stays there."""
+        if self._library.w4a4_ggml_run(self._handle, x.shape[0]) != 0:
+            raise RuntimeError("ggml's product failed")
+        return torch.empty(x.shape[0], self._out, device="meta")
+
+
+def _download() -> Path:
+    DIRECTORY.mkdir(parents=True, exist_ok=True)
+    _call(
+        sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation",
+        "--no-binary", ":all:", "--dest", str(DIRECTORY), PACKAGE,
+    )  # fmt: skip
+    with tarfile.open(next(DIRECTORY.glob("*.tar.gz"))) as archive:
+        archive.extractall(DIRECTORY, filter="data")
+    return next(DIRECTORY.glob("llama_cpp_python-*/vendor/llama.cpp/ggml"))
+
+
+def _call(*command: str) -> None:
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode != 0:
+        raise GgmlUnavailable(f"{command[0]} failed: {(result.stderr or result.stdout).strip()[-300:]}")

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints with random weights in the shape of a real model: speed and memory do not depend on the values."""
+
+import json
+from collections.abc import Iterator, Mapping
+from math import sqrt
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vllm_w4a4_plugin.checkpoint import DESCRIPTION_FILE, QuantType
+from vllm_w4a4_plugin.checkpoint.layer import kronecker_sizes
+
+from .shapes import Model
+
+W4A4, W8A8, FLOAT = QuantType.W4A4_FLATQUANT_DYNAMIC, QuantType.W8A8_DYNAMIC, QuantType.FLOAT
+TUTORIAL = {"q": W4A4, "k": W4A4, "v": W4A4, "o": W8A8, "gate": W4A4, "up": W4A4, "down": FLOAT}
+RECIPES: dict[str, Mapping[str, QuantType]] = {
+    "float": dict.fromkeys(TUTORIAL, FLOAT),
+    "tutorial": TUTORIAL,
+    "all-w4a4": dict.fromkeys(TUTORIAL, W4A4),
+}
+VOCABULARY = 151936
+_POOL_VALUES = 1 << 24
+
+
+def make(directory: Path, model: Model, layers: int, recipe: str) -> None:
+    """Write a Qwen3 checkpoint: config, weights (a shard per layer) and, if quantized, description."""
+    directory.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(0)
+    floats = (torch.randn(_POOL_VALUES, generator=generator) * 0.02).bfloat16()
+    integers = torch.randint(-7, 8, (_POOL_VALUES,), generator=generator, dtype=torch.int8)
+    weight_map: dict[str, str] = {}
+    types: dict[str, str] = {}
+    for index in range(-1, layers):
+        tensors: dict[str, Tensor] = {}
+        parts = _outer(model, floats) if index < 0 else _layer(model, index, RECIPES[recipe], floats, integers)
+        for name, tensor, kind in parts:
+            tensors[name], types[name] = tensor, kind.value
+        shard = f"model-{index + 2:05d}-of-{layers + 1:05d}.safetensors"
+        save_file(tensors, directory / shard, {"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, shard)
+    _write(directory / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
+    _write(directory / "config.json", _config(model, layers))
+    if recipe != "float":
+        _write(directory / DESCRIPTION_FILE, {"model_quant_type": W4A4.value, **types})
+
+
+def step_bytes(model: Model, layers: int, recipe: str, float_bytes: int) -> int:
+    """Bytes of weights that a decode step reads: every linear and the language head, int4 at half a byte."""
+    size = {W4A4: 0.5, W8A8: 1.0, FLOAT: float_bytes}
+    inner = sum(n * k * size[RECIPES[recipe][name]] for name, (n, k) in _shapes(model).items())
+    return round(layers * inner) + float_bytes * VOCABULARY * model.hidden
+
+
+def _shapes(model: Model) -> dict[str, tuple[int, int]]:
+    attention, key_value = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    return {
+        "q": (attention, model.hidden),
+        "k": (key_value, model.hidden),
+        "v": (key_value, model.hidden),
+        "o": (model.hidden, attention),
+        "gate": (model.intermediate, model.hidden),
+        "up": (model.intermediate, model.hidden),
+        "down": (model.hidden, model.intermediate),
+    }
+
+
+def _outer(model: Model, floats: Tensor) -> Iterator[tuple[str, Tensor, QuantType]]:
+    yield "model.embed_tokens.weight", _take(floats, VOCABULARY, model.hidden), FLOAT
+    yield "model.norm.weight", torch.ones(model.hidden, dtype=torch.bfloat16), FLOAT
+
+
+def _layer(
+    model: Model, index: int, recipe: Mapping[str, QuantType], floats: Tensor, integers: Tensor
+) -> Iterator[tuple[str, Tensor, QuantType]]:
+    prefix = f"model.layers.{index}."
+    for norm, size in (("input_layernorm", model.hidden), ("post_attention_layernorm", model.hidden),
+                       ("self_attn.q_norm", model.head_dim), ("self_attn.k_norm", model.head_dim)):  # fmt: skip
+        yield f"{prefix}{norm}.weight", torch.ones(size, dtype=torch.bfloat16), FLOAT
+    for short, (rows, columns) in _shapes(model).items():
+        name = f"{prefix}{'mlp' if short in ('gate', 'up', 'down') else 'self_attn'}.{short}_proj."
+        kind = recipe[short]
+        if kind is FLOAT:
+            yield f"{name}weight", _take(floats, rows, columns), kind
+            continue
+        yield f"{name}weight", _take(integers, rows, columns), kind
+        yield f"{name}weight_scale", torch.full((rows, 1), 0.2 / sqrt(columns)), kind
+        yield f"{name}weight_offset", torch.zeros(rows, 1), kind
+        if kind is W4A4:
+            left, right = (model.heads, None) if short == "o" else kronecker_sizes(columns)
+            yield f"{name}left_trans", _orthogonal(left), kind
+            if right is not None:
+                yield f"{name}right_trans", _orthogonal(right), kind
+            yield f"{name}clip_ratio", torch.tensor([0.9]), kind
+
+
+def _orthogonal(size: int) -> Tensor:
+    return torch.linalg.qr(torch.randn(size, size, generator=torch.Generator().manual_seed(size)))[0].contiguous()
+
+
+def _take(pool: Tensor, rows: int, columns: int) -> Tensor:
+    return pool.repeat(-(-rows * columns // pool.numel()))[: rows * columns].view(rows, columns).clone()
+
+
+def _config(model: Model, layers: int) -> dict[str, object]:
+    return {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "hidden_size": model.hidden,
+        "intermediate_size": model.intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": model.heads,
+        "num_key_value_heads": model.kv_heads,
+        "head_dim": model.head_dim,
+        "vocab_size": VOCABULARY,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 40960,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "torch_dtype": "bfloat16",
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+
+
+def _write(file: Path, data: Mapping[str, object]) -> None:
+    file.write_text(json.dumps(data, indent=1) + "\n")
