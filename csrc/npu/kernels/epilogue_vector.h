@@ -172,6 +172,8 @@ class EpilogueVector {
       AscendC::Cast(out[c], result[c], AscendC::RoundMode::CAST_RINT, Lanes(tile, c), repeats,
                     {1, 1, out_stride, stride});
     }
+    // The next tile's sums go where these results are.
+    AscendC::PipeBarrier<PIPE_V>();
     AscendC::SetFlag<HardEvent::V_MTE3>(slot);
     AscendC::WaitFlag<HardEvent::V_MTE3>(slot);
     AscendC::DataCopyExtParams copy;
