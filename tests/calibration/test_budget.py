@@ -46,7 +46,7 @@ def test_disk_instead_of_memory() -> None:
 
 
 def test_distillation_needs_the_whole_model() -> None:
-    need = estimate(QWEN3_32B, OUTER, load_recipe("tutorial"), 8192, "cpu", distill=1)
+    need = estimate(QWEN3_32B, OUTER, load_recipe("tutorial"), 8192, "cpu", distill=8192)
     assert need.memory > 64 * 487e6 * 4 * 4
 
 

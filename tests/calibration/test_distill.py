@@ -91,7 +91,7 @@ def test_it_comes_nearer_to_the_float_model(
 ) -> None:
     directory = float_model("qwen3")
     before = quantize(directory, tmp_path / "before", ids, "all-w4a4")
-    after = quantize(directory, tmp_path / "after", ids, "all-w4a4", distill=30)
+    after = quantize(directory, tmp_path / "after", ids, "all-w4a4", distill=360)
     reader = CheckpointReader(after)
     assert [*header_findings(reader), *value_findings(reader)] == []
     assert {n: (t.dtype, t.shape) for n, t in reader.tensors.items()} == {

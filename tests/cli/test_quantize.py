@@ -74,6 +74,7 @@ def test_without_a_file_the_model_writes_the_text(float_model: Callable[..., Pat
         (["--calib-file", "missing.json"], "missing.json: cannot be read"),
         (["--recipe", "w3a3"], "unknown recipe 'w3a3'"),
         (["--keep-float", "*.qproj"], "matches no linear layer"),
+        (["--device", "cpu,nowhere"], "'nowhere' cannot be used on this machine"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(

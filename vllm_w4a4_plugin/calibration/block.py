@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quantization of one decoder block, group by group, each fed with the quantized outputs of those before it."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +27,7 @@ from .rounding import (
     row_scale,
 )
 from .structure import Group, Role, head_dim, linear
+from .team import Team
 
 ROWS_AT_ONCE = 4
 TOKENS_AT_ONCE = 4096
@@ -100,6 +104,11 @@ class Quantized:
         """(x * diagonal) kron(left, right) of tokens [tokens, n]."""
         return apply_kronecker(x if self.diagonal is None else x * self.diagonal, self.left, self.right)
 
+    def on(self, device: torch.device) -> "Quantized":
+        """The same, with what quantizes tokens on another device."""
+        diagonal, left, right = (None if t is None else t.to(device) for t in (self.diagonal, self.left, self.right))
+        return replace(self, diagonal=diagonal, left=left, right=right)
+
     def tokens(self, x: Tensor) -> Tensor:
         """Tokens [tokens, n] as the quantized layer sees them."""
         return quantize_tokens(self.transformed(x), self.clip, self.bits)
@@ -116,7 +125,7 @@ class BlockQuantizer:
         hidden: its input [rows, length, hidden].
         seed: of the flat rotations.
         weights: token and row weights of a role, or None for equal ones.
-        activations: where they live.
+        activations: where they live. team: devices that share the work, by default the model's alone.
     """
 
     def __init__(
@@ -130,10 +139,11 @@ class BlockQuantizer:
         seed: int,
         weights: Weights = lambda role: None,
         activations: Activations | None = None,
+        team: Team | None = None,
     ) -> None:
         self.model, self.index, self.block, self.groups, self.types = model, index, block, groups, types
         self.name, self.hidden, self.seed, self.weights = model.block_name(index), hidden, seed, weights
-        self.activations = activations or Activations()
+        self.activations, self.team = activations or Activations(), team or Team([model.device])
         self.replays: dict[str, Tensor] = {}
         self.written: dict[str, tuple[Tensor, QuantType]] = {}
         self.reports: list[LayerReport] = []
@@ -160,32 +170,28 @@ class BlockQuantizer:
 
     def _forward(self, until: str | None = None) -> Tensor:
         """The block's output, or the input of linear `until`, for all rows; quantized layers give stored outputs."""
-        first_row = 0
+        replicas = [
+            self.block if device == self.model.device else copy.deepcopy(self.block).to(device)
+            for device in self.team.devices
+        ]
+        if len(set(map(id, replicas))) < len(replicas):  # a device named twice
+            replicas = [copy.deepcopy(self.block) for _ in replicas]
+        starts = range(0, len(self.hidden), ROWS_AT_ONCE)
 
-        def replay(name: str) -> Callable[[Tensor], Tensor]:
-            return lambda x: self.replays[name][first_row : first_row + len(x)].to(x)
-
-        modules = {name: self.block.get_submodule(name) for name in self.replays}
-        forwards = {name: module.forward for name, module in modules.items()}
-        hook = self.block.get_submodule(until).register_forward_pre_hook(_stop) if until else None
-        results = torch.empty(0)
-        try:
-            for name, module in modules.items():
-                module.forward = replay(name)
-            for rows in self.hidden.split(ROWS_AT_ONCE):
+        def run(start: int, member: int) -> Tensor:
+            rows = self.hidden[start : start + ROWS_AT_ONCE].to(self.team.devices[member])
+            stored = {name: self.replays[name][start : start + ROWS_AT_ONCE] for name in self.replays}
+            with _replaying(replicas[member], stored, until):
                 try:
-                    result = self.model.run_block(self.block, self.index, rows.to(self.model.device))
+                    return self.model.run_block(replicas[member], self.index, rows)
                 except _Stopped as stopped:
-                    result = stopped.value
-                if not first_row:
-                    results = self.activations.empty(*self.hidden.shape[:2], result.shape[-1])
-                results[first_row : first_row + len(rows)] = result
-                first_row += len(rows)
-        finally:
-            for name, module in modules.items():
-                module.forward = forwards[name]
-            if hook:
-                hook.remove()
+                    return stopped.value
+
+        results = torch.empty(0)
+        for start, result in zip(starts, self.team.map(run, starts), strict=True):
+            if not start:
+                results = self.activations.empty(*self.hidden.shape[:2], result.shape[-1])
+            results[start : start + len(result)] = result
         return results
 
     def _importance(self, role: Role, tokens: int, rows: int) -> tuple[Tensor, Tensor]:
@@ -203,17 +209,32 @@ class BlockQuantizer:
         """The group's input [tokens, n], where activations live."""
         return self._forward(group.linears[0]).flatten(0, 1)
 
-    def _parts(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Slices of the tokens, and x there, on the device."""
-        for start in range(0, len(x), TOKENS_AT_ONCE):
-            part = slice(start, start + TOKENS_AT_ONCE)
-            yield part, x[part].to(self.model.device)
+    def _parts(self, x: Tensor) -> list[slice]:
+        """Slices of the tokens that are worked on at once."""
+        return [slice(start, start + TOKENS_AT_ONCE) for start in range(0, len(x), TOKENS_AT_ONCE)]
+
+    def _products(self, x: Tensor, factors: Callable[[Tensor, slice], tuple[Tensor, ...]]) -> list[Tensor]:
+        """Sums over all tokens of a' b, a' c, ... for (a, b, c, ...) = factors(x on some device, slice of tokens)."""
+        sums: list[dict[int, Tensor]] = [{} for _ in self.team.devices]
+
+        def add(part: slice, member: int) -> None:
+            first, *others = factors(x[part].to(self.team.devices[member]), part)
+            for i, other in enumerate(others):
+                if i not in sums[member]:
+                    sums[member][i] = torch.zeros(first.shape[1], other.shape[1], device=first.device)
+                sums[member][i].addmm_(first.t(), other)
+
+        for _ in self.team.map(add, self._parts(x)):
+            pass
+        results = list(sums[0].values())
+        for found in sums[1:]:
+            for result, other in zip(results, found.values(), strict=False):  # a member may have had no part
+                result += other.to(result)
+        return results
 
     def _input_moment(self, x: Tensor, tokens: Tensor) -> Tensor:
         """E[weight * x' x], [n, n]."""
-        moment = torch.zeros(x.shape[1], x.shape[1], device=self.model.device)
-        for part, chunk in self._parts(x):
-            moment.addmm_((chunk * tokens[part, None]).t(), chunk)
+        (moment,) = self._products(x, lambda chunk, part: (chunk * tokens[part, None].to(chunk), chunk))
         return moment.div_(len(x))
 
     def _weight(self, group: Group) -> Tensor:
@@ -234,9 +255,8 @@ class BlockQuantizer:
                 sx, sw = self._input_moment(x, tokens), _moment(target.weight, rows)
                 diagonal = closed_form(sx, sw, factor_sizes(features), self._generator(group.role)).diagonal
             else:
-                energy = torch.zeros(features, device=self.model.device)
-                for part, chunk in self._parts(x):
-                    energy += (chunk.square() * tokens[part, None]).sum(0) / len(x)
+                (energy,) = self._products(x, lambda chunk, part: (tokens[part, None].to(chunk), chunk.square()))
+                energy = energy[0].div_(len(x))
                 ratio = (target.weight.square() * rows[:, None]).sum(0) / energy.clamp_min(1e-12)
                 diagonal = ratio.pow(0.25).clamp_min(1e-6).double().cpu()
                 diagonal /= diagonal.log().mean().exp()
@@ -278,9 +298,13 @@ class BlockQuantizer:
         x, weight = self._input(group), self._weight(group)
         quantized = self._eight_bits(weight) if kind is QuantType.W8A8_DYNAMIC else self._four_bits(group, x, weight)
         outputs = [self.activations.empty(len(x), linear(self.block, name).out_features) for name in group.linears]
-        product = (quantized.codes * quantized.scale).t()
-        for part, chunk in self._parts(x):
-            result = quantized.tokens(chunk) @ product
+        products = [(quantized.codes * quantized.scale).t().to(device) for device in self.team.devices]
+
+        def multiply(part: slice, member: int) -> Tensor:
+            device = self.team.devices[member]
+            return quantized.on(device).tokens(x[part].to(device)) @ products[member]
+
+        for part, result in zip(self._parts(x), self.team.map(multiply, self._parts(x)), strict=True):
             for output, columns in zip(outputs, result.split([o.shape[1] for o in outputs], 1), strict=True):
                 output[part] = columns
         for name, output in zip(group.linears, outputs, strict=True):
@@ -326,19 +350,23 @@ class BlockQuantizer:
             sample = result.transformed(x[some].to(self.model.device))
             clip = best_activation_clip(sample, _moment(weight, rows), tokens[some])
             result.clip = torch.tensor(clip, dtype=torch.float32).item()
-        hessian = torch.zeros(features, features, device=self.model.device)
-        cross = torch.zeros_like(hessian)
-        for part, chunk in self._parts(x):
-            exact = result.transformed(chunk)
+
+        def rounded_and_exact(chunk: Tensor, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+            exact = result.on(chunk.device).transformed(chunk)
             rounded = quantize_tokens(exact, result.clip)
-            weighted = rounded * (tokens[part] / len(x))[:, None]
-            hessian.addmm_(weighted.t(), rounded)
-            cross.addmm_(weighted.t(), exact)
+            return rounded * (tokens[part].to(chunk) / len(x))[:, None], rounded, exact
+
+        hessian, cross = self._products(x, rounded_and_exact)
         refitted = refit(weight, hessian, cross)
         del cross
         result.scale = best_weight_scale(refitted, hessian.diagonal())
-        codes = gptq(refitted, result.scale, hessian)
-        result.codes = descend(codes, refitted, result.scale, hessian)
+
+        def round_rows(rows: tuple[Tensor, Tensor], member: int) -> Tensor:
+            weight, scale, h = (t.to(self.team.devices[member]) for t in (*rows, hessian))
+            return descend(gptq(weight, scale, h), weight, scale, h)
+
+        shares = zip(refitted.chunk(len(self.team)), result.scale.chunk(len(self.team)), strict=True)
+        result.codes = torch.cat([codes.to(weight) for codes in self.team.map(round_rows, shares)])
         return result
 
     def _fold_into_norm(self, group: Group, diagonal: Tensor) -> Tensor:
@@ -437,6 +465,27 @@ class BlockQuantizer:
 def _moment(matrix: Tensor, weights: Tensor) -> Tensor:
     """Sum over rows of weight * row' row."""
     return (matrix * weights[:, None]).t() @ matrix
+
+
+@contextmanager
+def _replaying(block: nn.Module, stored: Mapping[str, Tensor], until: str | None) -> Iterator[None]:
+    """Inside, linear layers in `stored` give what is stored, and `until` raises `_Stopped` with its input."""
+    modules = {name: block.get_submodule(name) for name in stored}
+    forwards = {name: module.forward for name, module in modules.items()}
+    hook = block.get_submodule(until).register_forward_pre_hook(_stop) if until else None
+    try:
+        for name, module in modules.items():
+            module.forward = partial(_stored_output, stored[name])
+        yield
+    finally:
+        for name, module in modules.items():
+            module.forward = forwards[name]
+        if hook:
+            hook.remove()
+
+
+def _stored_output(output: Tensor, x: Tensor) -> Tensor:
+    return output.to(x)
 
 
 class _Stopped(Exception):

@@ -55,7 +55,7 @@ def estimate(
         recipe: says which inputs need moments.
         tokens: of calibration text.
         device: "cpu", "cuda" or "npu".
-        gradients: whether token weights are computed. distill: epochs of distillation.
+        gradients: whether token weights are computed. distill: tokens of distillation.
         on_disk: whether activations are in files.
     """
     hidden, layers, shapes = config.hidden_size, config.num_hidden_layers, group_shapes(config)
@@ -75,10 +75,10 @@ def estimate(
     stored = sum(out * n * (2 if recipe.types[role] is QuantType.FLOAT else 1) for role, (out, n) in shapes.items())
     disk = 2 * (layers * stored + outer) + 2 * stream + (layers + 2) * stream * gradients + activations * on_disk
     disk += (layers * stored + FLOAT * 3 * layers * block) * bool(distill)  # the result, and the state after an epoch
-    passes = 1.5 + 4 * gradients + 4 * distill + bool(distill)
-    flops = layers * sum(2 * out * n * tokens for out, n in shapes.values()) * passes
+    passes = tokens * (1.5 + 4 * gradients + bool(distill)) + 3 * distill
+    flops = 2 * layers * block * passes
     flops += layers * sum(n * n * (6 * tokens + 8 * out) for out, n in four_bits)
-    flops += 2 * vocabulary * hidden * tokens * (3 * gradients + 3 * distill)
+    flops += 2 * vocabulary * hidden * 3 * (tokens * gradients + distill)
     return Budget(memory, disk, flops / FLOPS_PER_SECOND.get(device.split(":")[0], FLOPS_PER_SECOND["cpu"]))
 
 

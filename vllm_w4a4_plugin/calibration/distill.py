@@ -27,6 +27,7 @@ SCALE_STEP = 2e-3  # of the logarithm of row scales, and of clip ratios
 NORM_STEP = 1e-3
 BETAS = (0.9, 0.95)  # a run has few steps: the second moment must forget fast
 WARM_UP = 0.1  # of all steps
+STEPS_KEPT = 32  # an interruption loses at most so many
 
 Progress = Callable[[str], None]
 
@@ -49,7 +50,7 @@ def distill(
     model: StreamedModel,
     ids: Tensor,
     blocks: Sequence[QuantizedBlock],
-    epochs: int,
+    steps: int,
     seed: int,
     work: Path,
     progress: Progress = lambda step: None,
@@ -60,8 +61,9 @@ def distill(
         model: the float model, teacher and frame of the student.
         ids: tokens [rows, length] to train on; one row is one step.
         blocks: all of them.
-        epochs: passes over ids. seed: of their order.
-        work: directory for the teacher's output and the state after each epoch, from which an interrupted run goes on.
+        steps: how many. seed: of the order of rows; none is used again before all have been.
+        work: directory for the teacher's output and the state every `STEPS_KEPT` steps, from which an interrupted run
+            goes on.
         progress: told what is being done.
     """
     teacher = _teacher(model, ids, work / "teacher.safetensors", progress)
@@ -70,17 +72,18 @@ def distill(
     state_file, first = work / "distillation.pt", 0
     if state_file.exists():
         first = _load_state(state_file, modules, optimizer)
-    steps = epochs * len(ids)
-    for epoch in range(first, epochs):
+    for step in range(first, steps):
+        progress(f"Distillation {step + 1}/{steps}")
+        epoch, place = divmod(step, len(ids))
         order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed * 1009 + epoch))
-        for number, row in enumerate(order.tolist(), epoch * len(ids)):
-            progress(f"Distillation {number + 1}/{steps}")
-            _set_rate(optimizer, number, steps)
-            loss = _divergence(model, modules, ids[row : row + 1], teacher[row : row + 1])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        _save_state(state_file, modules, optimizer, epoch + 1)
+        row = order[place : place + 1]
+        _set_rate(optimizer, step, steps)
+        loss = _divergence(model, modules, ids[row], teacher[row])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if (step + 1) % STEPS_KEPT == 0 or step + 1 == steps:
+            _save_state(state_file, modules, optimizer, step + 1)
     for index, (module, block) in enumerate(zip(modules, blocks, strict=True)):
         yield _stored(module, block, model.block_name(index))
 
@@ -232,10 +235,10 @@ def _stored(module: nn.Module, block: QuantizedBlock, name: str) -> dict[str, Te
     return tensors
 
 
-def _save_state(file: Path, modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer, epochs: int) -> None:
+def _save_state(file: Path, modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer, steps: int) -> None:
     trained = [[p.detach() for p in block.parameters() if p.requires_grad] for block in modules]
     partial = file.with_suffix(".partial")
-    torch.save({"trained": trained, "optimizer": optimizer.state_dict(), "epochs": epochs}, partial)
+    torch.save({"trained": trained, "optimizer": optimizer.state_dict(), "steps": steps}, partial)
     partial.replace(file)
 
 
@@ -245,4 +248,4 @@ def _load_state(file: Path, modules: Sequence[nn.Module], optimizer: torch.optim
         for parameter, value in zip((p for p in block.parameters() if p.requires_grad), values, strict=True):
             parameter.data.copy_(value)
     optimizer.load_state_dict(state["optimizer"])
-    return state["epochs"]
+    return state["steps"]

@@ -128,7 +128,7 @@ class StreamedModel:
 
     def run_block(self, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
         """Output of a block for hidden [rows, length, hidden]; `start` must have run with this length."""
-        output = block(hidden, **self._stubs[index].arguments)
+        output = block(hidden, **{k: _moved(v, hidden.device) for k, v in self._stubs[index].arguments.items()})
         return output[0] if isinstance(output, tuple) else output
 
     def _run(self, ids: Tensor) -> Tensor:
@@ -186,6 +186,12 @@ class StreamedModel:
         for name, buffer in list(module.named_buffers()):
             owner = module.get_submodule(name.rpartition(".")[0])
             setattr(owner, name.rpartition(".")[2], buffer.to(device))
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    return tuple(_moved(v, device) for v in value) if isinstance(value, tuple) else value
 
 
 class _Stub(nn.Module):

@@ -25,6 +25,7 @@ from .errors import CalibrationError
 from .model import HEAD, StreamedModel
 from .recipe import Recipe
 from .structure import Group, Role, trace
+from .team import Team
 
 WORK_SUFFIX = ".quantizing"
 
@@ -37,7 +38,7 @@ class Settings:
         seed: of the flat rotations and of sampling.
         weigh_tokens: weigh tokens by the squared gradient of the loss (`sensitivity`).
         weigh_rows: weigh output rows in the same way.
-        distill: epochs of training towards the float model's predictions, the whole model in memory (`distill`).
+        distill: steps of training towards the float model's predictions, the whole model in memory (`distill`).
     """
 
     seed: int = 0
@@ -72,7 +73,7 @@ class Quantization:
         ids: calibration tokens [rows, length].
         output: directory to make.
         resume: continue in an existing work directory.
-        on_disk: keep activations in files there.
+        on_disk: keep activations in files there. team: devices that share the work, by default the model's alone.
 
     Raises:
         CalibrationError: the output exists, an interrupted run is there and `resume` was not asked for, or it was
@@ -88,9 +89,11 @@ class Quantization:
         output: Path,
         resume: bool,
         on_disk: bool = False,
+        team: Team | None = None,
     ) -> None:
         self.model, self.recipe, self.settings, self.ids, self.output = model, recipe, settings, ids, output
         self.work = work_directory(output)
+        self.team = team or Team([model.device])
         self.activations = Activations(self.work if on_disk else None)
         self._groups: dict[tuple[Any, ...], dict[Role, Group]] = {}
         self._open(resume)
@@ -144,6 +147,7 @@ class Quantization:
             self.settings.seed,
             lambda role: self._weights(index, role),
             self.activations,
+            self.team,
         )
         result = quantizer.run(progress)
         save_file(result.tensors, self._file(index, "safetensors"))

@@ -9,7 +9,7 @@ from importlib import import_module
 from vllm_w4a4_plugin import __version__
 from vllm_w4a4_plugin.checkpoint import CheckpointError
 
-COMMANDS = ("inspect", "verify", "quantize", "eval")
+COMMANDS = ("inspect", "verify", "quantize", "eval", "doctor")
 """Modules of this package; each has `add_parser(subparsers)`, which sets `func(args) -> exit code`."""
 
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from vllm_w4a4_plugin.text import format_table
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from vllm_w4a4_plugin.calibration.pipeline import BlockRecord
@@ -42,7 +43,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="leave layers whose full name matches as they are, e.g. 'model.layers.0.*'; may be repeated",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of rotations and self-written text (default: 0)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, npu, cuda:1, ... (default: cpu)")
+    parser.add_argument(
+        "--device", default="cpu",
+        help="cpu, cuda, npu, cuda:1, ...; several with commas between them share the work (default: cpu)",
+    )  # fmt: skip
     parser.add_argument("--calib-tokens", type=int, default=16384, help="use at most so many tokens (default: 16384)")
     parser.add_argument("--seq-len", type=int, default=512, help="tokens per row (default: 512)")
     parser.add_argument(
@@ -50,9 +54,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="weigh tokens by the squared gradient of the loss: a forward and a backward pass more, measure before use",
     )  # fmt: skip
     parser.add_argument(
-        "--distill", type=int, default=0, metavar="EPOCHS",
-        help="train codes, scales, clips and norms towards the float model's predictions for so many passes over the "
-        "calibration text; the whole model must fit into memory five times in float32 (default: 0)",
+        "--distill", type=int, default=0, metavar="STEPS",
+        help="train codes, scales, clips and norms towards the float model's predictions, one row of calibration text "
+        "a step; the whole model must fit into memory five times in float32 (default: 0)",
     )  # fmt: skip
     parser.add_argument(
         "--activations-on-disk", action="store_true",
@@ -75,7 +79,10 @@ def run(args: argparse.Namespace) -> int:
     from vllm_w4a4_plugin.calibration.recipe import load_recipe
     from vllm_w4a4_plugin.calibration.report import REPORT_FILE, render
     from vllm_w4a4_plugin.calibration.rotation import RotatedModel
+    from vllm_w4a4_plugin.calibration.team import Team
 
+    devices = _devices(args.device)
+    args.device = str(devices[0])
     source = args.model or args.model_path
     if source is None:
         raise CalibrationError("give the directory of the float model: vllm-w4a4 quantize MODEL --output DIR")
@@ -101,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
         tokens,
         args.device,
         gradients=settings.weigh_tokens,
-        distill=settings.distill,
+        distill=settings.distill * args.seq_len,
         on_disk=args.activations_on_disk,
     )
     print(f"{source}: {len(model)} blocks; needs {need}", file=sys.stderr)
@@ -120,7 +127,9 @@ def run(args: argparse.Namespace) -> int:
         ids = token_rows(texts, tokenizer, args.seq_len, tokens, str(args.calib_file))
     else:
         ids = _own_text(args, source)
-    quantization = Quantization(model, recipe, settings, ids, args.output, args.resume, args.activations_on_disk)
+    quantization = Quantization(
+        model, recipe, settings, ids, args.output, args.resume, args.activations_on_disk, Team(devices)
+    )
     with tqdm(total=len(model), unit=" blocks", desc="Quantizing") as bar:
 
         def show(step: str, done: int) -> None:
@@ -153,6 +162,26 @@ def run(args: argparse.Namespace) -> int:
     print(f"\n{args.output}: {size:.1f} MB in {seconds:.0f} s; {REPORT_FILE} shows the details.")
     print(f"Serve it: vllm serve {args.output} --quantization ascend")
     return 0
+
+
+def _devices(names: str) -> "list[torch.device]":
+    import importlib
+
+    import torch
+
+    from vllm_w4a4_plugin.calibration.errors import CalibrationError
+
+    result = []
+    for name in names.split(","):
+        try:
+            if name.startswith("npu"):
+                importlib.import_module("torch_npu")  # makes the device known to torch
+            torch.empty(1, device=name)
+        except (RuntimeError, AssertionError, ImportError) as error:
+            reason = str(error).splitlines()[0]
+            raise CalibrationError(f"--device: {name!r} cannot be used on this machine: {reason}") from None
+        result.append(torch.device(name))
+    return result
 
 
 def _own_text(args: argparse.Namespace, source: Path) -> "Tensor":
