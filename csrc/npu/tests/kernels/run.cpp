@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "run.h"
+
+#include <cstring>
+#include <stdexcept>
+#include <vector>
+
+#include "../../kernels/flatquant_linear.h"
+#include "emulation.h"
+
+namespace w4a4::npu {
+void launch_half(const Tiling& tiling, uint32_t phases, const LinearAddresses& at);
+void launch_bfloat16(const Tiling& tiling, uint32_t phases, const LinearAddresses& at);
+}  // namespace w4a4::npu
+
+using namespace w4a4::npu;
+
+Result run_linear(const Linear16& linear, uint32_t cores, bool fused) {
+  Tiling tiling = make_tiling(linear.shape, cores);
+  if (!tiling.ok()) throw std::runtime_error(tiling.error);
+  // Only within one launch can every core have activations of its own.
+  if (!fused) tiling = share_activations(tiling);
+  const TilingData& t = tiling.data;
+
+  DeviceMemory memory;
+  const auto upload = [&memory](const auto& values) -> uint8_t* {
+    return values.empty() ? nullptr : memory.copy(values.data(), values.size() * sizeof(values[0]));
+  };
+  uint8_t* y = memory.allocate(uint64_t{t.tokens} * t.out_features * 2);
+  uint8_t* workspace = memory.allocate(tiling.workspace_bytes);
+  LinearAddresses at{};
+  at.x = upload(linear.x);
+  at.left = upload(linear.left);
+  at.right = upload(linear.right);
+  at.weight = upload(pack_nz(linear.weight, t.out_features, t.in_features));
+  at.weight_scale = upload(linear.weight_scale);
+  at.bias = upload(linear.bias);
+  at.y = y;
+  at = AddWorkspace(at, workspace, t);
+  for (const uint32_t phases : fused ? std::vector<uint32_t>{3} : std::vector<uint32_t>{1, 2}) {
+    (linear.dtype == Dtype::kHalf ? launch_half : launch_bfloat16)(tiling, phases, at);
+  }
+
+  Result result;
+  result.y.resize(uint64_t{t.tokens} * t.out_features);
+  std::memcpy(result.y.data(), y, result.y.size() * 2);
+  result.activations.q.resize(uint64_t{t.tokens} * t.in_features);
+  result.activations.scale.resize(t.tokens);
+  for (uint64_t token = 0; token < t.tokens; ++token) {
+    std::memcpy(&result.activations.scale[token], at.scale + token * kBlockBytes, sizeof(float));
+    for (uint64_t k = 0; k < t.in_features; ++k) {
+      const int nibble = at.q[token * t.q_row_bytes + k / 2] >> (k % 2 * 4) & 15;
+      result.activations.q[token * t.in_features + k] = static_cast<int8_t>(nibble > 7 ? nibble - 16 : nibble);
+    }
+  }
+  return result;
+}
