@@ -41,8 +41,8 @@ CASES = (
     Case("tutorial", ["--recipe", "tutorial"]),
     Case("w4a4-w8a8", ["--recipe", "w4a4-w8a8"]),
     Case("all-w4a4", ["--recipe", "all-w4a4"]),
-    Case("tutorial, distilled", ["--recipe", "tutorial", "--distill", "2"]),
-    Case("all-w4a4, distilled", ["--recipe", "all-w4a4", "--distill", "2"]),
+    Case("tutorial, distilled", ["--recipe", "tutorial", "--distill", "34"]),
+    Case("all-w4a4, distilled", ["--recipe", "all-w4a4", "--distill", "34"]),
     Case("tutorial, own text", ["--recipe", "tutorial", "--calib-tokens", "8192", "--seq-len", "256"], own_text=True),
 )
 

@@ -22,7 +22,7 @@ from vllm_w4a4_plugin.checkpoint import QuantType
 from .kronecker import apply_kronecker
 from .model import StreamedModel
 
-CODE_STEP = 0.03  # learning rate of codes, in units of one code: only a steady gradient moves one across a boundary
+CODE_STEP = 0.06  # learning rate of codes, in units of one code: only a steady gradient moves one across a boundary
 SCALE_STEP = 2e-3  # of the logarithm of row scales, and of clip ratios
 NORM_STEP = 1e-3
 BETAS = (0.9, 0.95)  # a run has few steps: the second moment must forget fast
