@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// Few small linears that between them make every flag, barrier and guard of the kernels matter: each ring goes round,
+// each stage and slot is used again, each tail occurs.
+#pragma once
+
+#include <vector>
+
+#include "linear.h"
+
+struct MutationCase {
+  Linear16 linear;
+  uint32_t cores;
+  bool fused;
+};
+
+inline std::vector<MutationCase> mutation_cases() {
+  const auto linear = [](const w4a4::npu::LinearShape& shape, Dtype dtype) {
+    return random_linear(shape, dtype, Values::kSmallIntegers, 7);
+  };
+  const Dtype half = Dtype::kHalf, bfloat16 = Dtype::kBFloat16;
+  return {
+      // One row, every core for itself; a tile of the last core has no row for the second AIV.
+      {linear({1, 192, 72, 12, 16, 1, true}, bfloat16), 2, true},
+      // Shares, the barrier, three ring slots of transformed tokens a core, several tiles.
+      {linear({40, 384, 600, 16, 24, 1, true, 0.8f}, half), 2, true},
+      // More than one chunk of features, more steps than stages, several passes.
+      {linear({14, 5120, 300, 64, 80}, bfloat16), 2, true},
+      // One token a pass, in two blocks of columns.
+      {linear({7, 18496, 40, 136, 136}, half), 1, true},
+      // One factor.
+      {linear({12, 2048, 40, 16, 0}, bfloat16), 1, true},
+      {linear({40, 2304, 40, 0, 72}, half), 1, false},
+      // Resident activations over two rows of tiles; streamed ones in two units; groups.
+      {linear({150, 2120, 400, 0, 0}, half), 2, true},
+      {linear({150, 1000, 600, 0, 0, 1, true}, bfloat16), 1, false},
+      {linear({20, 1536, 300, 0, 0, 6, true}, half), 1, true},
+      {linear({70, 1152, 200, 0, 0, 3}, bfloat16), 1, true},
+      // A tile of one row after full ones.
+      {linear({1153, 64, 16, 0, 0}, half), 2, true},
+  };
+}
