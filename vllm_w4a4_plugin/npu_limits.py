@@ -4,6 +4,11 @@
 Used by the loader (which kernel a layer gets) and by `vllm-w4a4 doctor` (which it will get).
 """
 
+KRONECKER = "npu_kronecker_quant + npu_quant_matmul"
+UNFUSED = "matmul + npu_dynamic_quant + npu_quant_matmul"
+UNTRANSFORMED = "npu_dynamic_quant + npu_quant_matmul"
+"""Kernels that a layer can get, as the start-up table and the doctor name them."""
+
 INT4_PER_WORD = 8
 """int4 values in one int32 of the operators' packed tensors."""
 

@@ -16,9 +16,11 @@ from tests.npu.linears import DYNAMIC, Linear, inputs, load, open_config, relati
 from tests.npu.loading import distributed, engine_config, run_operators_on_cpu
 from tests.npu.processes import MICRO
 from vllm_w4a4_plugin import npu_limits
+from vllm_w4a4_plugin.capacity import model as capacity_model
+from vllm_w4a4_plugin.capacity.kernels import NONE, choose_kernel
 from vllm_w4a4_plugin.checkpoint import CheckpointError
+from vllm_w4a4_plugin.npu_limits import KRONECKER, UNFUSED, UNTRANSFORMED
 from vllm_w4a4_plugin.ops import npu, npu_fused, reference
-from vllm_w4a4_plugin.quantization.schemes.w4a4_npu import KRONECKER, UNFUSED, UNTRANSFORMED
 
 SAME_ROUNDINGS = 8e-3
 """Relative error between the operators and the reference with their roundings: bfloat16 outputs, few flips."""
@@ -76,6 +78,14 @@ def output(layer: Any, x: torch.Tensor) -> torch.Tensor:
     return layer(x)[0]
 
 
+def planned_kernel(linear: Linear) -> tuple[str, str]:
+    """What `vllm-w4a4 doctor` would have said."""
+    layer = capacity_model.Linear(
+        "up", linear.kind, linear.out, linear.features, linear.groups, linear.left, linear.right
+    )
+    return choose_kernel(layer, capacity_model.read_model(MICRO), 1)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("clip", [1.0, 0.97, 0.8])
 def test_kronecker_path(column: Callable[..., Any], clip: float, dtype: torch.dtype, calls: list[Any]) -> None:
@@ -88,6 +98,7 @@ def test_kronecker_path(column: Callable[..., Any], clip: float, dtype: torch.dt
     assert relative_error(found, linear.expected(x)) < SAME_ROUNDINGS
     assert layer.quant_method.scheme.operator == KRONECKER
     assert layer.quant_method.scheme.remark == ""
+    assert planned_kernel(linear) == (KRONECKER, "")
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -163,6 +174,7 @@ def test_fallback(
     (row,) = layer.quant_config.report.table().splitlines()[2:]
     assert UNFUSED in row
     assert reason in row
+    assert planned_kernel(linear) == (UNFUSED, reason.removeprefix("up: "))
 
 
 def test_fallback_with_a_small_clip_ratio_says_what_it_cannot(column: Callable[..., Any]) -> None:
@@ -180,6 +192,7 @@ def test_layers_without_a_transform(column: Callable[..., Any], calls: list[Any]
     assert [name for name, _ in calls] == ["npu_dynamic_quant", "npu_quant_matmul"]
     assert relative_error(found, linear.expected(x, with_npu_roundings=False)) < SAME_ROUNDINGS
     assert layer.quant_method.scheme.operator == UNTRANSFORMED
+    assert planned_kernel(linear) == (UNTRANSFORMED, "")
 
 
 def test_weights_are_packed_tensor_by_tensor(column: Callable[..., Any], calls: list[Any]) -> None:
@@ -281,6 +294,8 @@ def test_what_no_kernel_can_do_is_refused(column: Callable[..., Any], linear: Li
     with pytest.raises(CheckpointError, match=r"layer model\.layers\.0\.mlp\.up") as error:
         column(linear)
     assert problem in str(error.value)
+    if not linear.offset:  # a value, which only loading sees
+        assert planned_kernel(linear)[0] == NONE
 
 
 class TestFusedLibrary:

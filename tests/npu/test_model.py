@@ -19,10 +19,13 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from tests.npu.linears import PACKED, inputs, relative_error
 from tests.npu.loading import distributed, engine_config, run_operators_on_cpu
 from tests.npu.processes import MICRO
+from vllm_w4a4_plugin.capacity.devices import find_device
+from vllm_w4a4_plugin.capacity.memory import Serving, plan_memory
+from vllm_w4a4_plugin.capacity.model import read_model
 from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader
+from vllm_w4a4_plugin.npu_limits import KRONECKER
 from vllm_w4a4_plugin.ops import reference
 from vllm_w4a4_plugin.quantization.ascend import AscendModelSlimConfig, AscendW4A4ModelSlimConfig
-from vllm_w4a4_plugin.quantization.schemes.w4a4_npu import KRONECKER
 
 SAME_ROUNDINGS = 8e-3
 W4A4_LAYERS = {"self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj"), "mlp.gate_up_proj": ("gate_proj", "up_proj")}
@@ -114,6 +117,19 @@ def test_the_table_names_every_kernel(config: VllmConfig, model: torch.nn.Module
         ["W4A4_FLATQUANT_DYNAMIC", "4", "0.2 MiB", KRONECKER],
         ["W8A8_DYNAMIC", "2", "0.1 MiB", "vllm-ascend AscendW8A8DynamicLinearMethod"],
     ]
+
+
+def test_the_doctor_planned_what_was_loaded(model: torch.nn.Module) -> None:
+    """Bytes of the loaded W4A4 layers, whole layers with scales, offsets and transforms."""
+    planned = plan_memory(read_model(MICRO), find_device("910B2"), Serving())
+    loaded = sum(
+        parameter.numel() * parameter.element_size()
+        for name, layer in model.named_modules()
+        if name.endswith(tuple(W4A4_LAYERS))
+        for parameter in layer.parameters(recurse=False)
+    )
+    clip_ratios = 4 * sum(len(shards) for shards in W4A4_LAYERS.values()) * 2
+    assert planned.weights["W4A4_FLATQUANT_DYNAMIC"] == loaded - clip_ratios
 
 
 def reload(model: torch.nn.Module, config: VllmConfig, directory: Path) -> None:

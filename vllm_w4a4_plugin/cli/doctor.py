@@ -89,6 +89,7 @@ def _report(facts: dict[str, Any], args: argparse.Namespace) -> str:
     steps = [
         (
             str(step["tokens"]),
+            str(step["sequences"]),
             *(f"{1e3 * step[part]:.1f}" for part in ("linears", "head", "kv_cache", "total")),
             f"{1e3 * step['total'] / step['tokens']:.3f}",
         )
@@ -106,7 +107,7 @@ def _report(facts: dict[str, Any], args: argparse.Namespace) -> str:
             format_table(("layers", "quant type", "count", "kernel", "why"), kernels),
             "Where the project's fused library is built and loads, it comes first; the start-up table shows what runs.",
             f"\nLower bounds of a step, ms (KV cache of {args.max_model_len} tokens a sequence; no communication)",
-            format_table(("tokens", "linears", "output head", "KV cache", "step", "per token"), steps),
+            format_table(("tokens", "sequences", "linears", "output head", "KV cache", "step", "per token"), steps),
             "\nVersions",
             format_table(("component", "found"), facts["versions"].items()),
         )

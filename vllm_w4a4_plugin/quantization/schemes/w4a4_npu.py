@@ -10,16 +10,20 @@ from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_
 
 from vllm_w4a4_plugin.checkpoint import CheckpointError, QuantType
 from vllm_w4a4_plugin.checkpoint.layer import CLIP_RATIO, LEFT_TRANS, RIGHT_TRANS, WEIGHT, WEIGHT_OFFSET, LinearSpec
-from vllm_w4a4_plugin.npu_limits import EXACT_CLAMP_CLIP, INT4_PER_WORD, kronecker_obstacle, matmul_obstacle
+from vllm_w4a4_plugin.npu_limits import (
+    EXACT_CLAMP_CLIP,
+    INT4_PER_WORD,
+    KRONECKER,
+    UNFUSED,
+    UNTRANSFORMED,
+    kronecker_obstacle,
+    matmul_obstacle,
+)
 from vllm_w4a4_plugin.ops import npu, npu_fused
 from vllm_w4a4_plugin.quantization.npu_parameters import NpuTransformParameter, npu_packed_parameter
 from vllm_w4a4_plugin.quantization.parameters import ClipRatioParameter, LayerSource
 
 from .base import Layer, LayerShape, LinearScheme
-
-KRONECKER = "npu_kronecker_quant + npu_quant_matmul"
-UNFUSED = "matmul + npu_dynamic_quant + npu_quant_matmul"
-UNTRANSFORMED = "npu_dynamic_quant + npu_quant_matmul"
 
 
 class W4A4NpuScheme(LinearScheme):

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bytes of one device: weights by type, KV cache, what loading needs besides."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vllm_w4a4_plugin.checkpoint import CheckpointError
+
+from .devices import GIB, Device
+from .model import COLUMN, ROW, VOCABULARY, Linear, Model
+
+VOCABULARY_MULTIPLE = 64
+"""vLLM pads a vocabulary to a multiple of it before it is divided."""
+
+RUNTIME_BYTES = 2 * GIB
+"""Assumed, not measured: CANN's runtime and kernels, communication buffers, captured graphs."""
+
+STAGING_BYTES = 4 << 25
+"""Weights that are widened to int32 at a time while they are packed (ops.npu.PACKED_AT_ONCE)."""
+
+_KV_SHARDS = ("k_proj", "v_proj")
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How the model will be served.
+
+    Attributes:
+        tensor_parallel_size: number of devices.
+        memory_utilization: vLLM's --gpu-memory-utilization.
+        max_model_len: longest sequence, tokens.
+        max_num_batched_tokens: most tokens of a step.
+    """
+
+    tensor_parallel_size: int = 1
+    memory_utilization: float = 0.9
+    max_model_len: int = 4096
+    max_num_batched_tokens: int = 8192
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each device.
+
+    Attributes:
+        weights: by quant type, with their scales and transforms; "embeddings and norms" for the rest.
+        loading_peak: most bytes of weights while they are loaded.
+        unpacked_peak: the same for a loader that holds int4 values one to a byte until all are there.
+        activations: of a step, an estimate.
+        kv_per_token: KV cache of one token.
+        kv_left: what remains for the KV cache; negative if the rest alone does not fit.
+    """
+
+    weights: Mapping[str, int]
+    loading_peak: int
+    unpacked_peak: int
+    activations: int
+    kv_per_token: int
+    kv_left: int
+
+    @property
+    def total_weights(self) -> int:
+        """Bytes of all weights."""
+        return sum(self.weights.values())
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that the KV cache will hold."""
+        return max(0, self.kv_left) // self.kv_per_token
+
+
+def plan_memory(model: Model, device: Device, serving: Serving) -> Memory:
+    """Memory of one device.
+
+    Raises:
+        CheckpointError: the model cannot be divided over so many devices.
+    """
+    ranks = serving.tensor_parallel_size
+    weights: Counter[str] = Counter()
+    unpacked = 0
+    for linear in (*model.linears, *([model.head] if model.head else [])):
+        weights[linear.quant_type] += resident_bytes(linear, model, ranks)
+        if linear.weight_bits == 4:
+            rows, columns = shape_on_rank(linear, model, ranks)
+            unpacked += rows * columns // 2
+    vocabulary, hidden = model.embedding
+    weights["embeddings and norms"] = 2 * _padded(vocabulary, ranks) * hidden + model.other_bytes
+    total = sum(weights.values())
+    activations = _activations(model, serving)
+    kv_per_token = 2 * 2 * model.layers * max(1, model.kv_heads // ranks) * model.head_dim
+    budget = int(device.memory * serving.memory_utilization)
+    staging = STAGING_BYTES if unpacked else 0
+    return Memory(
+        dict(weights),
+        total + staging,
+        total + unpacked,
+        activations,
+        kv_per_token,
+        budget - total - activations - RUNTIME_BYTES,
+    )
+
+
+def shape_on_rank(linear: Linear, model: Model, ranks: int) -> tuple[int, int]:
+    """[out, in] of a linear layer on one of `ranks` devices.
+
+    Raises:
+        CheckpointError: it cannot be divided.
+    """
+    rows, columns = linear.out_features, linear.in_features
+    if linear.split == VOCABULARY:
+        return _padded(rows, ranks), columns
+    if linear.leaf in _KV_SHARDS and ranks > model.kv_heads:
+        if ranks % model.kv_heads:
+            raise CheckpointError(f"{model.kv_heads} key-value heads cannot be shared evenly by {ranks} devices.")
+        return rows // model.kv_heads, columns
+    divided = {COLUMN: rows, ROW: columns}.get(linear.split, ranks)
+    if divided % ranks:
+        raise CheckpointError(f"layer {linear.name}: {rows} x {columns} cannot be divided over {ranks} devices.")
+    if linear.split == COLUMN:
+        return rows // ranks, columns
+    return (rows, columns // ranks) if linear.split == ROW else (rows, columns)
+
+
+def resident_bytes(linear: Linear, model: Model, ranks: int) -> int:
+    """Bytes of a linear layer on one device after loading: weight, scales, offsets, transform, bias."""
+    rows, columns = shape_on_rank(linear, model, ranks)
+    values = rows * columns * linear.weight_bits // 8
+    bias = 2 * rows if linear.has_bias else 0
+    if linear.weight_bits == 16:
+        return values + bias
+    # W4A4: scale and offset in float32. vllm-ascend's W8A8 holds both in the model's dtype and the scale in float32.
+    scales = 8 * rows * linear.groups
+    factors = sum(2 * size**2 for size in (linear.left, linear.right) if size) if linear.holds_transform else 0
+    return values + scales + factors + bias
+
+
+def _padded(vocabulary: int, ranks: int) -> int:
+    return -(-vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE // ranks
+
+
+def _activations(model: Model, serving: Serving) -> int:
+    """Of one step, 2 bytes a value: residual, normed and attention tensors, the MLP's two halves and their product."""
+    hidden = model.embedding[1]
+    values = 8 * hidden + 3 * model.intermediate // serving.tensor_parallel_size
+    return 2 * values * serving.max_num_batched_tokens

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The weights of a model, from a checkpoint's headers or from config.json alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from vllm_w4a4_plugin.checkpoint import DESCRIPTION_FILE, CheckpointError, CheckpointReader, QuantType
+from vllm_w4a4_plugin.checkpoint.layer import TENSORS_OF, linear_spec
+from vllm_w4a4_plugin.checkpoint.verify import linear_modules
+
+COLUMN, ROW, WHOLE, VOCABULARY = "column", "row", "whole", "vocabulary"
+_SPLIT = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), COLUMN),
+    **dict.fromkeys(("o_proj", "down_proj"), ROW),
+    "lm_head": VOCABULARY,
+}
+
+_LATER_SHARDS = ("k_proj", "v_proj", "up_proj")
+"""Their transform is that of the first projection of the fused layer, which holds it once."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One linear layer.
+
+    Attributes:
+        name: module name in the checkpoint.
+        quant_type: as the description spells it.
+        out_features, in_features: of the weight.
+        groups: scales per output row.
+        left, right: sizes of the transform's factors, None where there is none.
+        has_bias: whether it has one.
+    """
+
+    name: str
+    quant_type: str
+    out_features: int
+    in_features: int
+    groups: int = 1
+    left: int | None = None
+    right: int | None = None
+    has_bias: bool = False
+
+    @property
+    def leaf(self) -> str:
+        """Last part of the name."""
+        return self.name.rpartition(".")[2]
+
+    @property
+    def split(self) -> str:
+        """How tensor parallelism divides it."""
+        return _SPLIT.get(self.leaf, WHOLE)
+
+    @property
+    def holds_transform(self) -> bool:
+        """Whether its factors are resident, not those of another projection of the same fused layer."""
+        return self.leaf not in _LATER_SHARDS
+
+    @property
+    def activation_bits(self) -> int:
+        """Operand width of the product; types that are not known count as 16 bits."""
+        digits = self.quant_type.partition("_")[0].partition("A")[2]
+        return int(digits) if digits in ("4", "8") else 16
+
+    @property
+    def weight_bits(self) -> int:
+        """Stored width of a weight on the device."""
+        digits = self.quant_type.partition("A")[0].removeprefix("W")
+        return int(digits) if digits in ("4", "8") else 16
+
+
+@dataclass(frozen=True)
+class Model:
+    """What planning needs of a model.
+
+    Attributes:
+        linears: all linear layers but the output head.
+        head: the output head, None if it is tied to the embedding.
+        embedding: [vocabulary, hidden] of the token embedding.
+        other_bytes: of norms and whatever else every rank holds, 2 bytes a value.
+        layers, kv_heads, head_dim: of the attention.
+        intermediate: width of the MLP.
+        stored_bytes: of all tensors in the checkpoint's files.
+        source: what it was read from, in words.
+    """
+
+    linears: tuple[Linear, ...]
+    head: Linear | None
+    embedding: tuple[int, int]
+    other_bytes: int
+    layers: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    stored_bytes: int
+    source: str
+
+
+def read_model(directory: Path, recipe: str = "tutorial") -> Model:
+    """A model from a directory: its weight headers if it has weights, else its config.json and a recipe.
+
+    Raises:
+        CheckpointError: the directory lacks what is needed, or the model is not a dense decoder.
+    """
+    reader = CheckpointReader(directory)
+    config = reader.config.get("text_config") or reader.config
+    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
+        if not isinstance(config.get(key), int):
+            raise CheckpointError(f"{directory}/config.json: {key} is missing, so the model cannot be planned.")
+    has_weights = reader.index_file is not None or any(directory.glob("*.safetensors"))
+    if has_weights and (directory / DESCRIPTION_FILE).exists():
+        return _from_headers(reader, config)
+    return _from_config(directory, config, recipe)
+
+
+def _from_headers(reader: CheckpointReader, config: Mapping[str, Any]) -> Model:
+    linears = []
+    for name in linear_modules(reader):
+        kind = reader.description.tensors[f"{name}.weight"]
+        if kind in TENSORS_OF:
+            spec = linear_spec(reader.tensors, name, QuantType(kind))
+            linears.append(
+                Linear(
+                    name,
+                    kind,
+                    spec.out_features,
+                    spec.in_features,
+                    spec.groups,
+                    spec.left,
+                    spec.right,
+                    spec.has_bias,
+                )
+            )
+        elif (info := reader.tensors.get(f"{name}.weight")) and len(info.shape) == 2:
+            linears.append(Linear(name, kind, *info.shape))
+    of_linears = {linear.name for linear in linears}
+    others = [
+        info
+        for name, info in reader.tensors.items()
+        if name.rpartition(".")[0] not in of_linears and "embed_tokens" not in name
+    ]
+    heads = [linear for linear in linears if linear.split == VOCABULARY]
+    tied = bool(config.get("tie_word_embeddings"))
+    return Model(
+        tuple(linear for linear in linears if linear not in heads),
+        heads[0] if heads and not tied else None,
+        (config["vocab_size"], config["hidden_size"]),
+        sum(2 * prod(info.shape) for info in others),
+        *_attention(config),
+        stored_bytes=sum(info.nbytes for info in reader.tensors.values()),
+        source=f"weight headers of {reader.directory}",
+    )
+
+
+def _from_config(directory: Path, config: Mapping[str, Any], recipe: str) -> Model:
+    """A dense decoder of the Llama, Qwen2, Qwen3 kind, quantized by a recipe."""
+    if any(config.get(key) for key in ("num_experts", "n_routed_experts", "num_local_experts")):
+        raise CheckpointError(
+            f"{directory}: a model with experts can only be planned from its weights, and there are none here."
+        )
+    hidden, mlp, vocabulary = config["hidden_size"], config.get("intermediate_size"), config["vocab_size"]
+    if not isinstance(mlp, int):
+        raise CheckpointError(f"{directory}/config.json: intermediate_size is missing, so the model cannot be planned.")
+    layers, kv_heads, head = _attention(config)[:3]
+    heads = config["num_attention_heads"]
+    sizes = {
+        "self_attn.q_proj": (heads * head, hidden),
+        "self_attn.k_proj": (kv_heads * head, hidden),
+        "self_attn.v_proj": (kv_heads * head, hidden),
+        "self_attn.o_proj": (hidden, heads * head),
+        "mlp.gate_proj": (mlp, hidden),
+        "mlp.up_proj": (mlp, hidden),
+        "mlp.down_proj": (hidden, mlp),
+    }
+    biased = config.get("attention_bias") or config.get("model_type") == "qwen2"
+    linears = []
+    for number in range(layers):
+        block = f"model.layers.{number}"
+        for name, kind in _recipe_types(recipe, block).items():
+            out_features, in_features = sizes[name]
+            left, right = _factors(kind, name, in_features, head)
+            has_bias = bool(biased and name.startswith("self_attn") and not name.endswith("o_proj"))
+            linears.append(Linear(f"{block}.{name}", kind.value, out_features, in_features, 1, left, right, has_bias))
+    head_linear = Linear("lm_head", QuantType.FLOAT.value, vocabulary, hidden)
+    tied = bool(config.get("tie_word_embeddings"))
+    norms = layers * (2 * hidden + (2 * head if config.get("model_type") == "qwen3" else 0)) + hidden
+    return Model(
+        tuple(linears),
+        None if tied else head_linear,
+        (vocabulary, hidden),
+        2 * norms,
+        *_attention(config),
+        stored_bytes=sum(_stored(linear) for linear in (*linears, head_linear)) + 2 * (vocabulary * hidden + norms),
+        source=f"{directory}/config.json and the recipe {recipe!r}",
+    )
+
+
+def _attention(config: Mapping[str, Any]) -> tuple[int, int, int, int]:
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    kv_heads = config.get("num_key_value_heads") or heads
+    return config["num_hidden_layers"], kv_heads, head_dim, config.get("intermediate_size") or 0
+
+
+def _recipe_types(recipe: str, block: str) -> dict[str, QuantType]:
+    from vllm_w4a4_plugin.calibration.recipe import load_recipe
+    from vllm_w4a4_plugin.calibration.structure import Group, Role
+
+    groups = {
+        Role.QKV: ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        Role.O: ("self_attn.o_proj",),
+        Role.GATE_UP: ("mlp.gate_proj", "mlp.up_proj"),
+        Role.DOWN: ("mlp.down_proj",),
+    }
+    types = load_recipe(recipe).of_block(block, {role: Group(role, names) for role, names in groups.items()})
+    return {name: types[role] for role, names in groups.items() for name in names}
+
+
+def _factors(kind: QuantType, name: str, in_features: int, head_dim: int) -> tuple[int | None, int | None]:
+    from vllm_w4a4_plugin.calibration.kronecker import factor_sizes
+
+    if kind is not QuantType.W4A4_FLATQUANT_DYNAMIC:
+        return None, None
+    if name.endswith("o_proj"):
+        return in_features // head_dim, None  # the factor over head_dim is folded into v_proj
+    sizes = factor_sizes(in_features)
+    return sizes.left, sizes.right
+
+
+def _stored(linear: Linear) -> int:
+    """Bytes in the files: int4 values one to a byte, scales and offsets in float32."""
+    values = linear.out_features * linear.in_features
+    bias = 2 * linear.out_features if linear.has_bias else 0
+    if linear.weight_bits == 16:
+        return 2 * values + bias
+    factors = 4 * sum(size**2 for size in (linear.left, linear.right) if size)
+    factors += 4 if factors else 0  # clip_ratio
+    return values + 8 * linear.out_features * linear.groups + factors + bias

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lower bounds of a step's time: bytes over bandwidth or operations over the cube's rate, whichever is more."""
+
+from dataclasses import dataclass
+
+from .devices import Device
+from .memory import Memory, shape_on_rank
+from .model import Linear, Model
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Lower bounds for one step on each device, seconds; neither communication nor the products of attention are in it.
+
+    Attributes:
+        tokens: of the step.
+        sequences: that they belong to.
+        linears: of the decoder's linear layers, without transforms.
+        head: of the output head, for one token of each sequence.
+        kv_cache: for reading the KV cache of the sequences.
+    """
+
+    tokens: int
+    sequences: int
+    linears: float
+    head: float
+    kv_cache: float
+
+    @property
+    def total(self) -> float:
+        """Of the whole step."""
+        return self.linears + self.head + self.kv_cache
+
+
+def linear_time(linear: Linear, rows: int, columns: int, tokens: int, device: Device) -> float:
+    """Seconds of one product of [tokens, columns] with a weight [rows, columns]."""
+    weight_bytes = rows * columns * linear.weight_bits / 8
+    operations = 2 * tokens * rows * columns
+    return max(weight_bytes / device.bandwidth, operations / device.operations(linear.activation_bits))
+
+
+def step_time(model: Model, device: Device, memory: Memory, ranks: int, tokens: int, context: int) -> StepTime:
+    """Bounds for a step in which each of `tokens` sequences of `context` tokens gets one more.
+
+    Where the KV cache does not hold so many, the step is the prompt of one sequence.
+    """
+    sequences = tokens if tokens * context <= memory.kv_tokens else 1
+
+    def time_of(linear: Linear, tokens: int = tokens) -> float:
+        return linear_time(linear, *shape_on_rank(linear, model, ranks), tokens, device)
+
+    head = model.head or Linear("lm_head", "FLOAT", *model.embedding)
+    return StepTime(
+        tokens,
+        sequences,
+        sum(map(time_of, model.linears)),
+        time_of(head, sequences),
+        sequences * context * memory.kv_per_token / device.bandwidth,
+    )
