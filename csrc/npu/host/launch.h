@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The launch of the device build; kernels/flatquant_linear.cpp has it.
+// The launch of the device build; kernels/flatquant_linear.cpp has it. Includes nothing that a device compiler lacks.
 #pragma once
 
-#include "tiling.h"
+#include "../kernels/tiling_data.h"
 
 namespace w4a4::npu {
 
@@ -19,6 +19,7 @@ struct LinearPointers {
 };
 
 // One launch on `stream` (an aclrtStream), asynchronous.
-void launch_flatquant_linear(void* stream, bool is_half, const Tiling& tiling, const LinearPointers& at);
+void launch_flatquant_linear(void* stream, uint32_t cores, bool is_half, Factors factors, TokenClass token_class,
+                             const TilingData& tiling, const LinearPointers& at);
 
 }  // namespace w4a4::npu

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "launch.h"
+#include "tiling.h"
 #include "tiling/platform/platform_ascendc.h"
 #include "torch_npu/csrc/core/npu/NPUStream.h"
 
@@ -78,7 +79,8 @@ at::Tensor flatquant_linear(const at::Tensor& x, const at::Tensor& weight, const
   const LinearPointers at{x.const_data_ptr(),      pointer(left_trans),           pointer(right_trans),
                           weight.const_data_ptr(), weight_scale.const_data_ptr(), pointer(bias),
                           y.mutable_data_ptr(),    workspace.mutable_data_ptr()};
-  w4a4::npu::launch_flatquant_linear(c10_npu::getCurrentNPUStream().stream(), x.scalar_type() == at::kHalf, tiling, at);
+  w4a4::npu::launch_flatquant_linear(c10_npu::getCurrentNPUStream().stream(), cores, x.scalar_type() == at::kHalf,
+                                     tiling.factors, tiling.token_class, tiling.data, at);
   return y;
 }
 

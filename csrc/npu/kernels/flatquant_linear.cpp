@@ -45,13 +45,14 @@ constexpr bool kIsHalf = AscendC::IsSameType<T, half>::value;
 
 }  // namespace
 
-void launch_flatquant_linear(void* stream, bool is_half, const Tiling& tiling, const LinearPointers& at) {
+void launch_flatquant_linear(void* stream, uint32_t cores, bool is_half, Factors factors, TokenClass token_class,
+                             const TilingData& tiling, const LinearPointers& at) {
   const auto gm = [](const void* pointer) { return static_cast<GM_ADDR>(const_cast<void*>(pointer)); };
-#define W4A4_LAUNCH(NAME, T, FACTORS, ROWS)                                                                           \
-  if (is_half == kIsHalf<T> && tiling.factors == Factors::FACTORS && tiling.token_class == TokenClass::kRows##ROWS) { \
-    NAME<<<tiling.cores, nullptr, stream>>>(gm(at.x), gm(at.left), gm(at.right), gm(at.weight), gm(at.weight_scale),  \
-                                            gm(at.bias), gm(at.y), gm(at.workspace), tiling.data);                    \
-    return;                                                                                                           \
+#define W4A4_LAUNCH(NAME, T, FACTORS, ROWS)                                                                   \
+  if (is_half == kIsHalf<T> && factors == Factors::FACTORS && token_class == TokenClass::kRows##ROWS) {       \
+    NAME<<<cores, nullptr, stream>>>(gm(at.x), gm(at.left), gm(at.right), gm(at.weight), gm(at.weight_scale), \
+                                     gm(at.bias), gm(at.y), gm(at.workspace), tiling);                        \
+    return;                                                                                                   \
   }
   W4A4_FOR_ALL(W4A4_LAUNCH)
 #undef W4A4_LAUNCH
