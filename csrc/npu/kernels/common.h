@@ -48,6 +48,11 @@ struct Choose<false, A, B> {
   using Type = B;
 };
 
+template <typename T>
+inline constexpr bool kIsHalf = false;
+template <>
+inline constexpr bool kIsHalf<half> = true;
+
 // The AIC's memory, whole; each phase lays it out for itself.
 struct CubeBuffers {
   TBuf<TPosition::A1> l1;

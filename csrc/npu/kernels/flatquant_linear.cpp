@@ -38,12 +38,6 @@ using w4a4::npu::TokenClass;
 W4A4_FOR_ALL(W4A4_KERNEL)
 
 namespace w4a4::npu {
-namespace {
-
-template <typename T>
-constexpr bool kIsHalf = AscendC::IsSameType<T, half>::value;
-
-}  // namespace
 
 void launch_flatquant_linear(void* stream, uint32_t cores, bool is_half, Factors factors, TokenClass token_class,
                              const TilingData& tiling, const LinearPointers& at) {

@@ -249,8 +249,7 @@ class TransformCube {
         z_[uint64_t{index} * tiling_.left * tiling_.right_padded + column], from, store);
   }
 
-  static constexpr QuantMode_t kRounding =
-      AscendC::IsSameType<T, half>::value ? QuantMode_t::F322F16 : QuantMode_t::F322BF16;
+  static constexpr QuantMode_t kRounding = kIsHalf<T> ? QuantMode_t::F322F16 : QuantMode_t::F322BF16;
 
   const TilingData& tiling_;
   const TokenRange tokens_;
