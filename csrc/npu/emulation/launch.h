@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// The host's side: global memory and kernel launches.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+
+#include "machine.h"
+
+namespace emulation {
+
+// Owns global memory; addresses are 512-byte aligned with unmapped space around. Memory from `allocate` is
+// uninitialised until a kernel writes it; memory from `copy` must not be written by kernels.
+class DeviceMemory {
+ public:
+  DeviceMemory() = default;
+  DeviceMemory(const DeviceMemory&) = delete;
+  ~DeviceMemory();
+  uint8_t* allocate(uint64_t bytes, const std::string& name = "allocated");
+  uint8_t* copy(const void* values, uint64_t bytes, const std::string& name = "input");
+  // For Mode::kCostOnly: addresses alone.
+  uint8_t* reserve(uint64_t bytes, const std::string& name = "reserved");
+
+ private:
+  uint8_t* add(uint64_t bytes, bool is_input, bool has_values, const std::string& name);
+  std::map<const uint8_t*, uint64_t> mapped_;
+};
+
+// Runs `kernel` on `block_dim` AICs, each with two AIVs, until all are done or none can go on.
+Report Launch(uint32_t block_dim, const std::function<void()>& kernel, const Options& options = {});
+
+}  // namespace emulation
