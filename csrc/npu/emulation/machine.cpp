@@ -577,6 +577,39 @@ void Instruction::Touch(Allocation& allocation, uint64_t offset, uint64_t bytes)
   }
 }
 
+void Instruction::CheckGlobal(Allocation& allocation, uint64_t offset, uint64_t bytes, bool is_write) {
+  if (allocation.shadow.empty()) allocation.shadow.resize(allocation.bytes / kGranule / kPageGranules + 1);
+  const uint32_t own = core_.index * kPipes + static_cast<uint32_t>(pipe_);
+  const uint64_t last = (offset + bytes - 1) / kGranule;
+  for (uint64_t g = offset / kGranule; g <= last; ++g) {
+    auto& page = allocation.shadow[g / kPageGranules];
+    if (!page) page = std::make_unique<std::vector<GlobalGranule>>(kPageGranules);
+    GlobalGranule& granule = (*page)[g % kPageGranules];
+    const uint64_t begin = std::max(offset, g * kGranule) - g * kGranule;
+    const uint64_t end = std::min(offset + bytes, (g + 1) * kGranule) - g * kGranule;
+    const uint32_t touched = static_cast<uint32_t>(((uint64_t{1} << end) - 1) & ~((uint64_t{1} << begin) - 1));
+    const auto is_ordered = [&](const GlobalAccess& access) {
+      return access.index <= state_.clock[access.who] || (access.who == own && access.index == index_);
+    };
+    const auto check = [&](const std::vector<GlobalAccess>& accesses, const char* kind) {
+      for (const GlobalAccess& access : accesses) {
+        if (!(access.bytes & touched) || is_ordered(access)) continue;
+        Hazard(kind, range_of(allocation.name, g * kGranule + begin, end - begin), access.who / kPipes,
+               static_cast<Pipe>(access.who % kPipes), access.index);
+      }
+    };
+    check(granule.writers, is_write ? "writes" : "reads");
+    if (is_write) check(granule.readers, "overwrites what is read");
+    // Whatever is ordered before this access cannot conflict on its bytes with what is ordered after it.
+    const auto forget = [&](std::vector<GlobalAccess>& accesses) {
+      std::erase_if(accesses, [&](const GlobalAccess& a) { return (a.bytes & ~touched) == 0 && is_ordered(a); });
+    };
+    if (is_write) forget(granule.writers);
+    forget(granule.readers);
+    (is_write ? granule.writers : granule.readers).push_back({own, index_, touched});
+  }
+}
+
 const uint8_t* Instruction::ReadGlobal(const void* address, uint64_t bytes, bool needs_values) {
   const uint8_t* begin = static_cast<const uint8_t*>(address);
   Allocation* allocation = machine_.Find(begin);
@@ -592,22 +625,7 @@ const uint8_t* Instruction::ReadGlobal(const void* address, uint64_t bytes, bool
   const uint64_t offset = static_cast<uint64_t>(begin - allocation->begin);
   Touch(*allocation, offset, bytes);
   if (!is_full() || allocation->is_input) return begin;
-  const uint32_t own = core_.index * kPipes + static_cast<uint32_t>(pipe_);
-  if (allocation->shadow.empty()) allocation->shadow.resize(allocation->bytes / kGranule / kPageGranules + 1);
-  for (uint64_t g = offset / kGranule; g <= (offset + bytes - 1) / kGranule; ++g) {
-    auto& page = allocation->shadow[g / kPageGranules];
-    if (!page) page = std::make_unique<std::vector<GlobalGranule>>(kPageGranules);
-    GlobalGranule& granule = (*page)[g % kPageGranules];
-    if (granule.write > state_.clock[granule.writer] && !(granule.writer == own && granule.write == index_)) {
-      Hazard("reads", range_of(allocation->name, g * kGranule, kGranule), granule.writer / kPipes,
-             static_cast<Pipe>(granule.writer % kPipes), granule.write);
-    }
-    auto& readers = granule.readers;
-    std::erase_if(readers, [&](const auto& reader) {
-      return reader.first == own || reader.second <= state_.clock[reader.first];
-    });
-    readers.emplace_back(own, index_);
-  }
+  CheckGlobal(*allocation, offset, bytes, false);
   if (needs_values) {
     const uint8_t* valid = allocation->valid.data() + offset;
     if (const void* hole = std::memchr(valid, 0, bytes)) {
@@ -637,25 +655,7 @@ uint8_t* Instruction::WriteGlobal(void* address, uint64_t bytes) {
   }
   Touch(*allocation, offset, bytes);
   if (!is_full()) return begin;
-  const uint32_t own = core_.index * kPipes + static_cast<uint32_t>(pipe_);
-  if (allocation->shadow.empty()) allocation->shadow.resize(allocation->bytes / kGranule / kPageGranules + 1);
-  for (uint64_t g = offset / kGranule; g <= (offset + bytes - 1) / kGranule; ++g) {
-    auto& page = allocation->shadow[g / kPageGranules];
-    if (!page) page = std::make_unique<std::vector<GlobalGranule>>(kPageGranules);
-    GlobalGranule& granule = (*page)[g % kPageGranules];
-    if (granule.write > state_.clock[granule.writer] && !(granule.writer == own && granule.write == index_)) {
-      Hazard("writes", range_of(allocation->name, g * kGranule, kGranule), granule.writer / kPipes,
-             static_cast<Pipe>(granule.writer % kPipes), granule.write);
-    }
-    for (const auto& [reader, index] : granule.readers) {
-      if (index <= state_.clock[reader] || (reader == own && index == index_)) continue;
-      Hazard("overwrites what is read", range_of(allocation->name, g * kGranule, kGranule), reader / kPipes,
-             static_cast<Pipe>(reader % kPipes), index);
-    }
-    granule.readers.clear();
-    granule.write = index_;
-    granule.writer = own;
-  }
+  CheckGlobal(*allocation, offset, bytes, true);
   std::memset(allocation->valid.data() + offset, 1, bytes);
   return begin;
 }

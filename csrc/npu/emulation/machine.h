@@ -57,10 +57,14 @@ struct Granule {
   uint8_t reader[3] = {0, 0, 0};
 };
 
+// Cores may write neighbouring bytes of global memory at the same time: accesses are kept with the bytes they touch.
+struct GlobalAccess {
+  uint32_t who;  // core * kPipes + pipe
+  uint32_t index;
+  uint32_t bytes;  // one bit each
+};
 struct GlobalGranule {
-  uint32_t write = 0;
-  uint32_t writer = 0;                                 // core * kPipes + pipe
-  std::vector<std::pair<uint32_t, uint32_t>> readers;  // those that nothing orders before a later one
+  std::vector<GlobalAccess> writers, readers;  // without those that nothing can conflict with any more
 };
 
 struct Allocation {
@@ -202,6 +206,7 @@ class Instruction {
   bool InBounds(Memory memory, uint64_t offset, uint64_t bytes, uint64_t limit, const char* verb);
   void CheckRead(Granule& granule, Memory memory, uint64_t offset);
   void CheckWrite(Granule& granule, Memory memory, uint64_t offset);
+  void CheckGlobal(Allocation& allocation, uint64_t offset, uint64_t bytes, bool is_write);
   void Hazard(const char* kind, const std::string& where, uint32_t other_core, Pipe other_pipe, uint32_t other) const;
   void Touch(Allocation& allocation, uint64_t offset, uint64_t bytes);
   void Occupy(double microseconds, double latency);

@@ -498,7 +498,7 @@ inline void Brcb(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const ui
   const emulation::Place& to = dst.place();
   instruction.Check(from.begin != to.begin, emulation::Detector::kParameter, "source and target must differ");
   instruction.Compute(repeatTime);
-  const uint64_t block_stride = p.dstBlkStride ? p.dstBlkStride : 1;
+  const uint64_t block_stride = std::max<uint64_t>(p.dstBlkStride, 1);
   for (uint32_t i = 0; instruction.is_full() && i < repeatTime; ++i) {
     T values[8];
     std::memcpy(values, instruction.Read(from.memory, from.begin + i * sizeof(values), sizeof(values), from.end),
