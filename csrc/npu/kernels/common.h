@@ -25,6 +25,9 @@ inline constexpr uint32_t kVectorBlocks = 8;  // 32-byte blocks of one vector re
 // An Mmad whose result has fewer fractals than this may overtake the one before it on the same result.
 inline constexpr uint32_t kOrderedMmadFractals = 10;
 
+// Events M_MTE1 of the two slots of L0A and L0B. TPipe uses 0 to 2 itself on an AIC.
+inline constexpr uint32_t kL0FreeEvent = 3;
+
 // Counters between cores. An AIC and its two AIVs (mode 2), except kGrid: all AIVs (mode 0).
 inline constexpr uint16_t kTokensReady = 0;       // AIC -> AIV: transformed tokens lie in a ring slot
 inline constexpr uint16_t kTokensFree = 1;        // AIV -> AIC: the slot may be overwritten

@@ -55,7 +55,7 @@ class GemmCube {
     ClearRowPadding();
     for (uint32_t i = 0; i < stages_; ++i) AscendC::SetFlag<HardEvent::MTE1_MTE2>(i);
     for (uint32_t i = 0; i < 2; ++i) {
-      AscendC::SetFlag<HardEvent::M_MTE1>(i);
+      AscendC::SetFlag<HardEvent::M_MTE1>(kL0FreeEvent + i);
       AscendC::SetFlag<HardEvent::FIX_M>(i);
     }
     // Weights do not depend on the activations: the first ones are on their way while those are made.
@@ -71,7 +71,7 @@ class GemmCube {
     }
     for (uint32_t i = 0; i < stages_; ++i) AscendC::WaitFlag<HardEvent::MTE1_MTE2>(i);
     for (uint32_t i = 0; i < 2; ++i) {
-      AscendC::WaitFlag<HardEvent::M_MTE1>(i);
+      AscendC::WaitFlag<HardEvent::M_MTE1>(kL0FreeEvent + i);
       AscendC::WaitFlag<HardEvent::FIX_M>(i);
     }
     for (uint32_t i = 0; i < Min(stored_, kRingSlots); ++i) AscendC::CrossCoreWaitFlag(kSumsFree);
@@ -178,7 +178,7 @@ class GemmCube {
     const uint32_t l1_rows = tiling_.tile_rows / kFractalRows;
     const LocalTensor<AscendC::int4b_t> l0a = l0a_[l0_slot_ * kL0Bytes];  // two elements a byte: half of L0A
     const LocalTensor<AscendC::int4b_t> l0b = l0b_[l0_slot_ * kL0Bytes];
-    AscendC::WaitFlag<HardEvent::M_MTE1>(l0_slot_);
+    AscendC::WaitFlag<HardEvent::M_MTE1>(kL0FreeEvent + l0_slot_);
     const LocalTensor<AscendC::int4b_t> a = l1_int4_[ActivationsAt(step) * 2];
     for (uint32_t m = 0; m < row_fractals; ++m) {
       AscendC::LoadData2DParams load;
@@ -204,7 +204,7 @@ class GemmCube {
     multiply.k = depth;
     multiply.cmatrixInitVal = is_first;
     AscendC::Mmad(l0c_[slot * (kL0CBytes / 2 / sizeof(int32_t))], l0a, l0b, multiply);
-    AscendC::SetFlag<HardEvent::M_MTE1>(l0_slot_);
+    AscendC::SetFlag<HardEvent::M_MTE1>(kL0FreeEvent + l0_slot_);
     l0_slot_ ^= 1;
   }
 

@@ -45,7 +45,7 @@ class TransformCube {
     if (passes == 0) return;
     for (uint32_t i = 0; i < 2; ++i) {
       AscendC::SetFlag<HardEvent::MTE1_MTE2>(i);
-      AscendC::SetFlag<HardEvent::M_MTE1>(i);
+      AscendC::SetFlag<HardEvent::M_MTE1>(kL0FreeEvent + i);
       AscendC::SetFlag<HardEvent::FIX_M>(i);
     }
     LoadFactors();
@@ -64,7 +64,7 @@ class TransformCube {
     }
     for (uint32_t i = 0; i < 2; ++i) {
       AscendC::WaitFlag<HardEvent::MTE1_MTE2>(i);
-      AscendC::WaitFlag<HardEvent::M_MTE1>(i);
+      AscendC::WaitFlag<HardEvent::M_MTE1>(kL0FreeEvent + i);
       AscendC::WaitFlag<HardEvent::FIX_M>(i);
     }
     for (uint32_t i = 0; i < Min(filled_, kRingSlots); ++i) AscendC::CrossCoreWaitFlag(kTokensFree);
@@ -141,7 +141,7 @@ class TransformCube {
       const uint32_t fractals = Min(most, depth_fractals - first);
       const LocalTensor<T> l0a = l0a_[l0_slot_ * kL0Slot];
       const LocalTensor<T> l0b = l0b_[l0_slot_ * kL0Slot];
-      AscendC::WaitFlag<HardEvent::M_MTE1>(l0_slot_);
+      AscendC::WaitFlag<HardEvent::M_MTE1>(kL0FreeEvent + l0_slot_);
       for (uint32_t m = 0; m < row_fractals; ++m) {
         AscendC::LoadData2DParams load;
         load.startIndex = a.first + (kTransposeA ? m * a.stride + first : first * a.stride + m);
@@ -167,7 +167,7 @@ class TransformCube {
       multiply.k = Min(fractals * kFractalRows, depth - first * kFractalRows);
       multiply.cmatrixInitVal = first == 0;
       AscendC::Mmad(c, l0a, l0b, multiply);
-      AscendC::SetFlag<HardEvent::M_MTE1>(l0_slot_);
+      AscendC::SetFlag<HardEvent::M_MTE1>(kL0FreeEvent + l0_slot_);
       l0_slot_ ^= 1;
     }
   }

@@ -26,6 +26,7 @@ void check_equal(const Linear16& linear, uint32_t cores, Launch launch = Launch:
   check(found.activations.scale == activations.scale, what + ": token scales");
   check(found.activations.q == activations.q, what + ": int4 activations");
   check(found.y == reference_multiply(linear, activations), what + ": y");
+  check(found.report.empty(), what + ": against the rules of the hardware:\n" + found.report);
 }
 
 Linear16 exact(const LinearShape& shape, Dtype dtype, uint32_t seed = 1) {
@@ -154,6 +155,7 @@ void test_realistic() {
       const Result found = run_linear(linear, 2);
       // From the activations that the kernel made, the rest is exact.
       check(found.y == reference_multiply(linear, found.activations), linear.text() + ": y, realistic");
+      check(found.report.empty(), linear.text() + ": against the rules of the hardware:\n" + found.report);
 
       const std::vector<float> z = reference_transform(linear, false);
       const Quantized16 unrounded = reference_quantize(linear, z);

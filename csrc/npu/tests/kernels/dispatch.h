@@ -1,48 +1,67 @@
 // SPDX-License-Identifier: Apache-2.0
-// From a tiling to the kernel that it asks for. Instantiated for one dtype in a file of its own: each compiles 48
-// kernels.
+// From a tiling to its kernel. Instantiated for one dtype in a file of its own: each compiles 48 kernels.
 #pragma once
 
-#include "../../host/tiling.h"
-#include "../../kernels/flatquant_linear.h"
-#include "emulation.h"
+#include <stdexcept>
+
+#include "kernel_launch.h"
 
 namespace w4a4::npu {
 
+struct Call {
+  const Tiling& tiling;
+  uint32_t phases;
+  const LinearAddresses& at;
+  const emulation::Options& options;
+};
+
+template <typename T, Factors kFactors, uint32_t kRows, uint32_t kPhases>
+emulation::Report launch_kernel(const Call& call) {
+  const auto kernel = [&call] { FlatQuantLinear<T, kFactors, kRows, kPhases>(call.at, call.tiling.data); };
+  return emulation::Launch(call.tiling.cores, kernel, call.options);
+}
+
 template <typename T, Factors kFactors, uint32_t kRows>
-void launch_phases(uint32_t phases, uint32_t cores, const LinearAddresses& at, const TilingData& tiling) {
-  if (phases == 1) launch(cores, [&] { FlatQuantLinear<T, kFactors, kRows, 1>(at, tiling); });
-  if (phases == 2) launch(cores, [&] { FlatQuantLinear<T, kFactors, kRows, 2>(at, tiling); });
-  if (phases == 3) launch(cores, [&] { FlatQuantLinear<T, kFactors, kRows, 3>(at, tiling); });
+emulation::Report launch_phases(const Call& call) {
+  switch (call.phases) {
+    case 1:
+      return launch_kernel<T, kFactors, kRows, 1>(call);
+    case 2:
+      return launch_kernel<T, kFactors, kRows, 2>(call);
+    case 3:
+      return launch_kernel<T, kFactors, kRows, 3>(call);
+  }
+  throw std::invalid_argument("phases: expected 1, 2 or 3");
 }
 
 template <typename T, Factors kFactors>
-void launch_rows(TokenClass rows, uint32_t phases, uint32_t cores, const LinearAddresses& at, const TilingData& t) {
-  switch (rows) {
+emulation::Report launch_rows(const Call& call) {
+  switch (call.tiling.token_class) {
     case TokenClass::kRows16:
-      return launch_phases<T, kFactors, 16>(phases, cores, at, t);
+      return launch_phases<T, kFactors, 16>(call);
     case TokenClass::kRows32:
-      return launch_phases<T, kFactors, 32>(phases, cores, at, t);
+      return launch_phases<T, kFactors, 32>(call);
     case TokenClass::kRows64:
-      return launch_phases<T, kFactors, 64>(phases, cores, at, t);
+      return launch_phases<T, kFactors, 64>(call);
     case TokenClass::kRows128:
-      return launch_phases<T, kFactors, 128>(phases, cores, at, t);
+      return launch_phases<T, kFactors, 128>(call);
   }
+  throw std::invalid_argument("unknown token class");
 }
 
 template <typename T>
-void launch_factors(const Tiling& tiling, uint32_t phases, const LinearAddresses& at) {
-  const TilingData& t = tiling.data;
-  switch (tiling.factors) {
+emulation::Report launch_factors(const Call& call) {
+  switch (call.tiling.factors) {
     case Factors::kNone:
-      return launch_rows<T, Factors::kNone>(tiling.token_class, phases, tiling.cores, at, t);
+      return launch_rows<T, Factors::kNone>(call);
     case Factors::kLeft:
-      return launch_rows<T, Factors::kLeft>(tiling.token_class, phases, tiling.cores, at, t);
+      return launch_rows<T, Factors::kLeft>(call);
     case Factors::kRight:
-      return launch_rows<T, Factors::kRight>(tiling.token_class, phases, tiling.cores, at, t);
+      return launch_rows<T, Factors::kRight>(call);
     case Factors::kBoth:
-      return launch_rows<T, Factors::kBoth>(tiling.token_class, phases, tiling.cores, at, t);
+      return launch_rows<T, Factors::kBoth>(call);
   }
+  throw std::invalid_argument("unknown factors");
 }
 
 }  // namespace w4a4::npu

@@ -3,8 +3,9 @@
 
 namespace w4a4::npu {
 
-void launch_bfloat16(const Tiling& tiling, uint32_t phases, const LinearAddresses& at) {
-  launch_factors<bfloat16_t>(tiling, phases, at);
+emulation::Report launch_bfloat16(const Tiling& tiling, uint32_t phases, const LinearAddresses& at,
+                                  const emulation::Options& options) {
+  return launch_factors<bfloat16_t>({tiling, phases, at, options});
 }
 
 }  // namespace w4a4::npu

@@ -3,8 +3,9 @@
 
 namespace w4a4::npu {
 
-void launch_half(const Tiling& tiling, uint32_t phases, const LinearAddresses& at) {
-  launch_factors<half>(tiling, phases, at);
+emulation::Report launch_half(const Tiling& tiling, uint32_t phases, const LinearAddresses& at,
+                              const emulation::Options& options) {
+  return launch_factors<half>({tiling, phases, at, options});
 }
 
 }  // namespace w4a4::npu

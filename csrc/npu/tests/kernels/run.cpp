@@ -5,13 +5,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "../../kernels/flatquant_linear.h"
-#include "emulation.h"
-
-namespace w4a4::npu {
-void launch_half(const Tiling& tiling, uint32_t phases, const LinearAddresses& at);
-void launch_bfloat16(const Tiling& tiling, uint32_t phases, const LinearAddresses& at);
-}  // namespace w4a4::npu
+#include "kernel_launch.h"
 
 using namespace w4a4::npu;
 
@@ -22,26 +16,27 @@ Result run_linear(const Linear16& linear, uint32_t cores, bool fused) {
   if (!fused) tiling = share_activations(tiling);
   const TilingData& t = tiling.data;
 
-  DeviceMemory memory;
-  const auto upload = [&memory](const auto& values) -> uint8_t* {
-    return values.empty() ? nullptr : memory.copy(values.data(), values.size() * sizeof(values[0]));
+  emulation::DeviceMemory memory;
+  const auto upload = [&memory](const auto& values, const char* name) -> uint8_t* {
+    return values.empty() ? nullptr : memory.copy(values.data(), values.size() * sizeof(values[0]), name);
   };
-  uint8_t* y = memory.allocate(uint64_t{t.tokens} * t.out_features * 2);
-  uint8_t* workspace = memory.allocate(tiling.workspace_bytes);
+  uint8_t* y = memory.allocate(uint64_t{t.tokens} * t.out_features * 2, "y");
+  uint8_t* workspace = memory.allocate(tiling.workspace_bytes, "workspace");
   LinearAddresses at{};
-  at.x = upload(linear.x);
-  at.left = upload(linear.left);
-  at.right = upload(linear.right);
-  at.weight = upload(pack_nz(linear.weight, t.out_features, t.in_features));
-  at.weight_scale = upload(linear.weight_scale);
-  at.bias = upload(linear.bias);
+  at.x = upload(linear.x, "x");
+  at.left = upload(linear.left, "left");
+  at.right = upload(linear.right, "right");
+  at.weight = upload(pack_nz(linear.weight, t.out_features, t.in_features), "weight");
+  at.weight_scale = upload(linear.weight_scale, "weight_scale");
+  at.bias = upload(linear.bias, "bias");
   at.y = y;
   at = AddWorkspace(at, workspace, t);
+  Result result;
   for (const uint32_t phases : fused ? std::vector<uint32_t>{3} : std::vector<uint32_t>{1, 2}) {
-    (linear.dtype == Dtype::kHalf ? launch_half : launch_bfloat16)(tiling, phases, at);
+    const auto launch = linear.dtype == Dtype::kHalf ? launch_half : launch_bfloat16;
+    result.report += launch(tiling, phases, at, {}).text();
   }
 
-  Result result;
   result.y.resize(uint64_t{t.tokens} * t.out_features);
   std::memcpy(result.y.data(), y, result.y.size() * 2);
   result.activations.q.resize(uint64_t{t.tokens} * t.in_features);

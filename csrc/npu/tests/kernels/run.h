@@ -8,6 +8,7 @@
 struct Result {
   Quantized16 activations;  // as the kernel left them in workspace
   std::vector<uint16_t> y;
+  std::string report;  // what the emulation found against the rules of the hardware; empty if nothing
 };
 
 // `fused`: one launch; otherwise the two phases are launched after each other.
