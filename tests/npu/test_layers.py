@@ -348,6 +348,11 @@ class TestFusedLibrary:
         assert layer.quant_method.scheme.operator == npu_fused.OPERATOR
         assert npu_fused.OPERATOR in layer.quant_config.report.table()
 
+    def test_weights_are_loaded_again(self, column: Callable[..., Any]) -> None:
+        layer, other = column(Linear(48, 192)), Linear(48, 192, seed=7)
+        x = inputs(192)
+        assert relative_error(output(load(layer, {None: other}), x), other.expected(x, with_npu_roundings=False)) < 0.03
+
     def test_what_it_cannot_do_goes_to_the_next_and_is_named(
         self, column: Callable[..., Any], calls: list[Any]
     ) -> None:

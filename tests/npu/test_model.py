@@ -321,5 +321,23 @@ def test_a_w4a4_layer_that_only_vllm_ascend_finds_is_not_silent(
     monkeypatch.setattr(AscendW4A4ModelSlimConfig, "_has_w4a4_shard", lambda self, prefix: False)
     method = ours.get_quant_method(linear(), "model.layers.0.mlp.up_proj")
     assert classes(method)[1] == "AscendW4A4LaosDynamicLinearMethod"
-    assert "the plugin does not find this layer" in ours.report.table()
+    assert "not found in the description by the plugin" in ours.report.table()
     assert "It runs in vllm-ascend's own AscendW4A4LaosDynamicLinearMethod" in caplog.text
+
+
+def test_a_w4a4_output_head_stays_with_vllm_ascend_and_is_named(config: VllmConfig) -> None:
+    ours = AscendW4A4ModelSlimConfig({"lm_head.weight": "W4A4_DYNAMIC"})
+    method = ours.get_quant_method(MagicMock(spec=VocabParallelEmbedding), "lm_head")
+    assert classes(method) == ["AscendEmbeddingMethod", "AscendW4A4LaosDynamicLinearMethod"]
+    assert "lm_head: not a linear layer" in ours.report.table()
+
+
+def test_quantized_attention_is_vllm_ascends(config: VllmConfig) -> None:
+    description = {"fa_quant_type": "FAKQuant", "model.layers.0.self_attn.fa_k.scale": "FAKQuant"}
+    made = []
+    for kind in (AscendW4A4ModelSlimConfig, AscendModelSlimConfig):
+        method = kind(dict(description)).get_quant_method(
+            MagicMock(spec=AttentionLayerBase), "model.layers.0.self_attn.attn"
+        )
+        made.append(classes(method))
+    assert made[0] == made[1] == ["AscendKVCacheMethod", "AscendFAQuantAttentionMethod"]

@@ -70,15 +70,15 @@ class AscendW4A4ModelSlimConfig(AscendModelSlimConfig):
     def get_quant_method(
         self, layer: torch.nn.Module, prefix: str, *args: Any, **kwargs: Any
     ) -> QuantizeMethodBase | None:
-        if not isinstance(layer, LinearBase):
-            return super().get_quant_method(layer, prefix, *args, **kwargs)
-        # vllm-ascend spells the prefixes of some models differently from the checkpoint's description.
-        model_type = get_current_vllm_config().model_config.hf_config.model_type
-        for name in dict.fromkeys((prefix, self.quant_prefix_mapper(model_type, prefix))):
-            if self._has_w4a4_shard(name):
-                return self._w4a4_method(layer, name)
+        is_linear = isinstance(layer, LinearBase)
+        if is_linear:
+            # vllm-ascend spells the prefixes of some models differently from the checkpoint's description.
+            model_type = get_current_vllm_config().model_config.hf_config.model_type
+            for name in dict.fromkeys((prefix, self.quant_prefix_mapper(model_type, prefix))):
+                if self._has_w4a4_shard(name):
+                    return self._w4a4_method(layer, name)
         method = super().get_quant_method(layer, prefix, *args, **kwargs)
-        self._report_theirs(prefix, method)
+        self._report_theirs(prefix, method, is_linear)
         return method
 
     def _describe(self) -> None:
@@ -111,13 +111,17 @@ class AscendW4A4ModelSlimConfig(AscendModelSlimConfig):
             return linear_spec(self._tensors, shard, quant_type)
         return assumed_spec(self._description, shard, quant_type, layer.input_size, layer.output_size)
 
-    def _report_theirs(self, prefix: str, method: QuantizeMethodBase | None) -> None:
+    def _report_theirs(self, prefix: str, method: QuantizeMethodBase | None, is_linear: bool) -> None:
+        """Linear layers go into the table; W4A4 layers that stay with vllm-ascend are named, whatever they are."""
         scheme = type(getattr(method, "quant_method", method)).__name__
         shards = self._shards(prefix)
         kind = self._description.tensors.get(f"{shards[0]}.weight", "")
         remark = ""
         if "W4A4" in scheme:
-            remark = f"{prefix}: the plugin does not find this layer in the description"
+            why = "not found in the description by the plugin" if is_linear else "not a linear layer"
+            remark = f"{prefix}: {why}"
             logger.warning("%s. It runs in vllm-ascend's own %s.", remark, scheme)
+        elif not is_linear:
+            return
         weights = (self._tensors.get(f"{shard}.weight") for shard in shards)
         self.report.others(kind, f"vllm-ascend {scheme}", sum(info.nbytes for info in weights if info), remark)
