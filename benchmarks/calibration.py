@@ -37,13 +37,15 @@ class Case:
     own_text: bool = False
 
 
+OWN_TEXT = ["--calib-tokens", "8192", "--seq-len", "256"]
 CASES = (
     Case("tutorial", ["--recipe", "tutorial"]),
+    Case("tutorial, not distilled", ["--recipe", "tutorial", "--distill", "0"]),
+    Case("tutorial, best", ["--recipe", "tutorial", "--distill", "34"]),
     Case("w4a4-w8a8", ["--recipe", "w4a4-w8a8"]),
     Case("all-w4a4", ["--recipe", "all-w4a4"]),
-    Case("tutorial, distilled", ["--recipe", "tutorial", "--distill", "34"]),
-    Case("all-w4a4, distilled", ["--recipe", "all-w4a4", "--distill", "34"]),
-    Case("tutorial, own text", ["--recipe", "tutorial", "--calib-tokens", "8192", "--seq-len", "256"], own_text=True),
+    Case("all-w4a4, best", ["--recipe", "all-w4a4", "--distill", "34"]),
+    Case("tutorial, own text", ["--recipe", "tutorial", *OWN_TEXT], own_text=True),
 )
 
 

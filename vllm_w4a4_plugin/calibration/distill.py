@@ -22,6 +22,8 @@ from vllm_w4a4_plugin.checkpoint import QuantType
 from .kronecker import apply_kronecker
 from .model import StreamedModel
 
+DEFAULT_STEPS = 8  # for models whose blocks hold at most DEFAULT_UP_TO parameters: a minute and 6 GB at most
+DEFAULT_UP_TO = 300_000_000
 CODE_STEP = 0.06  # learning rate of codes, in units of one code: only a steady gradient moves one across a boundary
 SCALE_STEP = 2e-3  # of the logarithm of row scales, and of clip ratios
 NORM_STEP = 1e-3

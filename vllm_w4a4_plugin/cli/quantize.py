@@ -54,9 +54,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="weigh tokens by the squared gradient of the loss: a forward and a backward pass more, measure before use",
     )  # fmt: skip
     parser.add_argument(
-        "--distill", type=int, default=0, metavar="STEPS",
+        "--distill", type=int, metavar="STEPS",
         help="train codes, scales, clips and norms towards the float model's predictions, one row of calibration text "
-        "a step; the whole model must fit into memory five times in float32 (default: 0)",
+        "a step; the whole model must fit into memory five times in float32 (default: 8 for models below 300 million "
+        "parameters, else 0)",
     )  # fmt: skip
     parser.add_argument(
         "--activations-on-disk", action="store_true",
@@ -98,9 +99,10 @@ def run(args: argparse.Namespace) -> int:
     else:
         model = StreamedModel(source, args.device, args.trust_remote_code)
     recipe.check_patterns(model.linear_names())
-    settings = Settings(args.seed, weigh_tokens=args.gradients, distill=args.distill)
-    tokens = args.calib_tokens
     config = model.config.get_text_config()
+    distill = _default_distillation(config) if args.distill is None else args.distill
+    settings = Settings(args.seed, weigh_tokens=args.gradients, distill=distill)
+    tokens = args.calib_tokens
     need = estimate(
         config,
         model.tensors,
@@ -153,6 +155,7 @@ def run(args: argparse.Namespace) -> int:
             f"{args.calib_file.name if args.calib_file else 'written by the model'}, {ids.numel()} tokens",
         ),
         ("seed", str(args.seed)),
+        ("steps of distillation", str(distill)),
         ("size", f"{size:.1f} MB"),
         ("time", f"{seconds:.0f} s"),
     ]
@@ -162,6 +165,15 @@ def run(args: argparse.Namespace) -> int:
     print(f"\n{args.output}: {size:.1f} MB in {seconds:.0f} s; {REPORT_FILE} shows the details.")
     print(f"Serve it: vllm serve {args.output} --quantization ascend")
     return 0
+
+
+def _default_distillation(config: Any) -> int:
+    """Steps: a few where the whole model in memory is no burden, else none."""
+    from vllm_w4a4_plugin.calibration.distill import DEFAULT_STEPS, DEFAULT_UP_TO
+    from vllm_w4a4_plugin.calibration.structure import group_shapes
+
+    parameters = config.num_hidden_layers * sum(out * n for out, n in group_shapes(config).values())
+    return DEFAULT_STEPS if parameters <= DEFAULT_UP_TO else 0
 
 
 def _devices(names: str) -> "list[torch.device]":
