@@ -8,9 +8,8 @@
 namespace w4a4::npu {
 namespace {
 
-constexpr int64_t kL0CSlot = 64 * 1024 / sizeof(float);  // half of L0C: 16384 accumulators
-constexpr int64_t kMaxFactor = 256;                      // rows of one A operand of the transform
-constexpr int64_t kMaxFeatures = 32768;                  // a token's float32 values must fit in UB
+constexpr int64_t kMaxFactor = 256;      // rows of one A operand of the transform
+constexpr int64_t kMaxFeatures = 32768;  // a token's float32 values must fit in UB
 constexpr int64_t kWorkspaceAlignment = 512;
 constexpr int64_t kMaxReplicatedTokens = 32;
 
@@ -68,7 +67,7 @@ std::string check(const LinearShape& s, uint32_t cores) {
 }
 
 // Cuts a linear that has one factor of size `size` at least, so that an A operand has at most 256 rows and the results
-// of one pass over `block_columns` fill at most half of L0C.
+// of one pass over `block_columns` fill at most a third of L0C.
 void cut_transform(const LinearShape& shape, TilingData& data) {
   data.left = static_cast<uint32_t>(shape.left > 0    ? shape.left
                                     : shape.right > 0 ? shape.in_features / shape.right
@@ -82,14 +81,14 @@ void cut_transform(const LinearShape& shape, TilingData& data) {
   // Rows of several tokens form one operand only if no padding rows lie between them.
   int64_t pass = 1;
   if (data.left % kFractalRows == 0) {
-    pass = std::min(kMaxFactor / data.left_padded, kL0CSlot / (data.left_padded * data.right_padded));
+    pass = std::min(kMaxFactor / data.left_padded, int64_t{kTransformSums} / (data.left_padded * data.right_padded));
     pass = std::clamp<int64_t>(pass, 1, 8);
     if (pass > 1) pass -= pass % 2;  // the two AIVs of a core share a slot's tokens
   }
   data.pass_tokens = static_cast<uint32_t>(pass);
   data.slot_tokens = static_cast<uint32_t>(std::max<int64_t>(pass, 2));
   const int64_t rows = pass * data.left_padded;
-  const int64_t most = kL0CSlot / rows / kFractalRows * kFractalRows;
+  const int64_t most = int64_t{kTransformSums} / rows / kFractalRows * kFractalRows;
   const int64_t blocks = ceil_div(data.right_padded, most);
   data.block_columns = static_cast<uint32_t>(round_up(ceil_div(data.right_padded, blocks), kFractalRows));
 }

@@ -60,9 +60,19 @@ __aicore__ inline void FlatQuantLinear(const LinearAddresses& addresses, const T
     buffers.Init(pipe);
     GemmCube<kRows> gemm(buffers, tiling, core, cores, at.q, at.weight, at.acc);
     if constexpr ((kPhases & 1) && kFactors != Factors::kNone) {
-      TransformCube<T, kFactors> transform(buffers, tiling, TokensOf(tiling, core, cores), at.x, at.left, at.right,
-                                           at.z);
-      transform.Run();
+      using Transform = TransformCube<T, kFactors>;
+      // Weights may come before the transform is done if it has L1 of its own and all its loads are issued.
+      const bool is_apart = (kPhases & 2) && gemm.L1Bytes() + Transform::L1Bytes(tiling) <= kL1Bytes;
+      Transform transform(buffers, is_apart ? gemm.L1Bytes() : 0, tiling, TokensOf(tiling, core, cores), at.x, at.left,
+                          at.right, at.z);
+      const bool is_early = is_apart && transform.passes() <= 2;
+      transform.Start();
+      if (is_early) gemm.Prefetch();
+      transform.Transform();
+      if ((kPhases & 2) && !is_early) gemm.Prefetch();
+      transform.Finish();
+    } else if constexpr (kPhases & 2) {
+      gemm.Prefetch();
     }
     if constexpr (kPhases & 2) gemm.Run((kPhases & 1) != 0);
   }

@@ -50,19 +50,25 @@ class GemmCube {
     weights_at_ = (tiling.resident ? depth_steps_ : stages_) * activation_bytes_;
   }
 
-  // `wait`: the activations are being written by this launch.
-  __aicore__ inline void Run(bool wait) {
+  // L1 that the GEMM takes, from its begin on.
+  __aicore__ inline uint32_t L1Bytes() const { return weights_at_ + stages_ * weight_bytes_; }
+
+  // Weights do not depend on the activations: the first stages of them are on their way while those are made. Before
+  // Run, and after whatever used the GEMM's part of L1.
+  __aicore__ inline void Prefetch() {
     ClearRowPadding();
     for (uint32_t i = 0; i < stages_; ++i) AscendC::SetFlag<HardEvent::MTE1_MTE2>(i);
+    for (uint32_t i = 0; i < Min(steps_, stages_); ++i) LoadWeights(i);
+  }
+
+  // `wait`: the activations are being written by this launch.
+  __aicore__ inline void Run(bool wait) {
     for (uint32_t i = 0; i < 2; ++i) {
       AscendC::SetFlag<HardEvent::M_MTE1>(kL0FreeEvent + i);
       AscendC::SetFlag<HardEvent::FIX_M>(i);
     }
-    // Weights do not depend on the activations: the first ones are on their way while those are made.
-    const uint32_t ahead = Min(steps_, stages_);
-    for (uint32_t i = 0; i < ahead; ++i) LoadWeights(i);
     if (wait) AscendC::CrossCoreWaitFlag(kActivationsReady);
-    for (uint32_t i = 0; i < ahead; ++i) LoadActivations(i);
+    for (uint32_t i = 0; i < Min(steps_, stages_); ++i) LoadActivations(i);
     for (uint32_t i = 0; i < steps_; ++i) {
       Multiply(i);
       if (i + stages_ >= steps_) continue;

@@ -18,6 +18,7 @@ inline constexpr uint32_t kInt4FractalK = 64;  // int4 values in 32 bytes
 inline constexpr uint32_t kMaxTileColumns = 256;
 inline constexpr uint32_t kResidentTileColumns = 128;  // of tiles whose activations stay in L1
 inline constexpr uint32_t kGemmStepK = 1024;           // depth of one L1 stage
+inline constexpr uint32_t kTransformSums = 10752;      // float32 sums of a transform unit: a third of L0C, in KiB
 inline constexpr uint32_t kBlockBytes = 32;            // a data block; a token's scale fills one (8 equal floats)
 inline constexpr uint32_t kScaleLanes = kBlockBytes / sizeof(float);
 inline constexpr uint32_t kRingSlots = 2;  // workspace slots between an AIC and its two AIVs

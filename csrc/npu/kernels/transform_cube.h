@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // AIC: z = L^T (X R) of each of the core's tokens, X being the token as a matrix [left, right].
 //
-// One pass takes the rows of `pass_tokens` tokens as one operand: y = X R for `block_columns` columns into L0C, rounded
-// to T on its way back to L1, then L^T y per token, float32 into the ring in workspace. A missing factor drops its
-// half. All operands of T are loaded as stored; the fractals that the cube wants the other way round (R, y, L^T) are
-// transposed on their way to L0.
+// One pass takes the rows of `pass_tokens` tokens as one operand, a unit `block_columns` columns of a pass: y = X R
+// into L0C, rounded to T on its way back to L1, then L^T y per token, float32 into the ring in workspace. A missing
+// factor drops its half. The first product of a unit is issued before the second of the one before it, so that FIX,
+// which is the slowest here, always has something to store. All operands of T are loaded as stored; the fractals that
+// the cube wants the other way round (R, y, L^T) are transposed on their way to L0.
 #pragma once
 
 #include "common.h"
@@ -17,17 +18,28 @@ class TransformCube {
   static constexpr bool kLeft = kFactors == Factors::kLeft || kFactors == Factors::kBoth;
   static constexpr bool kRight = kFactors == Factors::kRight || kFactors == Factors::kBoth;
 
-  // x: T [tokens][in_features]; left: T [left][left];
+  // L1 that the transform takes, in bytes.
+  __aicore__ static inline uint32_t L1Bytes(const TilingData& tiling) {
+    const uint32_t rows = tiling.pass_tokens * tiling.left_padded;
+    const uint32_t right = kRight ? tiling.right_padded * tiling.right_padded : 0;
+    const uint32_t left = kLeft ? tiling.left_padded * tiling.left_padded : 0;
+    return (right + left + 2 * rows * (tiling.block_columns + tiling.right_padded)) * sizeof(T);
+  }
+
+  // l1_begin: byte where the transform's part of L1 begins. x: T [tokens][in_features]; left: T [left][left];
   // right: T [right][right]; z: the core's ring, float [kRingSlots][slot_tokens][left][right_padded].
-  __aicore__ inline TransformCube(CubeBuffers& buffers, const TilingData& tiling, TokenRange tokens, GM_ADDR x,
-                                  GM_ADDR left, GM_ADDR right, GM_ADDR z)
+  __aicore__ inline TransformCube(CubeBuffers& buffers, uint32_t l1_begin, const TilingData& tiling, TokenRange tokens,
+                                  GM_ADDR x, GM_ADDR left, GM_ADDR right, GM_ADDR z)
       : tiling_(tiling), tokens_(tokens) {
     pass_rows_ = tiling.pass_tokens * tiling.left_padded;
-    const uint32_t left_at = (kRight ? tiling.right_padded * tiling.right_padded : 0);
+    passes_ = CeilDiv(tokens.end - tokens.begin, tiling.pass_tokens);
+    blocks_ = CeilDiv(tiling.right_padded, tiling.block_columns);
+    const uint32_t right_at = l1_begin / sizeof(T);
+    const uint32_t left_at = right_at + (kRight ? tiling.right_padded * tiling.right_padded : 0);
     const uint32_t product_at = left_at + (kLeft ? tiling.left_padded * tiling.left_padded : 0);
-    const uint32_t tokens_at = product_at + pass_rows_ * tiling.block_columns;
+    const uint32_t tokens_at = product_at + 2 * pass_rows_ * tiling.block_columns;
     const LocalTensor<T> l1 = buffers.l1.Get<T>();
-    right_l1_ = l1;
+    right_l1_ = l1[right_at];
     left_l1_ = l1[left_at];
     product_l1_ = l1[product_at];
     tokens_l1_ = l1[tokens_at];
@@ -40,42 +52,55 @@ class TransformCube {
     z_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(z));
   }
 
-  __aicore__ inline void Run() {
-    const uint32_t passes = CeilDiv(tokens_.end - tokens_.begin, tiling_.pass_tokens);
-    if (passes == 0) return;
+  __aicore__ inline uint32_t passes() const { return passes_; }
+
+  // Start, Transform and Finish, in this order. Start issues the loads of the factors and of the first two passes.
+  __aicore__ inline void Start() {
+    if (passes_ == 0) return;
     for (uint32_t i = 0; i < 2; ++i) {
-      AscendC::SetFlag<HardEvent::MTE1_MTE2>(i);
+      AscendC::SetFlag<HardEvent::MTE1_MTE2>(kTokensEvent + i);
       AscendC::SetFlag<HardEvent::M_MTE1>(kL0FreeEvent + i);
-      AscendC::SetFlag<HardEvent::FIX_M>(i);
     }
-    LoadFactors();
-    LoadTokens(0);
+    for (uint32_t i = 0; i < kL0CSlots; ++i) AscendC::SetFlag<HardEvent::FIX_M>(i);
+    if constexpr (kRight) LoadMatrix(right_l1_, right_, tiling_.right);
+    if constexpr (kLeft) LoadMatrix(left_l1_, left_, tiling_.left);
+    AscendC::SetFlag<HardEvent::MTE2_MTE1>(kFactorsEvent);
+    for (uint32_t i = 0; i < Min(passes_, 2); ++i) LoadTokens(i);
+  }
+
+  __aicore__ inline void Transform() {
+    if (passes_ == 0) return;
     AscendC::WaitFlag<HardEvent::MTE2_MTE1>(kFactorsEvent);
-    const uint32_t slot_passes = tiling_.slot_tokens / tiling_.pass_tokens;
-    for (uint32_t pass = 0; pass < passes; ++pass) {
-      if (pass + 1 < passes) LoadTokens(pass + 1);
-      const bool opens = pass % slot_passes == 0;
-      const bool closes = pass % slot_passes + 1 == slot_passes || pass + 1 == passes;
-      if (opens && filled_ >= kRingSlots) AscendC::CrossCoreWaitFlag(kTokensFree);
-      Transform(pass);
-      if (!closes) continue;
-      AscendC::CrossCoreSetFlag<kModeGroup, PIPE_FIX>(kTokensReady);
-      ++filled_;
+    const uint32_t units = passes_ * blocks_;
+    if constexpr (kLeft && kRight) FirstProduct(0);
+    for (uint32_t unit = 0; unit < units; ++unit) {
+      if constexpr (kLeft && kRight) {
+        if (unit + 1 < units) FirstProduct(unit + 1);
+      }
+      Result(unit);
     }
+  }
+
+  __aicore__ inline void Finish() {
+    if (passes_ == 0) return;
     for (uint32_t i = 0; i < 2; ++i) {
-      AscendC::WaitFlag<HardEvent::MTE1_MTE2>(i);
+      AscendC::WaitFlag<HardEvent::MTE1_MTE2>(kTokensEvent + i);
       AscendC::WaitFlag<HardEvent::M_MTE1>(kL0FreeEvent + i);
-      AscendC::WaitFlag<HardEvent::FIX_M>(i);
     }
+    for (uint32_t i = 0; i < kL0CSlots; ++i) AscendC::WaitFlag<HardEvent::FIX_M>(i);
     for (uint32_t i = 0; i < Min(filled_, kRingSlots); ++i) AscendC::CrossCoreWaitFlag(kTokensFree);
   }
 
  private:
-  static constexpr uint32_t kFactorsEvent = 2;
+  // MTE1_MTE2 and MTE2_MTE1; the GEMM has 0 to 2.
+  static constexpr uint32_t kTokensEvent = 3;
+  static constexpr uint32_t kFactorsEvent = 5;
   static constexpr uint32_t kL0Slot = kL0Bytes / 2 / sizeof(T);
-  static constexpr uint32_t kL0CSlot = kL0CBytes / 2 / sizeof(float);
-  static constexpr uint32_t kProduct = 0;  // L0C slots
+  // L0C: one first product, two results. Also their events.
+  static constexpr uint32_t kL0CSlots = 3;
+  static constexpr uint32_t kProduct = 0;
   static constexpr uint32_t kResult = 1;
+  static_assert(kL0CSlots * kTransformSums * sizeof(float) <= kL0CBytes);
 
   __aicore__ inline void LoadMatrix(const LocalTensor<T>& to, const GlobalTensor<T>& from, uint32_t size) {
     AscendC::Nd2NzParams copy;
@@ -90,12 +115,6 @@ class TransformCube {
     AscendC::DataCopy(to, from, copy);
   }
 
-  __aicore__ inline void LoadFactors() {
-    if constexpr (kRight) LoadMatrix(right_l1_, right_, tiling_.right);
-    if constexpr (kLeft) LoadMatrix(left_l1_, left_, tiling_.left);
-    AscendC::SetFlag<HardEvent::MTE2_MTE1>(kFactorsEvent);
-  }
-
   __aicore__ inline uint32_t TokensOfPass(uint32_t pass) const {
     return Min(tiling_.pass_tokens, tokens_.end - tokens_.begin - pass * tiling_.pass_tokens);
   }
@@ -103,7 +122,7 @@ class TransformCube {
   // L1 holds NZ: [column / 16][pass_rows_][16].
   __aicore__ inline void LoadTokens(uint32_t pass) {
     const uint32_t slot = pass % 2;
-    AscendC::WaitFlag<HardEvent::MTE1_MTE2>(slot);
+    AscendC::WaitFlag<HardEvent::MTE1_MTE2>(kTokensEvent + slot);
     AscendC::Nd2NzParams copy;
     copy.ndNum = 1;
     copy.nValue = TokensOfPass(pass) * tiling_.left;  // several tokens only if `left` needs no padding
@@ -115,7 +134,7 @@ class TransformCube {
     copy.dstNzMatrixStride = 0;
     const uint64_t token = tokens_.begin + pass * tiling_.pass_tokens;
     AscendC::DataCopy(TokensL1(slot), x_[token * tiling_.in_features], copy);
-    AscendC::SetFlag<HardEvent::MTE2_MTE1>(slot);
+    AscendC::SetFlag<HardEvent::MTE2_MTE1>(kTokensEvent + slot);
   }
 
   __aicore__ inline LocalTensor<T> TokensL1(uint32_t slot) const {
@@ -172,81 +191,122 @@ class TransformCube {
     }
   }
 
-  __aicore__ inline void Transform(uint32_t pass) {
-    const uint32_t slot = pass % 2;
-    const uint32_t count = TokensOfPass(pass);
-    const uint32_t rows = count * tiling_.left;
-    const uint32_t row_fractals = pass_rows_ / kFractalRows;
-    const LocalTensor<float> product = l0c_[kProduct * kL0CSlot];
-    const LocalTensor<float> result = l0c_[kResult * kL0CSlot];
-    AscendC::WaitFlag<HardEvent::MTE2_MTE1>(slot);
-    for (uint32_t column = 0; column < tiling_.right_padded; column += tiling_.block_columns) {
-      const uint32_t fractals = Min(tiling_.block_columns, tiling_.right_padded - column) / kFractalRows;
-      const uint32_t first = column / kFractalRows;
-      Operand y{TokensL1(slot), first * row_fractals, row_fractals};
-      if constexpr (kRight) {
-        const uint32_t right_fractals = tiling_.right_padded / kFractalRows;
-        AscendC::WaitFlag<HardEvent::FIX_M>(kProduct);
-        Multiply<false>(product, {TokensL1(slot), 0, row_fractals}, {right_l1_, first * right_fractals, right_fractals},
-                        rows, fractals, tiling_.right);
-        AscendC::SetFlag<HardEvent::M_FIX>(kProduct);
-        AscendC::WaitFlag<HardEvent::M_FIX>(kProduct);
-        if constexpr (kLeft) {
-          StoreProduct(product, rows, fractals);
-          y = {product_l1_, 0, row_fractals};
-        } else {
-          Store(product, pass, 0, rows, column, fractals);
-        }
-        AscendC::SetFlag<HardEvent::FIX_M>(kProduct);
-      }
-      if constexpr (kLeft) {
-        const uint32_t left_fractals = tiling_.left_padded / kFractalRows;
-        const uint32_t result_size = tiling_.left_padded * fractals * kFractalRows;
-        AscendC::WaitFlag<HardEvent::FIX_M>(kResult);
-        for (uint32_t token = 0; token < count; ++token) {
-          Multiply<true>(result[token * result_size], {left_l1_, 0, left_fractals},
-                         {y.tensor, y.first + token * left_fractals, y.stride}, tiling_.left, fractals, tiling_.left);
-        }
-        AscendC::SetFlag<HardEvent::M_FIX>(kResult);
-        AscendC::WaitFlag<HardEvent::M_FIX>(kResult);
-        for (uint32_t token = 0; token < count; ++token) {
-          Store(result[token * result_size], pass, token, tiling_.left, column, fractals);
-        }
-        AscendC::SetFlag<HardEvent::FIX_M>(kResult);
-      }
-    }
-    AscendC::SetFlag<HardEvent::MTE1_MTE2>(slot);
+  // What a unit is: columns [first * 16, (first + fractals) * 16) of a pass.
+  struct Unit {
+    uint32_t pass;
+    uint32_t first;
+    uint32_t fractals;
+    bool opens;   // the first of its pass
+    bool closes;  // the last of its pass
+  };
+
+  __aicore__ inline Unit UnitAt(uint32_t index) const {
+    const uint32_t block = index % blocks_, column = block * tiling_.block_columns;
+    return {index / blocks_, column / kFractalRows,
+            Min(tiling_.block_columns, tiling_.right_padded - column) / kFractalRows, block == 0, block + 1 == blocks_};
   }
 
-  // X R, rounded to T, to L1. What the last block's second product read from there it has read: FIX stored that
-  // product's result first.
-  __aicore__ inline void StoreProduct(const LocalTensor<float>& product, uint32_t rows, uint32_t fractals) {
+  __aicore__ inline LocalTensor<float> Sums(uint32_t slot) const { return l0c_[slot * kTransformSums]; }
+
+  // X as an operand, waited for by the first that takes it, given back after the last.
+  __aicore__ inline void TakeTokens(const Unit& unit) {
+    if (unit.opens) AscendC::WaitFlag<HardEvent::MTE2_MTE1>(kTokensEvent + unit.pass % 2);
+  }
+  __aicore__ inline void ReturnTokens(const Unit& unit) {
+    if (!unit.closes) return;
+    AscendC::SetFlag<HardEvent::MTE1_MTE2>(kTokensEvent + unit.pass % 2);
+    if (unit.pass + 2 < passes_) LoadTokens(unit.pass + 2);
+  }
+
+  // X R of a unit.
+  __aicore__ inline void MultiplyRight(const Unit& unit, uint32_t slot) {
+    const uint32_t right_fractals = tiling_.right_padded / kFractalRows;
+    TakeTokens(unit);
+    AscendC::WaitFlag<HardEvent::FIX_M>(slot);
+    Multiply<false>(Sums(slot), {TokensL1(unit.pass % 2), 0, pass_rows_ / kFractalRows},
+                    {right_l1_, unit.first * right_fractals, right_fractals}, Rows(unit), unit.fractals, tiling_.right);
+    ReturnTokens(unit);
+    AscendC::SetFlag<HardEvent::M_FIX>(slot);
+    AscendC::WaitFlag<HardEvent::M_FIX>(slot);
+  }
+
+  __aicore__ inline uint32_t Rows(const Unit& unit) const { return TokensOfPass(unit.pass) * tiling_.left; }
+
+  __aicore__ inline LocalTensor<T> ProductL1(uint32_t index) const {
+    return product_l1_[index % 2 * pass_rows_ * tiling_.block_columns];
+  }
+
+  // X R, rounded to T, to L1. What was there two units ago has been read: FIX stored that unit's result before.
+  __aicore__ inline void FirstProduct(uint32_t index) {
+    const Unit unit = UnitAt(index);
+    MultiplyRight(unit, kProduct);
     AscendC::FixpipeParamsV220 store;
-    store.nSize = fractals * kFractalRows;
-    store.mSize = rows;
-    store.srcStride = RoundUp(rows, kFractalRows);
+    store.nSize = unit.fractals * kFractalRows;
+    store.mSize = Rows(unit);
+    store.srcStride = RoundUp(Rows(unit), kFractalRows);
     store.dstStride = pass_rows_;
     store.ndNum = 1;
     store.quantPre = kRounding;
-    AscendC::Fixpipe<T, float, AscendC::CFG_NZ>(product_l1_, product, store);
-    AscendC::SetFlag<HardEvent::FIX_MTE1>(0);
-    AscendC::WaitFlag<HardEvent::FIX_MTE1>(0);
+    AscendC::Fixpipe<T, float, AscendC::CFG_NZ>(ProductL1(index), Sums(kProduct), store);
+    AscendC::SetFlag<HardEvent::FIX_M>(kProduct);
+    AscendC::SetFlag<HardEvent::FIX_MTE1>(index % 2);
   }
 
-  // Rows of float32 from `token` of the pass on, columns from `column`, to the ring.
-  __aicore__ inline void Store(const LocalTensor<float>& from, uint32_t pass, uint32_t token, uint32_t rows,
-                               uint32_t column, uint32_t fractals) {
+  __aicore__ inline void Result(uint32_t index) {
+    const Unit unit = UnitAt(index);
+    const uint32_t slot = kResult + index % 2;
+    const uint32_t count = TokensOfPass(unit.pass);
+    const uint32_t left_fractals = tiling_.left_padded / kFractalRows;
+    const uint32_t size = tiling_.left_padded * unit.fractals * kFractalRows;
+    if constexpr (kLeft) {
+      Operand y{ProductL1(index), 0, pass_rows_ / kFractalRows};
+      if constexpr (kRight) {
+        AscendC::WaitFlag<HardEvent::FIX_MTE1>(index % 2);
+      } else {
+        TakeTokens(unit);
+        y = {TokensL1(unit.pass % 2), unit.first * (pass_rows_ / kFractalRows), pass_rows_ / kFractalRows};
+      }
+      AscendC::WaitFlag<HardEvent::FIX_M>(slot);
+      for (uint32_t token = 0; token < count; ++token) {
+        Multiply<true>(Sums(slot)[token * size], {left_l1_, 0, left_fractals},
+                       {y.tensor, y.first + token * left_fractals, y.stride}, tiling_.left, unit.fractals,
+                       tiling_.left);
+      }
+      if constexpr (!kRight) ReturnTokens(unit);
+      AscendC::SetFlag<HardEvent::M_FIX>(slot);
+      AscendC::WaitFlag<HardEvent::M_FIX>(slot);
+    } else {
+      MultiplyRight(unit, slot);
+    }
+
+    const uint32_t slot_passes = tiling_.slot_tokens / tiling_.pass_tokens;
+    const uint32_t slot_pass = unit.pass % slot_passes;
+    if (unit.opens && slot_pass == 0 && filled_ >= kRingSlots) AscendC::CrossCoreWaitFlag(kTokensFree);
+    if constexpr (kLeft) {
+      for (uint32_t token = 0; token < count; ++token) {
+        Store(Sums(slot)[token * size], slot_pass * tiling_.pass_tokens + token, tiling_.left, unit);
+      }
+    } else {
+      Store(Sums(slot), slot_pass * tiling_.pass_tokens, Rows(unit), unit);
+    }
+    AscendC::SetFlag<HardEvent::FIX_M>(slot);
+    if (!unit.closes || (slot_pass + 1 < slot_passes && unit.pass + 1 < passes_)) return;
+    AscendC::CrossCoreSetFlag<kModeGroup, PIPE_FIX>(kTokensReady);
+    ++filled_;
+  }
+
+  // Rows of float32, from token `token` of the ring slot on, to the unit's columns.
+  __aicore__ inline void Store(const LocalTensor<float>& from, uint32_t token, uint32_t rows, const Unit& unit) {
     AscendC::FixpipeParamsV220 store;
-    store.nSize = fractals * kFractalRows;
+    store.nSize = unit.fractals * kFractalRows;
     store.mSize = rows;
     store.srcStride = RoundUp(rows, kFractalRows);
     store.dstStride = tiling_.right_padded;
     store.ndNum = 1;
     store.quantPre = QuantMode_t::NoQuant;
-    const uint32_t index =
-        filled_ % kRingSlots * tiling_.slot_tokens + pass * tiling_.pass_tokens % tiling_.slot_tokens + token;
+    const uint64_t index = filled_ % kRingSlots * tiling_.slot_tokens + token;
     AscendC::Fixpipe<float, float, AscendC::CFG_ROW_MAJOR>(
-        z_[uint64_t{index} * tiling_.left * tiling_.right_padded + column], from, store);
+        z_[index * tiling_.left * tiling_.right_padded + unit.first * kFractalRows], from, store);
   }
 
   static constexpr QuantMode_t kRounding = kIsHalf<T> ? QuantMode_t::F322F16 : QuantMode_t::F322BF16;
@@ -257,7 +317,7 @@ class TransformCube {
   LocalTensor<float> l0c_;
   GlobalTensor<T> x_, left_, right_;
   GlobalTensor<float> z_;
-  uint32_t pass_rows_;
+  uint32_t pass_rows_, passes_, blocks_;
   uint32_t l0_slot_ = 0;
   uint32_t filled_ = 0;  // ring slots filled
 };

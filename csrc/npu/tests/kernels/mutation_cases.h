@@ -35,6 +35,13 @@ inline std::vector<MutationCase> mutation_cases() {
       {linear({150, 1000, 600, 0, 0, 1, true}, bfloat16), 1, false},
       {linear({20, 1536, 300, 0, 0, 6, true}, half), 1, true},
       {linear({70, 1152, 200, 0, 0, 3}, bfloat16), 1, true},
+      // A product with few results whose depth does not fit in L0 at once.
+      {linear({2, 2304, 40, 144, 16}, bfloat16), 1, true},
+      // Activations that leave room for fewer stages of weights, and those that do not fit in L1.
+      {linear({2, 5120, 1030, 0, 0}, half), 1, true},
+      {linear({130, 8192, 40, 0, 0}, bfloat16), 1, true},
+      // A core without tokens.
+      {linear({1, 192, 40, 12, 16}, bfloat16), 2, false},
       // A tile of one row after full ones.
       {linear({1153, 64, 16, 0, 0}, half), 2, true},
   };

@@ -41,11 +41,11 @@ void check_limits(const Tiling& t, const std::string& what) {
   check(rows <= 256 && (d.pass_tokens == 1 || d.left % 16 == 0), what + ": rows of a pass");
   check(d.slot_tokens % d.pass_tokens == 0 && d.slot_tokens >= 2, what + ": tokens of a slot");
   check(d.block_columns % 16 == 0 && d.block_columns <= d.right_padded, what + ": columns of a pass");
-  check(rows * d.block_columns * 4 <= kL0C / 2, what + ": L0C of the transform");
+  check(rows * d.block_columns <= kTransformSums && 3 * 4 * kTransformSums <= kL0C, what + ": L0C of the transform");
   // The shortest depth step, 16, must fit a double-buffered L0.
   check(std::max(rows, d.block_columns) * 16 * 2 <= kL0 / 2, what + ": L0 of the transform");
   const uint64_t factors = 2 * (uint64_t{d.left_padded} * d.left_padded + uint64_t{d.right_padded} * d.right_padded);
-  const uint64_t tokens = 2 * 2 * uint64_t{rows} * d.right_padded + 2 * uint64_t{rows} * d.block_columns;
+  const uint64_t tokens = 2 * 2 * uint64_t{rows} * (d.right_padded + d.block_columns);
   check(factors + tokens <= kL1, what + ": L1 of the transform");
 }
 
@@ -124,8 +124,8 @@ void test_decisions() {
   check(many.data.replicated == 0 && many.token_class == TokenClass::kRows64, "64 tokens: shared, one barrier");
   check(make_tiling({17, 5120, 10240, 64, 80}, 24).token_class == TokenClass::kRows32, "17 tokens: 32 rows");
   const Tiling down = make_tiling({64, 25600, 5120, 160, 160}, 24);
-  check(down.data.pass_tokens == 1 && down.data.slot_tokens == 2 && down.data.block_columns == 80,
-        "160 x 160: one token at once, two halves of its columns");
+  check(down.data.pass_tokens == 1 && down.data.slot_tokens == 2 && down.data.block_columns == 64,
+        "160 x 160: one token at once, three parts of its columns");
   const Tiling rows = make_tiling({129, 5120, 10240, 64, 80}, 24);
   check(rows.data.row_tiles == 2 && rows.data.tile_rows == 80, "129 tokens: two tiles of at most 80 rows");
   const Tiling prefill = make_tiling({4096, 5120, 10240, 64, 80}, 24);
