@@ -18,6 +18,7 @@ constexpr double kGiBPerSecond = 1024.0 * 1024 * 1024 / 1e6;
 constexpr double kL0CToGm = 70 * kGiBPerSecond;
 constexpr double kL0CToL1 = 128 * kGiBPerSecond;
 constexpr double kGmToL1 = 135 * kGiBPerSecond;
+constexpr double kHbm = 1.6e6;  // of the device
 constexpr double kL1ToL0A = 441 * kGiBPerSecond;
 constexpr double kL1ToL0B = 220 * kGiBPerSecond;
 constexpr double kGmToUb = 101 * kGiBPerSecond;
@@ -93,65 +94,74 @@ void cut_transform(const LinearShape& shape, TilingData& data) {
   data.block_columns = static_cast<uint32_t>(round_up(ceil_div(data.right_padded, blocks), kFractalRows));
 }
 
-constexpr int64_t kL1Bytes = 512 * 1024;
-constexpr int64_t kStepBytes = kGemmStepK / 2;
+constexpr int64_t kL1Rows = 512 * 1024 / (kGemmStepK / 2);  // rows or columns of one step that L1 holds
 
 double load_microseconds(int64_t rows, int64_t in_features) { return rows * in_features / 2.0 / kGmToL1; }
+// Weights that only one row of tiles reads come from HBM, at a core's share; others mostly from L2.
+double weights_microseconds(int64_t columns, int64_t in_features, int64_t row_tiles, uint32_t cores) {
+  const double rate = row_tiles == 1 ? std::min(kGmToL1, kHbm / cores) : kGmToL1;
+  return columns * in_features / 2.0 / rate;
+}
 double multiply_microseconds(int64_t rows, int64_t columns, int64_t in_features) {
   return rows * columns * in_features / kInt4MacsPerCycle / kCyclesPerMicrosecond;
 }
 
-// Cuts both dimensions and returns the busiest core's time: tiles as wide as they balance, activations loaded with
-// them.
-double cut_streaming(const LinearShape& shape, uint32_t cores, int64_t most_rows, TilingData& data) {
-  // Tiles of equal height: 129 tokens are two tiles of 80 and 49 rows, not of 128 and 1.
-  const int64_t rows = round_up(ceil_div(shape.tokens, ceil_div(shape.tokens, most_rows)), kFractalRows);
-  const int64_t row_tiles = ceil_div(shape.tokens, rows);
-  const int64_t column_blocks = ceil_div(shape.out_features, kFractalRows);
-  double best = 0;
-  for (int64_t width = kMaxTileColumns / kFractalRows; width >= 1; --width) {
-    const int64_t columns = width * kFractalRows, column_tiles = ceil_div(column_blocks, width);
+// Rows that a tile has if none has more than `most`: 129 tokens are two tiles of 80 and 49 rows, not of 128 and 1.
+int64_t even_rows(int64_t tokens, int64_t most) {
+  return round_up(ceil_div(tokens, ceil_div(tokens, most)), kFractalRows);
+}
+
+// What a core's time means for the device, whose weights come from HBM once. The hundredth decides between grids that
+// all wait for that.
+double device_microseconds(const LinearShape& shape, double core) {
+  return std::max(core, shape.in_features * shape.out_features / 2.0 / kHbm) + 0.01 * core;
+}
+
+struct Grid {
+  int64_t rows = 0, columns = 0;  // of a tile
+  bool resident = false;
+  double microseconds = INFINITY;
+};
+
+// Tiles of `rows`, as wide as they balance best, activations and weights loaded together.
+Grid streaming_grid(const LinearShape& shape, uint32_t cores, int64_t most_rows) {
+  Grid best;
+  const int64_t rows = even_rows(shape.tokens, most_rows), row_tiles = ceil_div(shape.tokens, rows);
+  for (int64_t columns = kMaxTileColumns; columns >= kFractalRows; columns -= kFractalRows) {
     // Half of a tile's sums leave L0C while the other half is multiplied; a part of the rest is waited for.
     const double store = 0.25 * rows * columns * 4.0 / kL0CToGm;
-    const double multiply = multiply_microseconds(rows, columns, shape.in_features) + store;
-    const double tile = std::max(load_microseconds(rows + columns, shape.in_features), multiply);
-    const double time = ceil_div(row_tiles * column_tiles, cores) * tile;
-    if (best != 0 && time >= best) continue;
-    best = time;
-    data.tile_rows = static_cast<uint32_t>(rows);
-    data.tile_columns = static_cast<uint32_t>(columns);
-    data.row_tiles = static_cast<uint32_t>(row_tiles);
-    data.column_tiles = static_cast<uint32_t>(column_tiles);
+    const double load =
+        load_microseconds(rows, shape.in_features) + weights_microseconds(columns, shape.in_features, row_tiles, cores);
+    const double tile =
+        kTileMicroseconds + std::max(load, multiply_microseconds(rows, columns, shape.in_features) + store);
+    const double time = ceil_div(row_tiles * ceil_div(shape.out_features, columns), cores) * tile;
+    const double device = device_microseconds(shape, time);
+    if (device < best.microseconds) best = {rows, columns, false, device};
   }
-  data.resident = 0;
   return best;
 }
 
-// The same with the activations of a row of tiles resident, where L1 has room for them and two stages of weights.
-double cut_resident(const LinearShape& shape, uint32_t cores, int64_t most_rows, TilingData& data) {
+// The same with the activations of a row of tiles resident, where L1 has room for them and `stages` of weights. No
+// fewer steps than stages: the kernel reuses a step's place when its stage comes round.
+Grid resident_grid(const LinearShape& shape, uint32_t cores, int64_t most_rows, int64_t most_columns, int64_t stages) {
+  Grid best;
   const int64_t steps = ceil_div(shape.in_features, kGemmStepK);
-  const int64_t room = kL1Bytes - 2 * kResidentTileColumns * kStepBytes;
-  const int64_t fits = std::min(most_rows, room / (steps * kStepBytes) / kFractalRows * kFractalRows);
-  if (fits == 0 || steps < 2) return INFINITY;  // no fewer steps than stages, and two of those
-  const int64_t rows = round_up(ceil_div(shape.tokens, ceil_div(shape.tokens, fits)), kFractalRows);
-  const int64_t row_tiles = ceil_div(shape.tokens, rows);
-  const int64_t column_blocks = ceil_div(shape.out_features, kFractalRows);
-  double best = INFINITY;
-  for (int64_t width = kResidentTileColumns / kFractalRows; width >= 1; --width) {
-    const int64_t columns = width * kFractalRows, column_tiles = ceil_div(column_blocks, width);
+  if (steps < stages) return best;
+  for (int64_t columns = most_columns; columns >= kFractalRows; columns -= kFractalRows) {
+    const int64_t fits = (kL1Rows - stages * columns) / steps / kFractalRows * kFractalRows;
+    if (fits <= 0) continue;
+    const int64_t rows = even_rows(shape.tokens, std::min(most_rows, fits));
+    if (shape.tokens <= most_rows && rows < shape.tokens) continue;  // one row of tiles reads each weight once
+    const int64_t row_tiles = ceil_div(shape.tokens, rows), column_tiles = ceil_div(shape.out_features, columns);
     const double feed = shape.in_features / 2.0 * (rows / kL1ToL0A + columns / kL1ToL0B);
-    const double tile = kTileMicroseconds + std::max({load_microseconds(columns, shape.in_features), feed,
-                                                      multiply_microseconds(rows, columns, shape.in_features)});
+    const double tile =
+        kTileMicroseconds + std::max({weights_microseconds(columns, shape.in_features, row_tiles, cores), feed,
+                                      multiply_microseconds(rows, columns, shape.in_features)});
     const int64_t tiles = ceil_div(row_tiles * column_tiles, cores);
     const double time = tiles * tile + ceil_div(tiles, column_tiles) * load_microseconds(rows, shape.in_features);
-    if (time >= best) continue;
-    best = time;
-    data.tile_rows = static_cast<uint32_t>(rows);
-    data.tile_columns = static_cast<uint32_t>(columns);
-    data.row_tiles = static_cast<uint32_t>(row_tiles);
-    data.column_tiles = static_cast<uint32_t>(column_tiles);
+    const double device = device_microseconds(shape, time);
+    if (device < best.microseconds) best = {rows, columns, true, device};
   }
-  data.resident = 1;
   return best;
 }
 
@@ -160,12 +170,19 @@ void cut_gemm(const LinearShape& shape, uint32_t cores, Tiling& tiling) {
                        : shape.tokens <= 32 ? TokenClass::kRows32
                        : shape.tokens <= 64 ? TokenClass::kRows64
                                             : TokenClass::kRows128;
+  const bool is_tall = tiling.token_class == TokenClass::kRows128;
   const int64_t most_rows = static_cast<int64_t>(tiling.token_class);
-  const double streaming = cut_streaming(shape, cores, most_rows, tiling.data);
-  // Few tokens wait for weights from HBM, of which each arrives once either way.
-  if (tiling.token_class != TokenClass::kRows128) return;
-  TilingData resident = tiling.data;
-  if (cut_resident(shape, cores, most_rows, resident) < streaming) tiling.data = resident;
+  const Grid streaming = streaming_grid(shape, cores, most_rows);
+  // Tall tiles are stored while the next is multiplied, which takes half of L0C each; flat ones need a deep pipeline.
+  const Grid resident = is_tall ? resident_grid(shape, cores, most_rows, kResidentTileColumns, 2)
+                                : resident_grid(shape, cores, most_rows, kMaxTileColumns, 3);
+  const Grid& grid = resident.microseconds < streaming.microseconds ? resident : streaming;
+  TilingData& data = tiling.data;
+  data.tile_rows = static_cast<uint32_t>(grid.rows);
+  data.tile_columns = static_cast<uint32_t>(grid.columns);
+  data.row_tiles = static_cast<uint32_t>(ceil_div(shape.tokens, grid.rows));
+  data.column_tiles = static_cast<uint32_t>(ceil_div(shape.out_features, grid.columns));
+  data.resident = grid.resident ? 1 : 0;
 }
 
 void lay_out_workspace(uint32_t cores, Tiling& tiling) {

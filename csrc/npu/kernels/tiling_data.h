@@ -16,7 +16,7 @@ enum class TokenClass : uint32_t { kRows16 = 16, kRows32 = 32, kRows64 = 64, kRo
 inline constexpr uint32_t kFractalRows = 16;   // rows of every cube fractal, and columns of a B fractal
 inline constexpr uint32_t kInt4FractalK = 64;  // int4 values in 32 bytes
 inline constexpr uint32_t kMaxTileColumns = 256;
-inline constexpr uint32_t kResidentTileColumns = 128;  // of tiles whose activations stay in L1
+inline constexpr uint32_t kResidentTileColumns = 128;  // of tall tiles whose activations stay in L1
 inline constexpr uint32_t kGemmStepK = 1024;           // depth of one L1 stage
 inline constexpr uint32_t kTransformSums = 10752;      // float32 sums of a transform unit: a third of L0C, in KiB
 inline constexpr uint32_t kBlockBytes = 32;            // a data block; a token's scale fills one (8 equal floats)

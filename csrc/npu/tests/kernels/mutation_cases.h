@@ -39,7 +39,7 @@ inline std::vector<MutationCase> mutation_cases() {
       {linear({2, 2304, 40, 144, 16}, bfloat16), 1, true},
       // Activations that leave room for fewer stages of weights, and those that do not fit in L1.
       {linear({2, 5120, 1030, 0, 0}, half), 1, true},
-      {linear({130, 8192, 40, 0, 0}, bfloat16), 1, true},
+      {linear({128, 9216, 256, 0, 0}, bfloat16), 1, true},
       // A core without tokens.
       {linear({1, 192, 40, 12, 16}, bfloat16), 2, false},
       // A tile of one row after full ones.

@@ -22,14 +22,15 @@ void check_limits(const Tiling& t, const std::string& what) {
   check(d.tile_columns % 16 == 0 && d.tile_columns > 0 && d.tile_columns <= kMaxTileColumns, what + ": columns");
   check(d.row_tiles == (d.tokens + d.tile_rows - 1) / d.tile_rows, what + ": row tiles cover the tokens");
   check(uint64_t{d.column_tiles} * d.tile_columns >= d.out_features, what + ": column tiles cover the outputs");
-  check((uint64_t{d.column_tiles} - 1) * d.tile_columns < (d.out_features + 15) / 16 * 16, what + ": no empty tile");
-  check(most_rows < 128 ? d.row_tiles == 1 && !d.resident : d.tokens > 64, what + ": token class");
+  check((uint64_t{d.column_tiles} - 1) * d.tile_columns < d.out_features, what + ": no empty tile");
+  check(most_rows < 128 ? d.row_tiles == 1 : d.tokens > 64, what + ": token class");
   const uint64_t steps = (d.in_features + kGemmStepK - 1) / kGemmStepK;
-  const uint64_t stages = d.resident ? 2 : most_rows == 128 ? 2 : 3;
+  const uint64_t stages = most_rows == 128 ? 2 : 3;
   const uint64_t l1 =
       d.resident ? steps * d.tile_rows + stages * d.tile_columns : stages * (d.tile_rows + d.tile_columns);
   check(l1 * kGemmStepK / 2 <= kL1, what + ": L1 of the GEMM");
-  check(!d.resident || d.tile_columns <= kResidentTileColumns, what + ": columns beside resident activations");
+  check(!d.resident || most_rows < 128 || d.tile_columns <= kResidentTileColumns, what + ": columns, resident");
+  check(!d.resident || steps >= stages, what + ": no fewer steps than stages");
   check(d.q_row_bytes % 32 == 0 && d.q_row_bytes * 2 >= d.in_features, what + ": row of int4 activations");
   check(d.q_row_bytes <= 65535, what + ": stride of the ND to NZ copy");
   check((d.out_features + 15) / 16 * 16 <= 65536, what + ": stride between weight fractals");
