@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rounding against the plugin's reference operator and against direct solutions."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_w4a4_plugin.calibration.rounding import (
+    GPTQ_DAMPING,
     best_activation_clip,
     best_weight_scale,
+    descend,
     gptq,
     quantize_tokens,
     refit,
@@ -44,6 +47,49 @@ def test_gptq_beats_rounding_to_nearest_and_stays_in_range() -> None:
     assert codes.abs().max() <= 7
     error = [((c * scale - weight) @ x.t()).norm() for c in (codes, nearest)]
     assert error[0] < 0.5 * error[1]
+
+
+def column_by_column(weight: torch.Tensor, scale: torch.Tensor, hessian: torch.Tensor, damping: float) -> torch.Tensor:
+    """GPTQ as its paper's formula (3) has it: one column, then the rest by the inverse of what is left of H."""
+    order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
+    w, left = weight.double().clone(), order.tolist()
+    h = hessian.double() + torch.eye(len(hessian)).double() * damping * hessian.diagonal().double().mean()
+    codes = torch.zeros_like(w)
+    for column in order.tolist():
+        inverse = torch.linalg.inv(h[left][:, left])
+        codes[:, column] = (w[:, column] / scale[:, 0]).round().clamp(-7, 7)
+        error = (w[:, column] - codes[:, column] * scale[:, 0]) / inverse[0, 0]
+        w[:, left] -= error[:, None] * inverse[0]
+        left = left[1:]
+    return codes
+
+
+def test_gptq_is_its_formula() -> None:
+    x = correlated(400, 160).double()
+    weight = torch.randn(9, 160, generator=torch.Generator().manual_seed(4)).double()
+    scale, hessian = row_scale(weight, 4), x.t() @ x / 400
+    assert torch.equal(gptq(weight, scale, hessian), column_by_column(weight, scale, hessian, GPTQ_DAMPING))
+
+
+@pytest.mark.parametrize("n", [128, 300])  # one block of columns, and more than one
+def test_descent_lowers_the_error_and_ends_where_no_single_code_helps(n: int) -> None:
+    x = correlated(500, n).double()
+    weight = torch.randn(4, n, generator=torch.Generator().manual_seed(n)).double()
+    hessian, scale = x.t() @ x / 500, row_scale(weight, 4)
+
+    def error(codes: torch.Tensor) -> torch.Tensor:
+        difference = codes * scale - weight
+        return torch.einsum("...i,ij,...j->...", difference, hessian, difference)
+
+    start = gptq(weight, scale, hessian)
+    few, many = (descend(start, weight, scale, hessian, sweeps=sweeps) for sweeps in (1, 40))
+    assert (error(few) <= error(start) * (1 + 1e-9)).all()
+    assert error(few).sum() < 0.98 * error(start).sum()
+    assert torch.equal(many, many.round())
+    assert many.abs().max() <= 7
+    steps = torch.cat([torch.eye(n), -torch.eye(n)]).double()
+    neighbours = (many + steps[:, None]).clamp(-7, 7)
+    assert (error(neighbours) >= error(many) * (1 - 1e-9)).all()
 
 
 def test_gptq_with_uncorrelated_inputs_is_rounding_to_nearest() -> None:
