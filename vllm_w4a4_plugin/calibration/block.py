@@ -46,7 +46,7 @@ class LayerReport:
 
     Attributes:
         name: full module name; quant_type: as written; shape: [out, in].
-        before, after: |error| / |output| of rounding to nearest without a transform, and as written.
+        before, after: |error| / |output| of rounding to nearest without a transform, and as quantized here.
         clip: activation clip ratio, None where there is none. factors: sizes of L and R.
         nbytes: of all its tensors.
         activation_curves, weight_curves: magnitude per channel, sorted, before and after the transform.

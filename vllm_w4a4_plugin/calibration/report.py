@@ -42,7 +42,7 @@ def render(title: str, facts: Sequence[tuple[str, str]], records: Sequence[Block
         "4 bits represent best.</p>"
         + "".join(map(_flatness, _examples(layers)))
         + "<h2>Layers</h2><p>Relative error of the layer's output on calibration text: rounding to nearest without a "
-        "transform, and as written.</p>" + _layer_table(layers) + "</html>\n"
+        "transform, and as quantized here, before any distillation.</p>" + _layer_table(layers) + "</html>\n"
     )
 
 
