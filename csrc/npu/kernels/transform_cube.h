@@ -18,16 +18,17 @@ class TransformCube {
   static constexpr bool kLeft = kFactors == Factors::kLeft || kFactors == Factors::kBoth;
   static constexpr bool kRight = kFactors == Factors::kRight || kFactors == Factors::kBoth;
 
-  // L1 that the transform takes, in bytes.
-  __aicore__ static inline uint32_t L1Bytes(const TilingData& tiling) {
+  // L1 that the transform takes, in bytes, with `slots` passes of tokens in it.
+  __aicore__ static inline uint32_t L1Bytes(const TilingData& tiling, uint32_t slots) {
     const uint32_t rows = tiling.pass_tokens * tiling.left_padded;
     const uint32_t right = kRight ? tiling.right_padded * tiling.right_padded : 0;
     const uint32_t left = kLeft ? tiling.left_padded * tiling.left_padded : 0;
-    return (right + left + 2 * rows * (tiling.block_columns + tiling.right_padded)) * sizeof(T);
+    const uint32_t products = kLeft && kRight ? 2 * rows * tiling.block_columns : 0;
+    return (right + left + products + slots * rows * tiling.right_padded) * sizeof(T);
   }
 
-  // l1_begin: byte where the transform's part of L1 begins. x: T [tokens][in_features]; left: T [left][left];
-  // right: T [right][right]; z: the core's ring, float [kRingSlots][slot_tokens][left][right_padded].
+  // l1_begin: byte where the transform's part of L1 begins; it goes to the end. x: T [tokens][in_features]; left: T
+  // [left][left]; right: T [right][right]; z: the core's ring, float [kRingSlots][slot_tokens][left][right_padded].
   __aicore__ inline TransformCube(CubeBuffers& buffers, uint32_t l1_begin, const TilingData& tiling, TokenRange tokens,
                                   GM_ADDR x, GM_ADDR left, GM_ADDR right, GM_ADDR z)
       : tiling_(tiling), tokens_(tokens) {
@@ -37,7 +38,9 @@ class TransformCube {
     const uint32_t right_at = l1_begin / sizeof(T);
     const uint32_t left_at = right_at + (kRight ? tiling.right_padded * tiling.right_padded : 0);
     const uint32_t product_at = left_at + (kLeft ? tiling.left_padded * tiling.left_padded : 0);
-    const uint32_t tokens_at = product_at + 2 * pass_rows_ * tiling.block_columns;
+    const uint32_t tokens_at = product_at + (kLeft && kRight ? 2 * pass_rows_ * tiling.block_columns : 0);
+    slots_ = 2;
+    while (slots_ < kMostSlots && l1_begin + L1Bytes(tiling, slots_ + 1) <= kL1Bytes) ++slots_;
     const LocalTensor<T> l1 = buffers.l1.Get<T>();
     right_l1_ = l1[right_at];
     left_l1_ = l1[left_at];
@@ -52,20 +55,19 @@ class TransformCube {
     z_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(z));
   }
 
-  __aicore__ inline uint32_t passes() const { return passes_; }
+  // Whether Start issues all loads that there are.
+  __aicore__ inline bool LoadsAtOnce() const { return passes_ <= slots_; }
 
-  // Start, Transform and Finish, in this order. Start issues the loads of the factors and of the first two passes.
+  // Start, Transform and Finish, in this order. Start issues the loads of the factors and of as many passes as fit.
   __aicore__ inline void Start() {
     if (passes_ == 0) return;
-    for (uint32_t i = 0; i < 2; ++i) {
-      AscendC::SetFlag<HardEvent::MTE1_MTE2>(kTokensEvent + i);
-      AscendC::SetFlag<HardEvent::M_MTE1>(kL0FreeEvent + i);
-    }
+    for (uint32_t i = 0; i < slots_; ++i) AscendC::SetFlag<HardEvent::MTE1_MTE2>(kTokensEvent + i);
+    for (uint32_t i = 0; i < 2; ++i) AscendC::SetFlag<HardEvent::M_MTE1>(kL0FreeEvent + i);
     for (uint32_t i = 0; i < kL0CSlots; ++i) AscendC::SetFlag<HardEvent::FIX_M>(i);
     if constexpr (kRight) LoadMatrix(right_l1_, right_, tiling_.right);
     if constexpr (kLeft) LoadMatrix(left_l1_, left_, tiling_.left);
     AscendC::SetFlag<HardEvent::MTE2_MTE1>(kFactorsEvent);
-    for (uint32_t i = 0; i < Min(passes_, 2); ++i) LoadTokens(i);
+    for (uint32_t i = 0; i < Min(passes_, slots_); ++i) LoadTokens(i);
   }
 
   __aicore__ inline void Transform() {
@@ -83,10 +85,8 @@ class TransformCube {
 
   __aicore__ inline void Finish() {
     if (passes_ == 0) return;
-    for (uint32_t i = 0; i < 2; ++i) {
-      AscendC::WaitFlag<HardEvent::MTE1_MTE2>(kTokensEvent + i);
-      AscendC::WaitFlag<HardEvent::M_MTE1>(kL0FreeEvent + i);
-    }
+    for (uint32_t i = 0; i < slots_; ++i) AscendC::WaitFlag<HardEvent::MTE1_MTE2>(kTokensEvent + i);
+    for (uint32_t i = 0; i < 2; ++i) AscendC::WaitFlag<HardEvent::M_MTE1>(kL0FreeEvent + i);
     for (uint32_t i = 0; i < kL0CSlots; ++i) AscendC::WaitFlag<HardEvent::FIX_M>(i);
     for (uint32_t i = 0; i < Min(filled_, kRingSlots); ++i) AscendC::CrossCoreWaitFlag(kTokensFree);
   }
@@ -94,7 +94,8 @@ class TransformCube {
  private:
   // MTE1_MTE2 and MTE2_MTE1; the GEMM has 0 to 2.
   static constexpr uint32_t kTokensEvent = 3;
-  static constexpr uint32_t kFactorsEvent = 5;
+  static constexpr uint32_t kMostSlots = 4;
+  static constexpr uint32_t kFactorsEvent = kTokensEvent + kMostSlots;
   static constexpr uint32_t kL0Slot = kL0Bytes / 2 / sizeof(T);
   // L0C: one first product, two results. Also their events.
   static constexpr uint32_t kL0CSlots = 3;
@@ -121,7 +122,7 @@ class TransformCube {
 
   // L1 holds NZ: [column / 16][pass_rows_][16].
   __aicore__ inline void LoadTokens(uint32_t pass) {
-    const uint32_t slot = pass % 2;
+    const uint32_t slot = pass % slots_;
     AscendC::WaitFlag<HardEvent::MTE1_MTE2>(kTokensEvent + slot);
     AscendC::Nd2NzParams copy;
     copy.ndNum = 1;
@@ -210,12 +211,12 @@ class TransformCube {
 
   // X as an operand, waited for by the first that takes it, given back after the last.
   __aicore__ inline void TakeTokens(const Unit& unit) {
-    if (unit.opens) AscendC::WaitFlag<HardEvent::MTE2_MTE1>(kTokensEvent + unit.pass % 2);
+    if (unit.opens) AscendC::WaitFlag<HardEvent::MTE2_MTE1>(kTokensEvent + unit.pass % slots_);
   }
   __aicore__ inline void ReturnTokens(const Unit& unit) {
     if (!unit.closes) return;
-    AscendC::SetFlag<HardEvent::MTE1_MTE2>(kTokensEvent + unit.pass % 2);
-    if (unit.pass + 2 < passes_) LoadTokens(unit.pass + 2);
+    AscendC::SetFlag<HardEvent::MTE1_MTE2>(kTokensEvent + unit.pass % slots_);
+    if (unit.pass + slots_ < passes_) LoadTokens(unit.pass + slots_);
   }
 
   // X R of a unit.
@@ -223,7 +224,7 @@ class TransformCube {
     const uint32_t right_fractals = tiling_.right_padded / kFractalRows;
     TakeTokens(unit);
     AscendC::WaitFlag<HardEvent::FIX_M>(slot);
-    Multiply<false>(Sums(slot), {TokensL1(unit.pass % 2), 0, pass_rows_ / kFractalRows},
+    Multiply<false>(Sums(slot), {TokensL1(unit.pass % slots_), 0, pass_rows_ / kFractalRows},
                     {right_l1_, unit.first * right_fractals, right_fractals}, Rows(unit), unit.fractals, tiling_.right);
     ReturnTokens(unit);
     AscendC::SetFlag<HardEvent::M_FIX>(slot);
@@ -264,7 +265,7 @@ class TransformCube {
         AscendC::WaitFlag<HardEvent::FIX_MTE1>(index % 2);
       } else {
         TakeTokens(unit);
-        y = {TokensL1(unit.pass % 2), unit.first * (pass_rows_ / kFractalRows), pass_rows_ / kFractalRows};
+        y = {TokensL1(unit.pass % slots_), unit.first * (pass_rows_ / kFractalRows), pass_rows_ / kFractalRows};
       }
       AscendC::WaitFlag<HardEvent::FIX_M>(slot);
       for (uint32_t token = 0; token < count; ++token) {
@@ -318,6 +319,7 @@ class TransformCube {
   GlobalTensor<T> x_, left_, right_;
   GlobalTensor<float> z_;
   uint32_t pass_rows_, passes_, blocks_;
+  uint32_t slots_;  // passes whose tokens L1 holds
   uint32_t l0_slot_ = 0;
   uint32_t filled_ = 0;  // ring slots filled
 };

@@ -75,6 +75,10 @@ void test_tails() {
     check_equal(exact({2, 128, out, 0, 0, 1, true}, Dtype::kBFloat16), 2);
     check_equal(exact({35, 128, out, 0, 0, 1, true}, Dtype::kBFloat16), 1);
   }
+  // Resident activations: rows of tiles that end on a core, two stages, few rows.
+  check_equal(exact({300, 2056, 150, 0, 0}, Dtype::kHalf), 3);
+  check_equal(exact({112, 5200, 600, 0, 0}, Dtype::kBFloat16), 1);
+  check_equal(exact({9, 4104, 520, 0, 0, 1, true}, Dtype::kHalf), 2);
   // The largest token that fits in UB, and a tile of a single row behind full ones.
   check_equal(exact({2, 32768, 16, 256, 128}, Dtype::kHalf), 1);
   check_equal(exact({257, 64, 16, 0, 0}, Dtype::kHalf), 2);
