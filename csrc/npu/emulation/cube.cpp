@@ -107,12 +107,12 @@ float scale_of(uint64_t bits) { return std::bit_cast<float>(static_cast<uint32_t
 
 }  // namespace
 
-void load_2d(const Place& target, const Place& source, const AscendC::LoadData2DParams& p, bool is_16_bit,
+void load_2d(const Place& target, const Place& source, const AscendC::LoadData2DParams& p, Number number,
              const Location& at) {
   Instruction load(Pipe::kMte1, "LoadData", at);
   load.Check(source.memory == Memory::kL1 && (target.memory == Memory::kL0a || target.memory == Memory::kL0b),
              Detector::kParameter, "L1 -> L0A or L0B only");
-  load.Check(!p.ifTranspose || is_16_bit, Detector::kParameter, "ifTranspose takes 16-bit types only");
+  load.Check(!p.ifTranspose || size_of(number) == 2, Detector::kParameter, "ifTranspose takes 16-bit types only");
   load.Check(p.addrMode == 0, Detector::kParameter, "addrMode must be 0");
   load.Check(target.begin % kFractal == 0, Detector::kAlignment, "the target must be 512-byte aligned");
   load.Check(source.begin % 32 == 0, Detector::kAlignment, "the source must be 32-byte aligned");

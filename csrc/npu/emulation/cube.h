@@ -10,6 +10,9 @@ enum class Number : uint8_t { kInt4, kInt8, kInt32, kHalf, kBFloat16, kFloat };
 
 template <typename T>
 constexpr Number number_of() {
+#if defined(W4A4_PASS_AIV)
+  static_assert(sizeof(T) == 0, "an instruction of the cube in the AIV's pass");
+#endif
   if constexpr (kIsInt4<T>) {
     return Number::kInt4;
   } else if constexpr (std::is_same_v<T, int8_t>) {
@@ -26,7 +29,7 @@ constexpr Number number_of() {
   }
 }
 
-void load_2d(const Place& target, const Place& source, const AscendC::LoadData2DParams& p, bool is_16_bit,
+void load_2d(const Place& target, const Place& source, const AscendC::LoadData2DParams& p, Number number,
              const Location& at);
 void multiply(const Place& c, const Place& a, const Place& b, Number number, const AscendC::MmadParams& p,
               const Location& at);
@@ -46,7 +49,7 @@ namespace AscendC {
 template <typename T>
 inline void LoadData(const LocalTensor<T>& dst, const LocalTensor<T>& src, const LoadData2DParams& p,
                      Location at = Location::current()) {
-  emulation::load_2d(dst.place(), src.place(), p, sizeof(T) == 2, at);
+  emulation::load_2d(dst.place(), src.place(), p, emulation::number_of<T>(), at);
 }
 
 // c[m, n] (+)= a[m, k] b[k, n]: A as rows of row-major fractals, B as rows of column-major ones, C as columns of

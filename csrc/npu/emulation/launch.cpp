@@ -13,6 +13,7 @@ namespace {
 
 constexpr uint64_t kPage = 4096;
 constexpr uint8_t kPoison = 0xA5;
+uint64_t issued = 0;
 
 // Of all DeviceMemory objects: a kernel may be given addresses of several.
 std::map<const uint8_t*, Allocation>& allocations() {
@@ -35,7 +36,7 @@ uint8_t* DeviceMemory::add(uint64_t bytes, bool is_input, bool has_values, const
   if (address == MAP_FAILED) throw std::bad_alloc();
   uint8_t* begin = static_cast<uint8_t*>(address);
   mapped_[begin] = mapped;
-  Allocation allocation{begin, bytes, is_input, name, {}, {}, {}};
+  Allocation allocation{begin, bytes, is_input, name, {}, {}, {}, {}, {}};
   if (!is_input && has_values) allocation.valid.assign(bytes, 0);
   allocations()[begin] = std::move(allocation);
   return begin;
@@ -56,9 +57,18 @@ uint8_t* DeviceMemory::copy(const void* values, uint64_t bytes, const std::strin
 uint8_t* DeviceMemory::reserve(uint64_t bytes, const std::string& name) { return add(bytes, false, false, name); }
 
 Report Launch(uint32_t block_dim, const std::function<void()>& kernel, const Options& options) {
+  if (options.mode == Mode::kCostOnly) {
+    Options counting = options;
+    counting.is_counting = true;
+    Machine(block_dim, counting, allocations()).Run(kernel);
+  }
   Machine machine(block_dim, options, allocations());
-  return machine.Run(kernel);
+  Report report = machine.Run(kernel);
+  issued += report.cost.instructions;
+  return report;
 }
+
+uint64_t instructions_issued() { return issued; }
 
 }  // namespace emulation
 

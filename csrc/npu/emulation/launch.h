@@ -31,4 +31,7 @@ class DeviceMemory {
 // Runs `kernel` on `block_dim` AICs, each with two AIVs, until all are done or none can go on.
 Report Launch(uint32_t block_dim, const std::function<void()>& kernel, const Options& options = {});
 
+// By all launches of this process so far.
+uint64_t instructions_issued();
+
 }  // namespace emulation

@@ -4,6 +4,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <bit>
 #include <sstream>
 
 #include "field.h"
@@ -147,7 +148,15 @@ Machine::Machine(uint32_t blocks, const Options& options, std::map<const uint8_t
   // What an earlier launch wrote, it wrote before this one.
   for (auto& [begin, allocation] : allocations_) {
     allocation.shadow.clear();
-    if (!options_.is_l2_warm) allocation.touched.clear();
+    if (options_.mode == Mode::kFull || options_.is_counting) {
+      allocation.in_l2.resize(allocation.bytes / kLineBytes + 1);
+      for (size_t line = 0; line < allocation.in_l2.size(); ++line) {
+        const bool was_touched = line < allocation.sharers.size() && allocation.sharers[line];
+        allocation.in_l2[line] = options_.is_l2_warm && (allocation.in_l2[line] || was_touched);
+      }
+      allocation.sharers.assign(allocation.in_l2.size(), 0);
+    }
+    allocation.paid.assign(allocation.sharers.size(), 0);
   }
 }
 
@@ -207,15 +216,15 @@ Report Machine::Run(const std::function<void()>& kernel) {
     }
   }
   Cost& cost = report_.cost;
+  cost.instructions = issued_;
   for (auto& core : cores_) {
     for (uint32_t pipe = 0; pipe < kPipes; ++pipe) {
       cost.critical_path = std::max({cost.critical_path, core->pipes[pipe].free_at, core->pipes[pipe].done_at});
       cost.busiest[pipe] = std::max(cost.busiest[pipe], core->pipes[pipe].busy);
-      cost.instructions += core->pipes[pipe].issued;
     }
   }
   const uint32_t device_cores = options_.device_cores ? options_.device_cores : blocks_;
-  cost.memory_bound = static_cast<double>(cost.memory_bytes) / options_.rates.hbm_bytes_per_us;
+  cost.memory_bound = cost.memory_bytes / options_.rates.hbm_bytes_per_us;
   cost.cube_bound = static_cast<double>(cost.cube_cycles) / device_cores / options_.rates.clock_mhz;
   current_ = nullptr;
   return std::move(report_);
@@ -251,6 +260,7 @@ void Machine::Join(std::vector<uint32_t>& clock, const std::vector<uint32_t>& ot
 
 // The scalar unit hands instructions to the pipes: what it knows, they know.
 void Machine::Issue(Core& core, Pipe pipe) {
+  ++issued_;
   PipeState& scalar = core.pipes[0];
   PipeState& state = core.pipes[static_cast<uint32_t>(pipe)];
   scalar.free_at += options_.rates.issue_cycles / options_.rates.clock_mhz;
@@ -499,7 +509,8 @@ void Instruction::Hazard(const char* kind, const std::string& where, uint32_t ot
 void Instruction::CheckRead(Granule& granule, Memory memory, uint64_t offset) {
   const uint32_t base = core_.index * kPipes;
   const bool is_same = granule.writer == static_cast<uint8_t>(pipe_);
-  if (granule.write > state_.clock[base + granule.writer] && granule.write != index_ && !(is_same && allows_overlap_)) {
+  if (granule.write > state_.clock[base + granule.writer] &&
+      !(is_same && (granule.write == index_ || allows_overlap_))) {
     Hazard("reads", range_of(name_of(memory), offset, kGranule), core_.index, static_cast<Pipe>(granule.writer),
            granule.write);
   }
@@ -511,7 +522,8 @@ void Instruction::CheckRead(Granule& granule, Memory memory, uint64_t offset) {
 void Instruction::CheckWrite(Granule& granule, Memory memory, uint64_t offset) {
   const uint32_t base = core_.index * kPipes;
   const bool is_same = granule.writer == static_cast<uint8_t>(pipe_);
-  if (granule.write > state_.clock[base + granule.writer] && granule.write != index_ && !(is_same && allows_overlap_)) {
+  if (granule.write > state_.clock[base + granule.writer] &&
+      !(is_same && (granule.write == index_ || allows_overlap_))) {
     Hazard("writes", range_of(name_of(memory), offset, kGranule), core_.index, static_cast<Pipe>(granule.writer),
            granule.write);
   }
@@ -566,14 +578,15 @@ uint8_t* Instruction::Validity(Memory memory, uint64_t offset, uint64_t bytes) {
 }
 
 void Instruction::Touch(Allocation& allocation, uint64_t offset, uint64_t bytes) {
-  if (allocation.touched.empty()) allocation.touched.assign(allocation.bytes / kLineBytes / 64 + 1, 0);
+  const uint64_t block = uint64_t{1} << core_.block % 64;
   for (uint64_t line = offset / kLineBytes; line <= (offset + bytes - 1) / kLineBytes; ++line) {
-    uint64_t& word = allocation.touched[line / 64];
-    const uint64_t bit = uint64_t{1} << line % 64;
-    if (word & bit) continue;
-    word |= bit;
+    uint64_t& sharers = allocation.sharers[line];
+    if (machine_.options_.mode == Mode::kFull ? sharers != 0 : (allocation.paid[line] & block) != 0) continue;
+    if (machine_.is_full() || machine_.options_.is_counting) sharers |= block;
+    allocation.paid[line] |= block;
+    if (allocation.in_l2[line]) continue;
     const uint64_t end = std::min((line + 1) * kLineBytes, allocation.bytes);
-    memory_bytes_ += end - line * kLineBytes;
+    memory_bytes_ += static_cast<double>(end - line * kLineBytes) / std::popcount(sharers);
   }
 }
 
@@ -683,7 +696,7 @@ void Instruction::Transfer(Path path, uint64_t bytes) {
   // Cores get equal shares of the HBM: cubes that of their block, the vector cores of a block half of it each.
   const uint32_t sharers = (machine_.options_.device_cores ? machine_.options_.device_cores : machine_.blocks_) *
                            (core_.kind == CoreKind::kCube ? 1 : kVectorsPerCube);
-  const double from_memory = static_cast<double>(memory_bytes_) * sharers / rates.hbm_bytes_per_us;
+  const double from_memory = memory_bytes_ * sharers / rates.hbm_bytes_per_us;
   const bool is_global =
       path == Path::kGmToL1 || path == Path::kGmToUb || path == Path::kUbToGm || path == Path::kL0cToGm;
   const double start = path == Path::kL1ToL0a || path == Path::kL1ToL0b ? rates.start_cycles / rates.clock_mhz : 0;

@@ -41,6 +41,7 @@ struct Options {
   Mode mode = Mode::kFull;  // kCostOnly: no data is moved and nothing is checked but what costs nothing
   Rates rates;
   bool is_l2_warm = false;    // what earlier launches touched need not come from HBM
+  bool is_counting = false;   // Launch runs predictions twice: first to see which cores share which lines
   uint32_t device_cores = 0;  // cube cores that share the HBM; 0: those launched
 };
 
@@ -74,7 +75,9 @@ struct Allocation {
   std::string name;
   std::vector<uint8_t> valid;                                       // per byte; empty for inputs
   std::vector<std::unique_ptr<std::vector<GlobalGranule>>> shadow;  // pages of kPageGranules
-  std::vector<uint64_t> touched;                                    // lines of kLineBytes that have been in L2
+  // Per line of kLineBytes, one bit a block. What several blocks read comes from the HBM once, and each pays its part.
+  std::vector<uint64_t> sharers, paid;
+  std::vector<bool> in_l2;  // from an earlier launch
 };
 
 class Instruction;
@@ -172,6 +175,7 @@ class Machine {
   struct Fibres;
   std::unique_ptr<Fibres> fibres_;
   std::vector<uint8_t> scratch_;
+  uint64_t issued_ = 0;  // instructions, flags and barriers
 };
 
 // One instruction of the running core: its accesses, then its cost. Accesses outside of a buffer are reported and go to
@@ -220,7 +224,7 @@ class Instruction {
   const Location at_;
   uint32_t index_;
   bool allows_overlap_ = false;
-  uint64_t memory_bytes_ = 0;
+  double memory_bytes_ = 0;
 };
 
 }  // namespace emulation

@@ -47,10 +47,10 @@ struct Cost {
   double microseconds() const { return critical_path > memory_bound ? critical_path : memory_bound; }
   std::array<double, kPipes> busiest{};  // most that this pipe works on any core
   std::array<uint64_t, kPaths> bytes{};
-  uint64_t memory_bytes = 0;
+  double memory_bytes = 0;  // from and to the HBM
   uint64_t cube_cycles = 0;
   uint64_t vector_cycles = 0;
-  uint64_t instructions = 0;
+  uint64_t instructions = 0;  // with flags and barriers
 };
 
 struct Report {

@@ -20,6 +20,9 @@ struct Strides {
 template <typename T>
 class Operand {
  public:
+#if defined(W4A4_PASS_AIC)
+  static_assert(sizeof(T) == 0, "a vector instruction in the AIC's pass");
+#endif
   Operand(Instruction& instruction, const Place& place, const Strides& strides)
       : instruction_(instruction), place_(place), strides_(strides) {
     instruction_.Check(place.memory == Memory::kUb, Detector::kParameter, "operands must be in UB");
@@ -80,7 +83,7 @@ struct Repeats {
 };
 
 inline void check_repeats(Instruction& instruction, const Repeats& repeats, uint32_t largest_element) {
-  if (repeats.count) return;
+  if (repeats.count || repeats.repeats == 0) return;
   instruction.Check(repeats.repeats <= kMaxRepeats, Detector::kParameter, "repeatTime must be at most 255");
   instruction.Check(repeats.mask >= 1 && repeats.mask <= kRepeatBytes / largest_element, Detector::kParameter,
                     "mask must be between 1 and the elements of 256 bytes");

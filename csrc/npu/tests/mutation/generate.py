@@ -1,0 +1,120 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Mutates the NPU kernels: every flag, barrier, guard and clamp can be left out, one at a time.
+
+All mutants go into one copy of the sources, switched at run time by `mutation::active`, so that they are compiled once:
+
+    flag, barrier   AscendC::SetFlag<E>(i);   ->  (mutation::is(7) ? void() : AscendC::SetFlag<E>(i));
+    guard           if (rows > 0) {           ->  if (mutation::is(8) ? true : (rows > 0)) {
+    early exit      if (passes == 0) return;  ->  if (mutation::is(9) ? false : (passes == 0)) return;
+    clamp           Min(kChunk, left)         ->  (mutation::is(10) ? (kChunk) : Min(kChunk, left))
+
+`if constexpr` chooses between kernels and is no guard of one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+SYNCHRONISATION = re.compile(
+    r"AscendC::(SetFlag|WaitFlag|CrossCoreSetFlag|CrossCoreWaitFlag|PipeBarrier|SyncAll)(<[^;()]*>)?(?=\()"
+)
+GUARD = re.compile(r"\bif \(")
+CLAMP = re.compile(r"(?<![\w:])Min\(")
+EARLY_EXIT = re.compile(r"\s*(return|continue|break)\b")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One place that is left out: what kind, where, and its source text."""
+
+    kind: str
+    file: str
+    line: int
+    text: str
+
+
+def closing(text: str, opening: int) -> int:
+    """Index of the parenthesis that closes the one at `opening`."""
+    depth = 0
+    for index in range(opening, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[index], 0)
+        if depth == 0:
+            return index
+    raise ValueError(f"unbalanced parentheses after {text[opening : opening + 60]!r}")
+
+
+def code_only(text: str) -> str:
+    """`text` with comments and preprocessor lines blanked, positions unchanged."""
+    return re.sub(r"//[^\n]*|^#[^\n]*", lambda match: " " * len(match.group()), text, flags=re.MULTILINE)
+
+
+def first_argument(text: str) -> str:
+    """The first argument of an argument list."""
+    depth = 0
+    for index, character in enumerate(text):
+        depth += {"(": 1, "<": 0, ")": -1}.get(character, 0)
+        if character == "," and depth == 0:
+            return text[:index]
+    raise ValueError(f"one argument only: {text!r}")
+
+
+def mutate(text: str, file: str, mutants: list[Mutant]) -> str:
+    """`text` with every mutation switched in; appends to `mutants`, whose number is the place in the list from 1."""
+    code = code_only(text)
+    insertions: list[tuple[int, int, str]] = []  # position, order among equals, text
+
+    def add(kind: str, begin: int, end: int) -> int:
+        line = text.count("\n", 0, begin) + 1
+        mutants.append(Mutant(kind, file, line, " ".join(text[begin:end].split())))
+        return len(mutants)
+
+    for match in SYNCHRONISATION.finditer(code):
+        end = closing(code, match.end()) + 1
+        if code[end] != ";":
+            raise ValueError(f"{file}: expected a statement at {text[match.start() : end + 10]!r}")
+        number = add(match.group(1), match.start(), end)
+        insertions += [(match.start(), 0, f"(mutation::is({number}) ? void() : "), (end, 0, ")")]
+    for match in GUARD.finditer(code):
+        opening = match.end() - 1
+        end = closing(code, opening)
+        is_exit = EARLY_EXIT.match(code[end + 1 :]) is not None
+        number = add("guard", match.start(), end + 1)
+        forced = "false" if is_exit else "true"
+        insertions += [(opening + 1, 0, f"mutation::is({number}) ? {forced} : ("), (end, 1, ")")]
+    for match in CLAMP.finditer(code):
+        end = closing(code, match.end() - 1)
+        if code[: match.start()].endswith("inline uint32_t "):
+            continue  # its definition
+        number = add("clamp", match.start(), end + 1)
+        first = first_argument(text[match.end() : end])
+        insertions += [(match.start(), 1, f"(mutation::is({number}) ? ({first}) : "), (end + 1, -1, ")")]
+    for position, _, inserted in sorted(insertions, key=lambda item: item[:2], reverse=True):
+        text = text[:position] + inserted + text[position:]
+    return text.replace("#pragma once\n", '#pragma once\n\n#include "mutation_switch.h"\n', 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, required=True, help="the directory csrc")
+    parser.add_argument("--output", type=Path, required=True, help="gets a copy of what the kernels' tests need")
+    arguments = parser.parse_args()
+    for directory in ("npu/kernels", "npu/host", "npu/tests/kernels", "tests"):
+        for source in sorted((arguments.source / directory).glob("*.*")):
+            if source.suffix in (".h", ".cpp"):
+                target = arguments.output / directory / source.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+    mutants: list[Mutant] = []
+    for source in sorted((arguments.output / "npu/kernels").glob("*.h")):
+        source.write_text(mutate(source.read_text(), source.name, mutants))
+    lines = [f'    {{"{m.kind}", "{m.file}", {m.line}, R"({m.text})"}},' for m in mutants]
+    (arguments.output / "mutants.inc").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which mutant the mutated kernels are: all are compiled into one program.
+#pragma once
+
+namespace mutation {
+
+inline int active = 0;  // 0: none
+
+inline bool is(int mutant) { return active == mutant; }
+
+}  // namespace mutation
