@@ -4,7 +4,20 @@
 import subprocess
 import sys
 
+import pytest
+
 from tools.npu_environment import ROOT, environment
+from vllm_w4a4_plugin import is_tested
+from vllm_w4a4_plugin.beside_ascend import TESTED_VLLM_ASCEND
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [("0.23.0", True), ("0.23.1rc2", True), ("0.22.9", False), ("0.24.0", False), ("0.9.1", False), ("1.23", False),
+     ("0.231.0", False), ("dev", True)],
+)  # fmt: skip
+def test_tested_versions(version: str, expected: bool) -> None:
+    assert is_tested(version, TESTED_VLLM_ASCEND) is expected
 
 
 def test_beside_vllm_ascend() -> None:

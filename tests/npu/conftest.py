@@ -20,5 +20,5 @@ def fresh_process() -> Iterator[ProcessPoolExecutor]:
     """Runs each function in a process that has imported vLLM, with vllm-ascend as platform, and no more."""
     context = get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(2, mp_context=context, max_tasks_per_child=1) as pool:
         yield pool

@@ -69,6 +69,14 @@ def pretending(version: str, force: str = "0") -> dict[str, Any]:
     return of_the_user("platform", "plugin", VLLM_W4A4_FORCE=force)
 
 
+def on_device(generation: str) -> dict[str, Any]:
+    """Register with a vllm-ascend that was built for other devices."""
+    from vllm_ascend import utils
+
+    utils._ascend_device_type = utils.AscendDeviceType[generation]
+    return of_the_user("plugin", "platform")
+
+
 def pickled_configuration() -> bytes:
     """The quantization configuration of the micro checkpoint, as vLLM sends it to its worker processes."""
     from tests.npu.loading import engine_config

@@ -369,10 +369,13 @@ def test_without_a_built_library_the_reason_is_known() -> None:
     assert npu_fused.absence() == "libvllm_w4a4_npu.so is not built"
 
 
-def test_a_library_that_does_not_load_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_does_not_load_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     file = tmp_path / npu_fused.LIBRARY
     file.write_bytes(b"not a library")
     monkeypatch.setattr(npu_fused, "library_places", lambda name: iter([file]))
     npu_fused.absence.cache_clear()
     assert "does not load" in npu_fused.absence()
+    assert f"The fused NPU library {file} does not load" in caplog.text
     npu_fused.absence.cache_clear()
