@@ -5,6 +5,7 @@ It registers `torch.ops.vllm_w4a4_npu.flatquant_linear` on PrivateUse1 (csrc/npu
 in one launch, weights in nZ order (`ops.nz`), the left factor as the checkpoint has it. Not run on an NPU.
 """
 
+import logging
 import os
 from functools import cache
 
@@ -16,6 +17,8 @@ from vllm_w4a4_plugin.npu_limits import KRONECKER_FACTOR_LIMIT, KRONECKER_RIGHT_
 from .cpu import library_places
 from .npu import DISPATCH_KEY, NAMESPACE, _library, clip_ratio
 from .nz import FRACTAL_INPUTS, FRACTAL_OUTPUTS, nz_shape
+
+logger = logging.getLogger("vllm.plugins.w4a4")
 
 LIBRARY = "libvllm_w4a4_npu.so"
 OPERATOR = f"{NAMESPACE}::flatquant_linear"
@@ -43,6 +46,8 @@ def absence() -> str:
     try:
         torch.ops.load_library(str(file))
     except OSError as error:
+        # Somebody built it and will want to know; the layers run by CANN's operators.
+        logger.warning("The fused NPU library %s does not load: %s", file, error)
         return f"{file} does not load: {error}"
     return ""
 
