@@ -63,9 +63,10 @@ __aicore__ inline void FlatQuantLinear(const LinearAddresses& addresses, const T
       using Transform = TransformCube<T, kFactors>;
       // Weights may come before the transform is done if it has L1 of its own and all its loads are issued.
       const uint32_t left_over = kL1Bytes - Transform::L1Bytes(tiling, 2);
-      if (gemm.L1Bytes(2) <= left_over && left_over < gemm.L1Bytes()) gemm.UseStages(2);
-      const bool is_apart = (kPhases & 2) && gemm.L1Bytes() <= left_over;
-      Transform transform(buffers, is_apart ? gemm.L1Bytes() : 0, tiling, TokensOf(tiling, core, cores), at.x, at.left,
+      if (gemm.L1Bytes(2) <= left_over && left_over < gemm.L1Bytes(gemm.stages())) gemm.UseStages(2);
+      const uint32_t gemm_bytes = gemm.L1Bytes(gemm.stages());
+      const bool is_apart = (kPhases & 2) && gemm_bytes <= left_over;
+      Transform transform(buffers, is_apart ? gemm_bytes : 0, tiling, TokensOf(tiling, core, cores), at.x, at.left,
                           at.right, at.z);
       const bool is_early = is_apart && transform.LoadsAtOnce();
       transform.Start();

@@ -50,17 +50,18 @@ class GemmCube {
     UseStages(stages_);
   }
 
-  // Before Prefetch. Two stages keep the loads going; a third only holds more weights by the time they are wanted.
+  // Before Prefetch; no more than there are. Two stages keep the loads going; a third only holds more weights by the
+  // time they are wanted.
   __aicore__ inline void UseStages(uint32_t stages) {
-    stages_ = Min(stages_, stages);
+    stages_ = stages;
     weights_at_ = (tiling_.resident ? depth_steps_ : stages_) * activation_bytes_;
   }
 
-  // L1 that the GEMM takes, from its begin on, if it uses at most `stages`.
-  __aicore__ inline uint32_t L1Bytes(uint32_t stages = kMostStages) const {
-    const uint32_t used = Min(stages_, stages);
-    return (tiling_.resident ? depth_steps_ : used) * activation_bytes_ + used * weight_bytes_;
+  // L1 that the GEMM takes, from its begin on, with `stages` of weights.
+  __aicore__ inline uint32_t L1Bytes(uint32_t stages) const {
+    return (tiling_.resident ? depth_steps_ : stages) * activation_bytes_ + stages * weight_bytes_;
   }
+  __aicore__ inline uint32_t stages() const { return stages_; }
 
   // Weights do not depend on the activations: the first stages of them are on their way while those are made. Before
   // Run, and after whatever used the GEMM's part of L1.
