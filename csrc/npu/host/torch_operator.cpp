@@ -92,7 +92,8 @@ at::Tensor flatquant_linear_meta(const at::Tensor& x, const at::Tensor& weight, 
 
 }  // namespace
 
-TORCH_LIBRARY(vllm_w4a4_npu, library) {
+// The Python side adds operators to the same namespace.
+TORCH_LIBRARY_FRAGMENT(vllm_w4a4_npu, library) {
   library.def(
       "flatquant_linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? left_trans, Tensor? right_trans, "
       "float clip_ratio, Tensor? bias=None) -> Tensor");
