@@ -7,15 +7,6 @@
 #include "machine.h"
 #include "parameters.h"
 
-namespace AscendC {
-
-template <typename A, typename B>
-struct IsSameType {
-  static constexpr bool value = std::is_same_v<A, B>;
-};
-
-}  // namespace AscendC
-
 namespace emulation {
 
 template <typename T>

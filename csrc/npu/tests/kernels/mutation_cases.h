@@ -45,6 +45,8 @@ inline std::vector<MutationCase> mutation_cases() {
       {linear({150, 2040, 400, 0, 0}, bfloat16), 1, true},
       // A last block of columns that is narrower.
       {linear({3, 12288, 40, 256, 48}, half), 1, true},
+      // A last chunk of fewer features than a vector repeat.
+      {linear({1, 4136, 24, 0, 0}, half), 1, true},
       // A core without tokens.
       {linear({1, 192, 40, 12, 16}, bfloat16), 2, false},
       // A tile of one row after full ones.
