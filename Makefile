@@ -8,13 +8,15 @@ MODEL ?=
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-npu lint bench bench-engine
+.PHONY: help setup demo test test-npu test-ascendc npu-cost ascendc lint bench bench-engine
 
 help:
 	@echo "make setup   virtual environment $(VENV) with vLLM for CPU and the plugin"
 	@echo "make demo    quantize a small language model, serve it and ask it a question (MODEL=dir: serve that one)"
 	@echo "make test    style checks and all tests"
 	@echo "make test-npu  those beside vllm-ascend alone, on a stand-in for an NPU, and those of the doctor"
+	@echo "make test-ascendc  the NPU kernels under emulation: conformance, hazards, mutants (no CANN needed)"
+	@echo "make npu-cost  predicted times of the NPU kernels"
 	@echo "make lint    style checks alone"
 	@echo "make bench   the CPU kernels beside vLLM's and the machine's limits, into docs/ (some ten minutes, idle machine)"
 	@echo "make bench-engine   vLLM on a model of Qwen3-4B's shape, W4A4 beside float (20 GB of disk, up to an hour, idle machine)"
@@ -32,8 +34,19 @@ lint: setup
 	$(VENV)/bin/mypy
 	git ls-files '*.cpp' '*.h' '*.hpp' | xargs -r $(VENV)/bin/clang-format --dry-run --Werror
 
-test: lint
+test: lint test-ascendc
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+# The environment has a cmake of its own where the system has none.
+ascendc: setup
+	@command -v g++ >/dev/null || { echo "the emulated NPU kernels need g++ 12 or newer (Debian: apt-get install g++)"; exit 1; }
+	@PATH="$(abspath $(VENV))/bin:$$PATH" && cmake -S csrc/npu/tests -B build/ascendc >/dev/null && cmake --build build/ascendc --parallel 2
+
+test-ascendc: ascendc
+	PATH="$(abspath $(VENV))/bin:$$PATH" ctest --test-dir build/ascendc -j2 --output-on-failure
+
+npu-cost: ascendc
+	@build/ascendc/cost/npu_cost
 
 test-npu: setup
 	$(VENV)/bin/python tools/npu_environment.py $(VENV)/bin/python -m pytest tests/npu $(PYTEST_ARGS)
