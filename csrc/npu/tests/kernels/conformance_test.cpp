@@ -2,7 +2,7 @@
 // The kernels, run by the emulation, against the reference: bit for bit where sums are exact in float32 whatever their
 // order, and always from the int4 activations on.
 //
-//   conformance_test [SECTION...]    all sections by default: models tokens tails factors groups values realistic
+//   conformance_test [SECTION...]    all sections by default: models full tokens tails factors groups values realistic
 #include <cstdlib>
 #include <functional>
 #include <set>
@@ -50,6 +50,13 @@ void test_models() {
   // Outputs and stages as wide as they get.
   check_equal(exact({2, 5120, 1030, 64, 80}, Dtype::kBFloat16), 2);
   check_equal(exact({130, 2112, 600, 0, 0}, Dtype::kHalf), 3);
+}
+
+// Linears of Qwen3-32B whole, on all cores of a device.
+void test_full() {
+  check_equal(exact({1, 5120, 10240, 64, 80}, Dtype::kBFloat16), 24);
+  check_equal(exact({40, 8192, 5120, 64, 0}, Dtype::kBFloat16), 24);
+  check_equal(exact({1, 25600, 5120, 160, 160}, Dtype::kHalf), 24);
 }
 
 void test_tokens() {
@@ -183,8 +190,8 @@ void test_realistic() {
 
 int main(int count, char** arguments) {
   const std::vector<std::pair<std::string, std::function<void()>>> sections = {
-      {"models", test_models}, {"tokens", test_tokens}, {"tails", test_tails},         {"factors", test_factors},
-      {"groups", test_groups}, {"values", test_values}, {"realistic", test_realistic},
+      {"models", test_models},   {"full", test_full},     {"tokens", test_tokens}, {"tails", test_tails},
+      {"factors", test_factors}, {"groups", test_groups}, {"values", test_values}, {"realistic", test_realistic},
   };
   for (const auto& [name, run] : sections) {
     bool wanted = count == 1;
