@@ -69,6 +69,18 @@ def pretending(version: str, force: str = "0") -> dict[str, Any]:
     return of_the_user("platform", "plugin", VLLM_W4A4_FORCE=force)
 
 
+def on_a_cpu() -> dict[str, Any]:
+    """Register where vllm-ascend is installed but vLLM chose its CPU platform (VLLM_PLUGINS=w4a4)."""
+    import vllm.platforms
+    from vllm.platforms.cpu import CpuPlatform
+
+    import vllm_w4a4_plugin
+
+    vllm.platforms._current_platform = CpuPlatform()
+    vllm_w4a4_plugin.register()
+    return {"class": method_class(), "theirs": "vllm_ascend.quantization.modelslim_config" in sys.modules}
+
+
 def on_device(generation: str) -> dict[str, Any]:
     """Register with a vllm-ascend that was built for other devices."""
     from vllm_ascend import utils

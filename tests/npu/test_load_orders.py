@@ -93,6 +93,10 @@ def test_devices_without_int4_make_us_step_aside(run: Callable[..., Any], genera
     assert f"built for {generation} devices, which have no int4 product" in said
 
 
+def test_left_out_vllm_ascend_is_not_asked(run: Callable[..., Any]) -> None:
+    assert run(processes.on_a_cpu) == {"class": "AscendW4A4Config", "theirs": False}
+
+
 def test_workers_get_our_configuration(run: Callable[..., Any]) -> None:
     """Engine and worker processes unpickle it, before or after they load plugins."""
     data = run(processes.pickled_configuration)
