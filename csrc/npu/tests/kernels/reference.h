@@ -87,6 +87,8 @@ inline std::vector<uint16_t> reference_multiply(const Linear16& linear, const Qu
       }
       sum = sum * activations.scale[t];
       if (!linear.bias.empty()) sum = sum + linear.bias[o];
+      // What float16 cannot hold saturates, as the conversion's document says.
+      if (linear.dtype == Dtype::kHalf) sum = std::clamp(sum, -65504.0f, 65504.0f);
       y[t * out + o] = to_bits(linear.dtype, sum);
     }
   }
