@@ -294,6 +294,11 @@ void store_result(const FixpipeTarget& target, Number to, const Place& source, N
     const uint32_t count = std::min(kRows, n - block * kRows);
     const uint8_t* values = store.Read(source.memory, column, uint64_t{m} * 64, source.end, count == kRows);
     if (!store.is_full()) continue;
+    const uint8_t* valid = store.Validity(source.memory, column, uint64_t{m} * 64);
+    for (uint32_t row = 0; valid && count < kRows && row < m; ++row) {
+      store.Check(!std::memchr(valid + size_t{row} * 64, 0, size_t{count} * 4), Detector::kUninitialised,
+                  "reads what nothing has written: a column at the end of L0C's rows");
+    }
     for (uint32_t row = 0; row < m; ++row) {
       for (uint32_t j = 0; j < count; ++j) {
         uint32_t bits;

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Mutates the NPU kernels: every flag, barrier, guard and clamp can be left out, one at a time.
+"""Mutates the NPU kernels: every flag, barrier, guard and clamp can be left out, one at a time, and factors confused.
 
 All mutants go into one copy of the sources, switched at run time by `mutation::active`, so that they are compiled once:
 
@@ -8,6 +8,7 @@ All mutants go into one copy of the sources, switched at run time by `mutation::
     guard           if (rows > 0) {           ->  if (mutation::is(8) ? true : (rows > 0)) {
     early exit      if (passes == 0) return;  ->  if (mutation::is(9) ? false : (passes == 0)) return;
     clamp           Min(kChunk, left)         ->  (mutation::is(10) ? (kChunk) : Min(kChunk, left))
+    formula         tiling_.scale_factor      ->  (mutation::is(11) ? tiling_.inverse_factor : tiling_.scale_factor)
 
 `if constexpr` chooses between kernels and is no guard of one.
 """
@@ -25,6 +26,7 @@ SYNCHRONISATION = re.compile(
 )
 GUARD = re.compile(r"\bif \(")
 CLAMP = re.compile(r"(?<![\w:])Min\(")
+FORMULA = re.compile(r"\btiling_\.(scale_factor|inverse_factor)\b")
 EARLY_EXIT = re.compile(r"\s*(return|continue|break)\b")
 
 
@@ -93,6 +95,10 @@ def mutate(text: str, file: str, mutants: list[Mutant]) -> str:
         number = add("clamp", match.start(), end + 1)
         first = first_argument(text[match.end() : end])
         insertions += [(match.start(), 1, f"(mutation::is({number}) ? ({first}) : "), (end + 1, -1, ")")]
+    for match in FORMULA.finditer(code):
+        number = add("formula", match.start(), match.end())
+        other = "inverse_factor" if match.group(1) == "scale_factor" else "scale_factor"
+        insertions += [(match.start(), 0, f"(mutation::is({number}) ? tiling_.{other} : "), (match.end(), 0, ")")]
     for position, _, inserted in sorted(insertions, key=lambda item: item[:2], reverse=True):
         text = text[:position] + inserted + text[position:]
     return text.replace("#pragma once\n", '#pragma once\n\n#include "mutation_switch.h"\n', 1)
