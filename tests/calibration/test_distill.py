@@ -4,10 +4,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.calibration.test_pipeline import quantize
 from tests.conftest import MICRO
+from vllm_w4a4_plugin.calibration import distill
+from vllm_w4a4_plugin.calibration.block import BlockQuantizer
 from vllm_w4a4_plugin.calibration.distill import TrainableLinear
 from vllm_w4a4_plugin.calibration.model import StreamedModel
 from vllm_w4a4_plugin.calibration.simulate import SimulatedLinear, float_logits, quantized_logits
@@ -38,6 +41,7 @@ def test_gradient_of_scales_is_the_numerical_one() -> None:
     """Scales are not rounded, so that finite differences apply; float64 keeps them exact."""
     trainable, _ = layer()
     trainable.double()
+    trainable.codes = trainable.codes.double()
     trainable.scale = trainable.scale.double()
     trainable.left, trainable.right = trainable.left.double(), trainable.right.double()
     generator = torch.Generator().manual_seed(0)
@@ -58,43 +62,37 @@ def test_gradient_of_scales_is_the_numerical_one() -> None:
     assert abs((values[0] - values[1]) / 2e-5 - slope) < 1e-6 * abs(slope) + 1e-8
 
 
-def test_codes_get_the_gradient_of_the_unrounded_weight() -> None:
-    trainable, _ = layer()
-    x = torch.randn(5, 192, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        trainable.codes[0, 0] = 9.0  # out of range: must not move further
-    seen: list[torch.Tensor] = []
-    original = torch.nn.functional.linear
-
-    def spy(x: torch.Tensor, weight: torch.Tensor, bias: None) -> torch.Tensor:
-        seen.append(x)
-        return original(x, weight, bias)
-
-    torch.nn.functional.linear = spy  # type: ignore[assignment]
-    try:
-        trainable(x).sum().backward()
-    finally:
-        torch.nn.functional.linear = original
-    expected = seen[0].detach().sum(0) * trainable.scale
-    expected[0, 0] = 0
-    assert torch.allclose(trainable.codes.grad, expected, rtol=1e-4, atol=1e-6)
-
-
 def divergence(directory: Path, checkpoint: Path, ids: torch.Tensor) -> float:
     exact = torch.stack(list(float_logits(StreamedModel(directory), ids))).log_softmax(-1)
     found = torch.stack(list(quantized_logits(StreamedModel(directory), checkpoint, ids))).log_softmax(-1)
     return (exact.exp() * (exact - found)).sum(-1).mean().item()
 
 
-def test_it_comes_nearer_to_the_float_model(
-    float_model: Callable[..., Path], ids: torch.Tensor, tmp_path: Path
+def test_it_repairs_scales(
+    float_model: Callable[..., Path], ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Row scales that are wrong by a fifth are the kind of error that training must take back."""
+    original = BlockQuantizer._collect
+
+    def disturbed(self: BlockQuantizer) -> tuple[dict[str, torch.Tensor], dict[str, QuantType]]:
+        tensors, types = original(self)
+        generator = torch.Generator().manual_seed(self.index)
+        for name, tensor in tensors.items():
+            if name.endswith("weight_scale"):
+                tensor.mul_(torch.exp(0.2 * torch.randn(tensor.shape, generator=generator)))
+        return tensors, types
+
+    monkeypatch.setattr(BlockQuantizer, "_collect", disturbed)
+    monkeypatch.setattr(distill, "SCALE_STEP", 1e-2)
     directory = float_model("qwen3")
     before = quantize(directory, tmp_path / "before", ids, "all-w4a4")
-    after = quantize(directory, tmp_path / "after", ids, "all-w4a4", distill=360)
-    reader = CheckpointReader(after)
+    after = quantize(directory, tmp_path / "after", ids, "all-w4a4", distill=120)
+    reader, start = CheckpointReader(after), CheckpointReader(before)
     assert [*header_findings(reader), *value_findings(reader)] == []
     assert {n: (t.dtype, t.shape) for n, t in reader.tensors.items()} == {
-        n: (t.dtype, t.shape) for n, t in CheckpointReader(before).tensors.items()
+        n: (t.dtype, t.shape) for n, t in start.tensors.items()
     }
-    assert divergence(directory, after, ids) < 0.8 * divergence(directory, before, ids)
+    for name in reader.tensors:
+        if name.endswith(("proj.weight", "_trans")):
+            assert torch.equal(reader.load(name), start.load(name))
+    assert divergence(directory, after, ids) < 0.7 * divergence(directory, before, ids)

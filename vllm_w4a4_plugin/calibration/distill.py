@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training of a quantized model, as a whole, towards the float model's predictions.
 
-The loss is the Kullback-Leibler divergence of the next-token distributions. Trained are the 4-bit codes (as real
-numbers that are rounded in the forward pass, with gradients straight through the rounding), their row scales, the
-activation clips and the norms: everything that errors of the layers before can still be compensated with. Transforms
-stay. The whole model is in memory in float32, and three times more for what is trained.
+The loss is the Kullback-Leibler divergence of the next-token distributions. Trained are row scales, activation clips
+and norms; codes and transforms stay. (Codes trained through their rounding flip at random in the few steps that are
+affordable, which undoes what rounding under the Hessian gained.) The whole model is in memory in float32.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import cos, pi
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,9 +20,8 @@ from vllm_w4a4_plugin.checkpoint import QuantType
 from .kronecker import apply_kronecker
 from .model import StreamedModel
 
-DEFAULT_STEPS = 8  # for models whose blocks hold at most DEFAULT_UP_TO parameters: a minute and 6 GB at most
+DEFAULT_STEPS = 8  # for models whose blocks hold at most DEFAULT_UP_TO parameters: a few minutes and 3 GB at most
 DEFAULT_UP_TO = 300_000_000
-CODE_STEP = 0.06  # learning rate of codes, in units of one code: only a steady gradient moves one across a boundary
 SCALE_STEP = 2e-3  # of the logarithm of row scales, and of clip ratios
 NORM_STEP = 1e-3
 BETAS = (0.9, 0.95)  # a run has few steps: the second moment must forget fast
@@ -91,7 +88,7 @@ def distill(
 
 
 class TrainableLinear(nn.Module):
-    """A quantized linear layer whose codes, scales and clip can be trained.
+    """A quantized linear layer whose row scales and clip can be trained.
 
     Args:
         tensors: by suffix, as stored. bits: of codes and activations.
@@ -101,8 +98,7 @@ class TrainableLinear(nn.Module):
     def __init__(self, tensors: Mapping[str, Tensor], bits: int, bias: Tensor | None) -> None:
         super().__init__()
         self.bits, self.bias = bits, bias
-        self.codes = nn.Parameter(tensors["weight"].float(), requires_grad=bits == 4)
-        self.scale = tensors["weight_scale"]
+        self.codes, self.scale = tensors["weight"].float(), tensors["weight_scale"]
         self.log_scale = nn.Parameter(torch.zeros_like(self.scale))
         self.left, self.right = tensors.get("left_trans"), tensors.get("right_trans")
         clip = tensors.get("clip_ratio")
@@ -116,38 +112,15 @@ class TrainableLinear(nn.Module):
         if self.clip is not None:
             scale = scale * self.clip
         x = _round(x / scale).clamp(-top - 1, top) * scale
-        weight = _RoundedWeight.apply(self.codes, self.scale * self.log_scale.exp(), top)
-        return nn.functional.linear(x, weight, self.bias)
+        y = nn.functional.linear(x, self.codes) * (self.scale * self.log_scale.exp()).flatten()
+        return y if self.bias is None else y + self.bias
 
     def stored(self) -> dict[str, Tensor]:
         """What training changed, by suffix, as stored."""
-        top = 2 ** (self.bits - 1) - 1
-        result = {
-            "weight": self.codes.detach().round().clamp(-top, top).to("cpu", torch.int8),
-            "weight_scale": (self.scale * self.log_scale.detach().exp()).cpu(),
-        }
+        result = {"weight_scale": (self.scale * self.log_scale.detach().exp()).cpu()}
         if self.clip is not None:
             result["clip_ratio"] = self.clip.detach().cpu().clamp(1e-3, 1)
         return result
-
-
-class _RoundedWeight(torch.autograd.Function):
-    """round(codes) * scale, with the gradient of codes * scale where the codes are in range."""
-
-    @staticmethod
-    def forward(ctx: Any, codes: Tensor, scale: Tensor, top: int) -> Tensor:
-        ctx.save_for_backward(codes, scale)
-        ctx.top = top
-        return codes.round().clamp_(-top, top).mul_(scale)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, None]:
-        codes, scale = ctx.saved_tensors
-        (gradient,) = gradients
-        rounded = codes.round().clamp_(-ctx.top, ctx.top)
-        of_scale = (gradient * rounded).sum(1, keepdim=True)
-        of_codes = (gradient * scale).mul_(codes.abs() <= ctx.top + 0.5) if ctx.needs_input_grad[0] else None
-        return of_codes, of_scale, None
 
 
 def _round(x: Tensor) -> Tensor:
@@ -196,12 +169,11 @@ def _student_block(model: StreamedModel, index: int, quantized: QuantizedBlock) 
 
 
 def _optimizer(modules: Sequence[nn.Module]) -> torch.optim.Optimizer:
-    rates: dict[float, list[nn.Parameter]] = {CODE_STEP: [], SCALE_STEP: [], NORM_STEP: []}
+    rates: dict[float, list[nn.Parameter]] = {SCALE_STEP: [], NORM_STEP: []}
     for block in modules:
         for name, parameter in block.named_parameters():
             if parameter.requires_grad:
-                leaf = name.rpartition(".")[2]
-                rate = CODE_STEP if leaf == "codes" else SCALE_STEP if leaf in ("log_scale", "clip") else NORM_STEP
+                rate = SCALE_STEP if name.rpartition(".")[2] in ("log_scale", "clip") else NORM_STEP
                 rates[rate].append(parameter)
     return torch.optim.Adam(
         [{"params": p, "lr": rate, "rate": rate} for rate, p in rates.items() if p], betas=BETAS, foreach=True

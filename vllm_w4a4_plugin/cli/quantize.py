@@ -55,8 +55,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--distill", type=int, metavar="STEPS",
-        help="train codes, scales, clips and norms towards the float model's predictions, one row of calibration text "
-        "a step; the whole model must fit into memory five times in float32 (default: 8 for models below 300 million "
+        help="train scales, clips and norms towards the float model's predictions, one row of calibration text "
+        "a step; the whole model must fit into memory in float32 (default: 8 for models below 300 million "
         "parameters, else 0)",
     )  # fmt: skip
     parser.add_argument(
