@@ -40,7 +40,8 @@ test: lint test-ascendc
 # The environment has a cmake of its own where the system has none.
 ascendc: setup
 	@command -v g++ >/dev/null || { echo "the emulated NPU kernels need g++ 12 or newer (Debian: apt-get install g++)"; exit 1; }
-	@PATH="$(abspath $(VENV))/bin:$$PATH" && cmake -S csrc/npu/tests -B build/ascendc >/dev/null && cmake --build build/ascendc --parallel 2
+	@mkdir -p build/ascendc && PATH="$(abspath $(VENV))/bin:$$PATH" && { cmake -S csrc/npu/tests -B build/ascendc && \
+	  cmake --build build/ascendc --parallel 2; } >build/ascendc/build.log || { cat build/ascendc/build.log; exit 1; }
 
 test-ascendc: ascendc
 	PATH="$(abspath $(VENV))/bin:$$PATH" ctest --test-dir build/ascendc -j2 --output-on-failure

@@ -338,7 +338,8 @@ void store_result(const FixpipeTarget& target, Number to, const Place& source, N
       }
     }
   }
-  store.Transfer(is_global ? Path::kL0cToGm : Path::kL0cToL1, uint64_t{m} * blocks * 64);
+  // The rates are taken as of the bytes that arrive, after the conversion.
+  store.Transfer(is_global ? Path::kL0cToGm : Path::kL0cToL1, uint64_t{m} * n * size);
 }
 
 }  // namespace emulation

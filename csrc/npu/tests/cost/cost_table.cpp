@@ -156,7 +156,8 @@ int main(int count, char** arguments) {
   std::printf(
       "\nlower bound: weights, scales, x and y once over 1.6 TB/s, or the int4 products at 16 x 16 x 64 a cycle "
       "and 1.8 GHz.\none launch: critical path of the instructions that the kernel issues, at the published "
-      "rates of each path and pipe, and no less than its bytes over 1.6 TB/s.\nassumed latencies: %.1f us a "
+      "rates of each path (of the bytes that arrive) and pipe, and no less than its bytes over 1.6 TB/s.\nassumed "
+      "latencies: %.1f us a "
       "global transfer, %.1f us a flag between cores, %.0f cycles to start an instruction, %.0f to issue one; "
       "not published.\ntransform adds: one launch over the multiplication alone. two launches: our own two "
       "phases, launched after each other.\n",
