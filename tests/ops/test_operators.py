@@ -112,6 +112,6 @@ def test_a_library_that_does_not_load_says_so(monkeypatch: pytest.MonkeyPatch, t
     broken = tmp_path / "broken.so"
     broken.write_bytes(b"no library")
     monkeypatch.setattr(cpu, "_is_loaded", False)
-    monkeypatch.setattr(cpu, "_candidates", lambda: [broken])
+    monkeypatch.setattr(cpu, "library_places", lambda name: [broken])
     with pytest.raises(RuntimeError, match=r"does not load beside torch .*build it again"):
         ops.pack_int4(torch.zeros(1, 1, dtype=torch.int8))
