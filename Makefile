@@ -34,8 +34,9 @@ lint: setup
 	$(VENV)/bin/mypy
 	git ls-files '*.cpp' '*.h' '*.hpp' | xargs -r $(VENV)/bin/clang-format --dry-run --Werror
 
+# Two files at a time: engines start and compile on one core for much of their time.
 test: lint test-ascendc
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 # The environment has a cmake of its own where the system has none.
 ascendc: setup
