@@ -9,7 +9,7 @@ Contestants = dict[str, Callable[[], object]]
 
 
 def interleaved(
-    contestants: Contestants, seconds: float = 2.0, least: int = 5, most: int = 200
+    contestants: Contestants, seconds: float = 2.0, least: int = 3, most: int = 200
 ) -> dict[str, list[float]]:
     """Run all contestants in turn until `seconds` have passed, between `least` and `most` times each.
 

@@ -7,12 +7,15 @@
 namespace w4a4 {
 namespace {
 
-// vpmaddubsw and an addition in 16 bits, the cheapest exact int4 product without VNNI.
+// vpmaddubsw and an addition in 16 bits, the cheapest exact int4 product without VNNI. Both as instructions: GCC takes
+// an intrinsic of unchanging operands out of the loop.
 struct Step {
   using Vector = __m256i;
   static constexpr int64_t kProducts = 32;
   W4A4_INLINE static Vector add(Vector sum, Vector w, Vector a) {
-    asm volatile("vpaddw %1, %0, %0" : "+x"(sum) : "x"(pinned(_mm256_maddubs_epi16(w, a))));
+    Vector pairs;
+    asm volatile("vpmaddubsw %2, %1, %0" : "=x"(pairs) : "x"(w), "x"(a));
+    asm volatile("vpaddw %1, %0, %0" : "+x"(sum) : "x"(pairs));
     return sum;
   }
 };
