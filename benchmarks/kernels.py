@@ -72,8 +72,12 @@ def measure_linear(linear: Linear, tokens: int, prepared: dict[str, Prepared], s
     copy = weight.clone()
     contestants["read"] = lambda: limits.read(copy)
     contestants["quantize"] = lambda: torch.ops.vllm_w4a4.kronecker_quant(x, left, right, clip)
+    dot, fma = limits.dot_products(), limits.fma()
+    if dot:
+        contestants["dot"] = limits.dot_products
+    if fma:
+        contestants["fma"] = limits.fma
     times = interleaved(contestants, seconds)
-    dot, fma = limits.dot_peak(), limits.fma_peak()
     median = {name: statistics.median(values) for name, values in times.items()}
     operations = 2 * tokens * linear.in_features * linear.out_features
     transform_operations = 2 * tokens * linear.in_features * sum(kronecker_sizes(linear.in_features))
@@ -88,10 +92,10 @@ def measure_linear(linear: Linear, tokens: int, prepared: dict[str, Prepared], s
         "speedup": {name: median_ratio(times[name], times[OURS]) for name in prepared if name != OURS},
         "read_bandwidth": weight.numel() / median["read"],
         "of_read_bandwidth": median_ratio(times["read"], times[OURS]),
-        "dot_peak": dot,
-        "of_dot_peak": operations / median[OURS] / dot if dot else None,
+        "dot_peak": dot / median["dot"] if dot else None,
+        "of_dot_peak": operations / dot * median_ratio(times["dot"], times[OURS]) if dot else None,
         "quantize_share": median_ratio(times["quantize"], times[OURS]),
-        "of_fma_peak": transform_operations / median["quantize"] / fma if fma else None,
+        "of_fma_peak": transform_operations / fma * median_ratio(times["fma"], times["quantize"]) if fma else None,
     }
 
 

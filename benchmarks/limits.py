@@ -3,7 +3,6 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from vllm_w4a4_plugin import ops
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "benchmarks"
-PEAK_STEPS = 2_000_000
+PEAK_STEPS = 400_000
 
 
 def load() -> None:
@@ -46,19 +45,15 @@ def read(tensor: Tensor) -> None:
     torch.ops.vllm_w4a4_limits.read(tensor, ops.cpu_instruction_set())
 
 
-def dot_peak() -> float | None:
-    """Integer operations per second (two per product) of the instruction set in use, or None where it is not known."""
-    return _peak(torch.ops.vllm_w4a4_limits.dot_peak)
+def dot_products() -> int:
+    """Run the fastest int8 products of the instruction set in use for about a millisecond.
+
+    Returns:
+        Integer operations done (two per product); 0 where the instruction set's peak is not known.
+    """
+    return 2 * torch.ops.vllm_w4a4_limits.dot_peak(ops.cpu_instruction_set(), PEAK_STEPS)
 
 
-def fma_peak() -> float | None:
-    """float32 operations per second (two per FMA) of the instruction set in use, or None where it is not known."""
-    return _peak(torch.ops.vllm_w4a4_limits.fma_peak)
-
-
-def _peak(operator: torch._ops.OpOverloadPacket) -> float | None:
-    isa = ops.cpu_instruction_set()
-    begin = time.perf_counter()
-    products = operator(isa, PEAK_STEPS)
-    seconds = time.perf_counter() - begin
-    return 2 * products / seconds if products else None
+def fma() -> int:
+    """The same with float32 FMA, two operations each."""
+    return 2 * torch.ops.vllm_w4a4_limits.fma_peak(ops.cpu_instruction_set(), PEAK_STEPS)
