@@ -27,6 +27,7 @@ def run(
     models: Iterable[Model], tokens: Iterable[int], seconds: float, show: Callable[[str], None] = print
 ) -> dict[str, Any]:
     """Measure; the result is what the JSON file holds (times in seconds, rates per second)."""
+    result: dict[str, Any] = {"machine": machine()}  # first: the load average is that of others
     import_vllm_kernels()
     limits.load()
     records, notes = [], {}
@@ -38,7 +39,7 @@ def run(
                 records.append(record)
                 show(f"{model.name} {linear}, {count} tokens: {record['median'][OURS] * 1e3:.3f} ms")
             del prepared
-    return {"machine": machine(), "unavailable": notes, "records": records}
+    return {**result, "unavailable": notes, "records": records}
 
 
 def import_vllm_kernels() -> None:
