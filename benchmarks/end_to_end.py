@@ -55,8 +55,6 @@ def main() -> None:
         result = json.loads(options.json.read_text())
     else:
         result = run(options)
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
     page = report.end_to_end(result)
     if options.docs:
         (options.docs / "performance-end-to-end.md").write_text(page)
@@ -64,7 +62,8 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure every variant in a fresh process; the result is what the JSON file holds."""
+    """Measure every variant in a fresh process; the result is what the JSON file holds, written after each variant."""
+    options.json.parent.mkdir(parents=True, exist_ok=True)
     model, layers = SHAPES[options.shape]
     layers = options.layers or layers
     result = {"machine": machine(), "model": model.name, "layers": layers, "records": {}}
@@ -76,6 +75,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         record = _in_a_process(directory, dtype, options.repeats, options.profile and recipe != "float")
         record["step_bytes"] = random_model.step_bytes(model, layers, recipe, DTYPES[dtype])
         result["records"][variant] = record
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
         print(variant, {key: value for key, value in record.items() if not isinstance(value, dict)}, flush=True)
     return result
 
