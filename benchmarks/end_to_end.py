@@ -51,10 +51,7 @@ def main() -> None:
     if options.one:
         print("RESULT", json.dumps(measure(options.directory, options.one, options.repeats, options.profile)))
         return
-    if options.from_json:
-        result = json.loads(options.json.read_text())
-    else:
-        result = run(options)
+    result = json.loads(options.json.read_text()) if options.from_json else run(options)
     page = report.end_to_end(result)
     if options.docs:
         (options.docs / "performance-end-to-end.md").write_text(page)
