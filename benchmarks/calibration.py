@@ -3,7 +3,8 @@
 
 python -m benchmarks.calibration MODEL --text FILE --calib-file FILE --work DIR [--docs docs/calibration.md]
 
-Results are kept in WORK/results.json after every run; a run found there is not repeated.
+Results are kept in WORK/results.json after every run; a run found there is not repeated. Cases that differ in
+distillation only continue one checkpoint with `--start-from`, which gives the bytes of a run of its own.
 """
 
 import argparse
@@ -22,6 +23,11 @@ from statistics import mean
 from vllm_w4a4_plugin.text import format_table
 
 WINDOW, WINDOWS = 512, 24
+FLOAT, MISSING = "float", "missing"
+SEEDS = (0, 1, 2)
+HEADER = [
+    "case", "target", "mean", *(f"seed {seed}" for seed in SEEDS), "simulated, seed 0", "seconds", "CPU seconds", "GB"
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,24 +35,53 @@ class Case:
     """One row of the table.
 
     Attributes:
-        name: shown. options: of `vllm-w4a4 quantize`. own_text: calibrate on what the model writes.
+        name: shown. options: of `vllm-w4a4 quantize`, those of `start` included.
+        own_text: calibrate on what the model writes.
+        start: the case without distillation whose checkpoint is distilled.
+        target: mean perplexity to stay below.
     """
 
     name: str
     options: Sequence[str]
     own_text: bool = False
+    start: str | None = None
+    target: float | None = None
+
+    def output(self, work: Path, seed: int) -> Path:
+        """The checkpoint's directory."""
+        return work / f"{self.name.replace(', ', '-').replace(' ', '-')}-{seed}"
 
 
 OWN_TEXT = ["--calib-tokens", "8192", "--seq-len", "256"]
+BEST = ["--distill", "64"]
+PLAIN, PLAIN_ALL = "tutorial, not distilled", "all-w4a4, not distilled"
 CASES = (
-    Case("tutorial", ["--recipe", "tutorial"]),
-    Case("tutorial, not distilled", ["--recipe", "tutorial", "--distill", "0"]),
-    Case("tutorial, best", ["--recipe", "tutorial", "--distill", "34"]),
+    Case(PLAIN, ["--recipe", "tutorial", "--distill", "0"]),
+    Case("tutorial", ["--recipe", "tutorial"], start=PLAIN, target=39.5),
+    Case("tutorial, best", ["--recipe", "tutorial", *BEST], start=PLAIN, target=38.0),
+    Case("tutorial, own text", ["--recipe", "tutorial", *OWN_TEXT], own_text=True, target=41.0),
     Case("w4a4-w8a8", ["--recipe", "w4a4-w8a8"]),
-    Case("all-w4a4", ["--recipe", "all-w4a4"]),
-    Case("all-w4a4, best", ["--recipe", "all-w4a4", "--distill", "34"]),
-    Case("tutorial, own text", ["--recipe", "tutorial", *OWN_TEXT], own_text=True),
+    Case(PLAIN_ALL, ["--recipe", "all-w4a4", "--distill", "0"]),
+    Case("all-w4a4", ["--recipe", "all-w4a4"], start=PLAIN_ALL, target=44.0),
+    Case("all-w4a4, best", ["--recipe", "all-w4a4", *BEST], start=PLAIN_ALL, target=42.0),
 )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of `vllm-w4a4 quantize`, start of Python included, and of the run whose checkpoint it continued.
+
+    Attributes:
+        seconds, cpu_seconds: elapsed and used. peak_bytes: largest resident memory.
+    """
+
+    seconds: float = 0
+    cpu_seconds: float = 0
+    peak_bytes: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        peak = max(self.peak_bytes, other.peak_bytes)
+        return Cost(self.seconds + other.seconds, self.cpu_seconds + other.cpu_seconds, peak)
 
 
 @dataclass(frozen=True)
@@ -56,17 +91,14 @@ class Result:
     Attributes:
         case, seed: of the run; "float" is the model before quantization.
         served: perplexity through vLLM. simulated: in plain torch from the stored codes, None if not asked for.
-        seconds, cpu_seconds: of `vllm-w4a4 quantize`, start of Python included.
-        peak_bytes: its largest resident memory.
+        cost: None where it was not measured.
     """
 
     case: str
     seed: int
     served: float
     simulated: float | None = None
-    seconds: float = 0
-    cpu_seconds: float = 0
-    peak_bytes: int = 0
+    cost: Cost | None = None
 
 
 def main() -> None:
@@ -75,81 +107,115 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True, help="text to measure on")
     parser.add_argument("--calib-file", type=Path, required=True, help="calibration text")
     parser.add_argument("--case", nargs="+", choices=[c.name for c in CASES], default=[c.name for c in CASES])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--simulate", type=int, nargs="*", default=[0], help="seeds to simulate as well (default: 0)")
     parser.add_argument("--dtype", default="float32", help="of served activations (default: float32)")
     parser.add_argument("--work", type=Path, required=True, help="directory for checkpoints and results.json")
     parser.add_argument("--docs", type=Path, help="write the tables there, as Markdown")
+    parser.add_argument("--note", default="", help="a sentence for that page, e.g. on what else ran on the machine")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     file = args.work / "results.json"
-    results = [Result(**r) for r in json.loads(file.read_text())] if file.exists() else []
+    results = read_results(file) if file.exists() else []
     wanted = [(None, 0), *((case, seed) for case in CASES if case.name in args.case for seed in args.seeds)]
     for case, seed in wanted:
-        name = case.name if case else "float"
+        name = case.name if case else FLOAT
         if not any(r.case == name and r.seed == seed for r in results):
-            results.append(_quantized(args, case, seed) if case else Result(name, 0, _served(args, args.model)))
+            results.append(_measured(args, case, seed) if case else Result(name, 0, _served(args, args.model)))
             print(json.dumps(asdict(results[-1])), flush=True)
             file.write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")
-    print(table(results))
+            if args.docs:
+                args.docs.write_text(page(results, args))
+    print(format_table(HEADER, rows(results)))
     if args.docs:
         args.docs.write_text(page(results, args))
 
 
-def table(results: Sequence[Result], separator: str | None = None) -> str:
-    """Means and single seeds per case, as text or, with a separator, as rows of Markdown."""
-    header = ("case", "perplexity, mean", "by seed", "simulated, first", "seconds", "CPU seconds", "peak GB")
-    rows = []
-    for name in dict.fromkeys(r.case for r in results):
-        runs = sorted((r for r in results if r.case == name), key=lambda r: r.seed)
-        simulated = next((f"{r.simulated:.2f}" for r in runs if r.simulated), "")
-        costs = ["", "", ""]
-        timed = [r for r in runs if r.seconds]
-        if timed:
-            costs = [f"{mean(r.seconds for r in timed):.0f}", f"{mean(r.cpu_seconds for r in timed):.0f}"]
-            costs.append(f"{max(r.peak_bytes for r in runs) / 1e9:.2f}")
-        seeds = ", ".join(f"{r.seed}: {r.served:.2f}" for r in runs) if name != "float" else ""
-        rows.append([name, f"{mean(r.served for r in runs):.2f}", seeds, simulated, *costs])
-    if separator is None:
-        return format_table(header, rows)
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(separator + f" {separator} ".join(line) + separator for line in lines)
+def read_results(file: Path) -> list[Result]:
+    """What `results.json` holds."""
+    return [
+        Result(**{**entry, "cost": Cost(**entry["cost"]) if entry["cost"] else None})
+        for entry in json.loads(file.read_text())
+    ]
+
+
+def rows(results: Sequence[Result]) -> list[list[str]]:
+    """Cells under `HEADER` for the float model and every case; `MISSING` where nothing was measured."""
+    found = []
+    for name, target in [(FLOAT, None), *((case.name, case.target) for case in CASES)]:
+        runs = {r.seed: r for r in results if r.case == name}
+        served = [r.served for r in runs.values()]
+        average = f"{mean(served):.2f}" if served else MISSING
+        if served and name != FLOAT and len(served) < len(SEEDS):
+            average += f" ({len(served)} of {len(SEEDS)} seeds)"
+        by_seed = [f"{runs[seed].served:.2f}" if seed in runs else MISSING for seed in SEEDS]
+        simulated = ", ".join(
+            f"{r.simulated:.2f} ({100 * (r.simulated / r.served - 1):+.1f} %)" for r in runs.values() if r.simulated
+        )
+        costs = [r.cost for r in runs.values() if r.cost]
+        cost = ["", "", ""]
+        if costs:
+            seconds, cpu = mean(c.seconds for c in costs), mean(c.cpu_seconds for c in costs)
+            cost = [f"{seconds:.0f}", f"{cpu:.0f}", f"{max(c.peak_bytes for c in costs) / 1e9:.2f}"]
+        if name == FLOAT:
+            by_seed = [""] * len(SEEDS)
+        found.append([name, f"{target:.1f}" if target else "", average, *by_seed, simulated, *cost])
+    return found
 
 
 def page(results: Sequence[Result], args: argparse.Namespace) -> str:
     """The Markdown page."""
     import torch
 
-    commands = "\n".join(
-        f"| {case.name} | `{' '.join(case.options)}`{'' if case.own_text else ', with --calib-file'} |"
-        for case in CASES
-    )
+    tables = ["\n".join(f"| {' | '.join(line)} |" for line in [HEADER, ["---"] * len(HEADER), *rows(results)])]
+    options = [
+        [case.name, f"`{' '.join(case.options)}`" + ("" if case.own_text else ", `--calib-file`")] for case in CASES
+    ]
+    tables.append("\n".join(f"| {' | '.join(line)} |" for line in [["case", "options"], ["---", "---"], *options]))
+    missing = sum(line.count(MISSING) for line in (row[3 : 3 + len(SEEDS)] for row in rows(results)))
     return (
         "# Quality of the calibration, measured\n\n"
         f"`python -m benchmarks.calibration` on {time.strftime('%Y-%m-%d', time.gmtime())}, model `{args.model.name}`, "
-        f"{_processor()}, {os.cpu_count()} cores, torch {torch.__version__}. Perplexity over {WINDOWS} windows of "
-        f"{WINDOW} tokens of `{args.text.name}` through vLLM with {args.dtype} activations; calibration text "
-        f"`{args.calib_file.name}`. Every figure comes from a saved checkpoint that `vllm-w4a4 verify` accepts.\n\n"
-        + table(results, "|")
-        + "\n\nOptions of `vllm-w4a4 quantize`, beside `--seed`:\n\n| case | options |\n|---|---|\n"
-        + commands
-        + "\n"
+        f"{_processor()}, {os.cpu_count()} cores, torch {torch.__version__}. {args.note}\n\n"
+        f"Perplexity over {WINDOWS} windows of {WINDOW} tokens of `{args.text.name}` through vLLM with {args.dtype} "
+        f"activations; calibration text `{args.calib_file.name}`. Every figure comes from a saved checkpoint that "
+        "`vllm-w4a4 verify` accepts. The text was not used to choose settings (`quantize.md` says what was).\n\n"
+        + tables[0]
+        + "\n\n"
+        + (f"{missing} cells are {MISSING}: they were not measured. " if missing else "")
+        + '"simulated" is the same checkpoint in plain torch, without vLLM and without this plugin\'s kernels. Cases '
+        'that distil continue the checkpoint of the case "not distilled" with `--start-from`, which gives the bytes of '
+        "a run of its own; their times, means over the seeds that were timed, are sums of both runs.\n\n"
+        "Options of `vllm-w4a4 quantize`, beside `--seed`:\n\n" + tables[1] + "\n"
     )
 
 
-def _quantized(args: argparse.Namespace, case: Case, seed: int) -> Result:
-    output = args.work / f"{case.name.replace(', ', '-').replace(' ', '-')}-{seed}"
-    command = ["quantize", str(args.model), "--output", str(output), "--seed", str(seed), *case.options]
-    if not case.own_text:
-        command += ["--calib-file", str(args.calib_file)]
-    seconds = cpu = 0.0
-    peak = 0
-    if not output.exists():
-        seconds, cpu, peak = _timed(command)
+def _measured(args: argparse.Namespace, case: Case, seed: int) -> Result:
+    output, cost = _quantized(args, case, seed)
     _run(["verify", str(output)])
     served = _served(args, output)
     simulated = _simulated(args, output) if seed in args.simulate else None
-    return Result(case.name, seed, served, simulated, seconds, cpu, peak)
+    return Result(case.name, seed, served, simulated, cost)
+
+
+def _quantized(args: argparse.Namespace, case: Case, seed: int) -> tuple[Path, Cost | None]:
+    """The case's checkpoint, made unless it is there, and what it cost, None if that is not known."""
+    output = case.output(args.work, seed)
+    note = output.with_suffix(".cost.json")
+    command = ["quantize", str(args.model), "--output", str(output), "--seed", str(seed), "--resume"]
+    options, before = list(case.options), None
+    if case.start:
+        base = next(c for c in CASES if c.name == case.start)
+        start, before = _quantized(args, base, seed)
+        recipe = options.index("--recipe")
+        options[recipe : recipe + 2] = ["--start-from", str(start)]
+    if not case.own_text:
+        options += ["--calib-file", str(args.calib_file)]
+    if not output.exists():
+        cost = _timed([*command, *options])
+        if before or not case.start:
+            note.write_text(json.dumps(asdict(cost + before if before else cost)))
+    return output, Cost(**json.loads(note.read_text())) if note.exists() else None
 
 
 def _served(args: argparse.Namespace, directory: Path) -> float:
@@ -173,15 +239,15 @@ def _simulated(args: argparse.Namespace, directory: Path) -> float:
     return perplexity(quantized_logits(StreamedModel(args.model), directory, windows), windows)
 
 
-def _timed(arguments: Sequence[str]) -> tuple[float, float, int]:
-    """Seconds, CPU seconds and peak resident bytes of one command."""
+def _timed(arguments: Sequence[str]) -> Cost:
+    """What one command takes."""
     started = time.monotonic()
     process = subprocess.Popen(_command(arguments), stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         sys.exit(f"{' '.join(arguments)} failed with exit code {process.returncode}")
-    return time.monotonic() - started, usage.ru_utime + usage.ru_stime, _peak(usage)
+    return Cost(time.monotonic() - started, usage.ru_utime + usage.ru_stime, _peak(usage))
 
 
 def _peak(usage: resource.struct_rusage) -> int:

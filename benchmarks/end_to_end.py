@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     options.json.parent.mkdir(parents=True, exist_ok=True)
     model, layers = SHAPES[options.shape]
     layers = options.layers or layers
-    result = {"machine": machine(), "model": model.name, "layers": layers, "records": {}}
+    result: dict[str, Any] = {"machine": machine(), "model": model.name, "layers": layers, "records": {}}
     for variant in options.variants:
         recipe, dtype = variant.split()
         directory = options.directory / f"{model.name}-{layers}-{recipe}"

@@ -9,6 +9,7 @@ from typing import Any
 from vllm_w4a4_plugin.checkpoint import QuantType, TensorInfo
 
 from .block import TOKENS_AT_ONCE
+from .distill import STEP_TOKENS
 from .recipe import Recipe
 from .rounding import DOUBLE_UP_TO
 from .structure import group_shapes
@@ -18,8 +19,7 @@ FLOAT = 4  # bytes
 WEIGHTS = 6  # copies of one group's weights: as they are, transformed, refitted, and three of work
 MOMENTS = 4  # matrices [n, n] alive at once: the Hessian, the cross moment and two of work
 WORKED_ON = 4  # copies of a part of one group's input: as it is, transformed, rounded, weighted
-KEPT = 20  # activations of the model's width that a block keeps for the backward pass of distillation
-ROW = 512  # tokens in a step of distillation, by default
+KEPT, KEPT_WIDE = 40, 12  # activations, as wide as the model and its MLP, that a block keeps for the backward pass
 FLOPS_PER_SECOND = {"cpu": 60e9, "cuda": 20e12, "npu": 20e12}
 
 
@@ -71,13 +71,13 @@ def estimate(
     activations = FLOAT * tokens * widths
     memory = PROCESS_BYTES + outer + FLOAT * block + group + (0 if on_disk else activations)
     whole_head = FLOAT * vocabulary * hidden if gradients or distill else 0
-    kept = layers * (block + ROW * (KEPT * hidden + 8 * config.intermediate_size)) if distill else 0
+    kept = layers * (block + STEP_TOKENS * (KEPT * hidden + KEPT_WIDE * config.intermediate_size)) if distill else 0
     memory = max(memory, PROCESS_BYTES + outer + whole_head + FLOAT * kept)
     stream = FLOAT * tokens * hidden
     stored = sum(out * n * (2 if recipe.types[role] is QuantType.FLOAT else 1) for role, (out, n) in shapes.items())
     disk = 2 * (layers * stored + outer) + 2 * stream + (layers + 2) * stream * gradients + activations * on_disk
     disk += layers * stored * bool(distill)
-    passes = tokens * (1.5 + 4 * gradients + bool(distill)) + 2 * distill
+    passes = tokens * (1.5 + 4 * gradients) + min(tokens, distill) + 2 * distill
     flops = 2 * layers * block * passes
     flops += layers * sum(n * n * (6 * tokens + 8 * out) for out, n in four_bits)
     flops += 2 * vocabulary * hidden * 3 * (tokens * gradients + distill)

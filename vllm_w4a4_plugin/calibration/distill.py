@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training of a quantized model, as a whole, towards the float model's predictions.
 
-The loss is the Kullback-Leibler divergence of the next-token distributions. Trained are row scales, activation clips
-and norms; codes and transforms stay. (Codes trained through their rounding flip at random in the few steps that are
-affordable, which undoes what rounding under the Hessian gained.) The whole model is in memory in float32.
+The loss is the Kullback-Leibler divergence of the next-token distributions. Trained are row scales, activation clips,
+norms and both factors of every transform, all by relative steps: entries differ by orders of magnitude. Codes stay, and
+so a changed factor changes the effective weight, codes times T^-1, as well as the basis in which activations are
+rounded. (Codes trained through their rounding flip at random in the few steps that are affordable, which undoes what
+rounding under the Hessian gained.) The whole model is in memory in float32.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,18 +16,22 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from vllm_w4a4_plugin.checkpoint import QuantType
 
 from .kronecker import apply_kronecker
 from .model import StreamedModel
 
-DEFAULT_STEPS = 8  # for models whose blocks hold at most DEFAULT_UP_TO parameters: a few minutes and 3 GB at most
+DEFAULT_STEPS = 16  # for models whose blocks hold at most DEFAULT_UP_TO parameters: a minute or two, 3 GB at most
 DEFAULT_UP_TO = 300_000_000
-SCALE_STEP = 2e-3  # of the logarithm of row scales, and of clip ratios
-NORM_STEP = 1e-3
+STEP_TOKENS = 256  # longer rows of text are cut; a step costs in proportion
+RATES = {"log_scale": 1e-3, "log_clip": 2e-3, "left_change": 5e-4, "right_change": 5e-4, "original": 1e-3}
+"""Largest step of each kind of parameter, by the last part of its name; all are relative changes. `original` is
+`torch.nn.utils.parametrize`'s name for what stands behind a norm's weight."""
 BETAS = (0.9, 0.95)  # a run has few steps: the second moment must forget fast
-WARM_UP = 0.1  # of all steps
+WARM_UP = 0.25  # of all steps
+LEAST_CLIP = 1e-3
 STEPS_KEPT = 32  # an interruption loses at most so many
 
 Progress = Callable[[str], None]
@@ -58,13 +64,21 @@ def distill(
 
     Args:
         model: the float model, teacher and frame of the student.
-        ids: tokens [rows, length] to train on; one row is one step.
+        ids: tokens [rows, length] to train on; one row, or a part of `STEP_TOKENS` tokens at most, is one step.
         blocks: all of them.
-        steps: how many. seed: of the order of rows; none is used again before all have been.
+        steps: how many. seed: of the order of parts; none is used again before all have been.
         work: directory for the teacher's output and the state every `STEPS_KEPT` steps, from which an interrupted run
             goes on.
         progress: told what is being done.
     """
+    ids = shorter_rows(ids, STEP_TOKENS)
+    orders = [
+        torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed * 1009 + epoch))
+        for epoch in range(-(-steps // len(ids)))
+    ]
+    rows = torch.cat(orders)[:steps]
+    used, rows = rows.unique(return_inverse=True)
+    ids = ids[used]  # the float model runs on no more than what is trained on
     teacher = _teacher(model, ids, work / "teacher.safetensors", progress)
     modules = [_student_block(model, index, block) for index, block in enumerate(blocks)]
     optimizer = _optimizer(modules)
@@ -73,9 +87,7 @@ def distill(
         first = _load_state(state_file, modules, optimizer)
     for step in range(first, steps):
         progress(f"Distillation {step + 1}/{steps}")
-        epoch, place = divmod(step, len(ids))
-        order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed * 1009 + epoch))
-        row = order[place : place + 1]
+        row = rows[step : step + 1]
         _set_rate(optimizer, step, steps)
         loss = _divergence(model, modules, ids[row], teacher[row])
         optimizer.zero_grad()
@@ -87,8 +99,18 @@ def distill(
         yield _stored(module, block, model.block_name(index))
 
 
+def shorter_rows(ids: Tensor, length: int) -> Tensor:
+    """Rows of at most `length` tokens, all equally long, cut from rows [rows, n]."""
+    parts = -(-ids.shape[1] // length)
+    length = ids.shape[1] // parts
+    return ids[:, : parts * length].reshape(-1, length)
+
+
 class TrainableLinear(nn.Module):
-    """A quantized linear layer whose row scales and clip can be trained.
+    """A quantized linear layer of which all but the codes can be trained.
+
+    The parameters are relative changes, zero at first: scale exp(log_scale), clip exp(log_clip), L (1 + left_change),
+    R (1 + right_change).
 
     Args:
         tensors: by suffix, as stored. bits: of codes and activations.
@@ -99,28 +121,71 @@ class TrainableLinear(nn.Module):
         super().__init__()
         self.bits, self.bias = bits, bias
         self.codes, self.scale = tensors["weight"].float(), tensors["weight_scale"]
-        self.log_scale = nn.Parameter(torch.zeros_like(self.scale))
         self.left, self.right = tensors.get("left_trans"), tensors.get("right_trans")
-        clip = tensors.get("clip_ratio")
-        self.clip = None if clip is None else nn.Parameter(clip.clone())
+        self.clip = tensors.get("clip_ratio")
+        self.log_scale = nn.Parameter(torch.zeros_like(self.scale))
+        self.log_clip, self.left_change, self.right_change = (
+            None if t is None else nn.Parameter(torch.zeros_like(t)) for t in (self.clip, self.left, self.right)
+        )
+
+    def share_with(self, other: "TrainableLinear") -> None:
+        """Train one clip and one transform for both: the layers are computed as one matrix product."""
+        self.log_clip, self.left_change, self.right_change = other.log_clip, other.left_change, other.right_change
+
+    def factors(self) -> tuple[Tensor | None, Tensor | None]:
+        """L and R as they are now."""
+        return _changed(self.left, self.left_change), _changed(self.right, self.right_change)
+
+    def clip_ratio(self) -> Tensor | None:
+        """The activation clip as it is now."""
+        if self.clip is None or self.log_clip is None:
+            return None
+        return (self.clip * self.log_clip.exp()).clamp(LEAST_CLIP, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
         top = 2 ** (self.bits - 1) - 1
-        x = apply_kronecker(x, self.left, self.right)
+        x = apply_kronecker(x, *self.factors())
         scale = x.detach().abs().amax(-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny * 1e8) / top
-        if self.clip is not None:
-            scale = scale * self.clip
+        clip = self.clip_ratio()
+        if clip is not None:
+            scale = scale * clip
         x = _round(x / scale).clamp(-top - 1, top) * scale
         y = nn.functional.linear(x, self.codes) * (self.scale * self.log_scale.exp()).flatten()
         return y if self.bias is None else y + self.bias
 
+    @torch.no_grad()
     def stored(self) -> dict[str, Tensor]:
         """What training changed, by suffix, as stored."""
-        result = {"weight_scale": (self.scale * self.log_scale.detach().exp()).cpu()}
-        if self.clip is not None:
-            result["clip_ratio"] = self.clip.detach().cpu().clamp(1e-3, 1)
-        return result
+        left, right = self.factors()
+        scale = self.scale * self.log_scale.exp()
+        named = {"weight_scale": scale, "clip_ratio": self.clip_ratio(), "left_trans": left, "right_trans": right}
+        return {suffix: tensor.cpu().contiguous() for suffix, tensor in named.items() if tensor is not None}
+
+
+class RelativeWeight(nn.Module):
+    """Parametrization of a norm's weight by the logarithm of its change, rounded to the stored dtype.
+
+    Args:
+        start: [n], as stored, whose dtype is kept.
+    """
+
+    def __init__(self, start: Tensor) -> None:
+        super().__init__()
+        self.start, self.dtype = start.float(), start.dtype
+
+    def forward(self, log_change: Tensor) -> Tensor:
+        """The weight [n]."""
+        weight = self.start * log_change.exp()
+        return weight + (weight.to(self.dtype).to(weight) - weight).detach()
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """No change, whatever the weight was."""
+        return torch.zeros_like(weight)
+
+
+def _changed(factor: Tensor | None, change: Tensor | None) -> Tensor | None:
+    return None if factor is None or change is None else factor + factor @ change
 
 
 def _round(x: Tensor) -> Tensor:
@@ -147,9 +212,14 @@ def _student_block(model: StreamedModel, index: int, quantized: QuantizedBlock) 
     block, name = model.load_block(index), model.block_name(index)
     for local, parameter in list(block.named_parameters()):
         tensor = quantized.tensors.get(f"{name}.{local}")
-        if tensor is not None and tensor.dtype != torch.int8:
-            parameter.data = tensor.to(parameter)
-            parameter.requires_grad_(parameter.ndim == 1 and not local.endswith("bias"))
+        if tensor is None or tensor.dtype == torch.int8:
+            continue
+        parameter.data = tensor.to(parameter)
+        owner, _, leaf = local.rpartition(".")
+        if parameter.ndim == 1 and leaf == "weight":
+            start = RelativeWeight(tensor.to(model.device))
+            parametrize.register_parametrization(block.get_submodule(owner), leaf, start)
+            block.get_parameter(f"{owner}.parametrizations.{leaf}.original").requires_grad_(True)
     for local, module in list(block.named_modules()):
         kind = quantized.types.get(f"{name}.{local}.weight", QuantType.FLOAT)
         if isinstance(module, nn.Linear) and kind is not QuantType.FLOAT:
@@ -161,23 +231,21 @@ def _student_block(model: StreamedModel, index: int, quantized: QuantizedBlock) 
             }
             block.set_submodule(local, TrainableLinear(tensors, 4 if kind.is_w4a4 else 8, module.bias))
     for group in quantized.groups:
-        members = [block.get_submodule(n) for n in group]
+        members = [m for m in map(block.get_submodule, group) if isinstance(m, TrainableLinear)]
         for member in members[1:]:
-            if isinstance(member, TrainableLinear):
-                member.clip = members[0].clip  # type: ignore[assignment]
+            if member.left is not None or member.right is not None:
+                member.share_with(members[0])
     return block
 
 
 def _optimizer(modules: Sequence[nn.Module]) -> torch.optim.Optimizer:
-    rates: dict[float, list[nn.Parameter]] = {SCALE_STEP: [], NORM_STEP: []}
+    kinds: dict[str, list[nn.Parameter]] = {}
     for block in modules:
         for name, parameter in block.named_parameters():
             if parameter.requires_grad:
-                rate = SCALE_STEP if name.rpartition(".")[2] in ("log_scale", "clip") else NORM_STEP
-                rates[rate].append(parameter)
-    return torch.optim.Adam(
-        [{"params": p, "lr": rate, "rate": rate} for rate, p in rates.items() if p], betas=BETAS, foreach=True
-    )
+                kinds.setdefault(name.rpartition(".")[2], []).append(parameter)
+    groups = [{"params": members, "lr": RATES[kind], "rate": RATES[kind]} for kind, members in kinds.items()]
+    return torch.optim.Adam(groups, betas=BETAS, foreach=True)
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, step: int, steps: int) -> None:
@@ -202,10 +270,10 @@ def _stored(module: nn.Module, block: QuantizedBlock, name: str) -> dict[str, Te
     for local, part in module.named_modules():
         if isinstance(part, TrainableLinear):
             tensors |= {f"{name}.{local}.{suffix}": tensor for suffix, tensor in part.stored().items()}
-    for local, parameter in module.named_parameters():
-        full = f"{name}.{local}"
-        if full in tensors and parameter.requires_grad:
-            tensors[full] = parameter.detach().to("cpu", tensors[full].dtype)
+        elif parametrize.is_parametrized(part, "weight"):
+            full = f"{name}.{local}.weight"
+            assert isinstance(part.weight, Tensor)
+            tensors[full] = part.weight.detach().to("cpu", tensors[full].dtype)
     return tensors
 
 

@@ -14,11 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vllm_w4a4_plugin.checkpoint import QuantType
+from vllm_w4a4_plugin.checkpoint import CheckpointReader, QuantType
 from vllm_w4a4_plugin.checkpoint.writer import write_checkpoint
 
 from . import sensitivity
 from .activations import Activations
+from .adopt import adopt_block, check_origin
 from .block import BlockQuantizer, LayerReport
 from .distill import QuantizedBlock, distill
 from .errors import CalibrationError
@@ -49,12 +50,15 @@ class Settings:
 
 @dataclass
 class BlockRecord:
-    """A finished block: quant type per tensor, linear layers that share an input, and what the report shows."""
+    """A finished block: quant type per tensor, linear layers that share an input, and what the report shows.
+
+    Its loss is None where the block was taken from another checkpoint.
+    """
 
     name: str
     types: dict[str, str]
     groups: list[list[str]]
-    loss: float
+    loss: float | None
     reports: list[dict[str, Any]] = field(default_factory=list)
 
     def layers(self) -> list[LayerReport]:
@@ -74,10 +78,11 @@ class Quantization:
         output: directory to make.
         resume: continue in an existing work directory.
         on_disk: keep activations in files there. team: devices that share the work, by default the model's alone.
+        start_from: a checkpoint made from `model` whose blocks are taken as they are, whatever the recipe says.
 
     Raises:
-        CalibrationError: the output exists, an interrupted run is there and `resume` was not asked for, or it was
-            started with another model, text, recipe or other settings.
+        CalibrationError: the output exists, an interrupted run is there and `resume` was not asked for, it was
+            started with another model, text, recipe or other settings, or `start_from` is of another model.
     """
 
     def __init__(
@@ -90,7 +95,11 @@ class Quantization:
         resume: bool,
         on_disk: bool = False,
         team: Team | None = None,
+        start_from: Path | None = None,
     ) -> None:
+        self.start_from = CheckpointReader(start_from) if start_from else None
+        if self.start_from:
+            check_origin(model, self.start_from)
         self.model, self.recipe, self.settings, self.ids, self.output = model, recipe, settings, ids, output
         self.work = work_directory(output)
         self.team = team or Team([model.device])
@@ -118,6 +127,8 @@ class Quantization:
         return records
 
     def _blocks(self, progress: Progress) -> list[BlockRecord]:
+        if self.start_from:
+            return [self._adopted(index, self.start_from) for index in range(len(self.model))]
         if self.settings.weigh_tokens:
             sensitivity.measure(self.model, self.ids, self.work, lambda step: progress(step, 0))
         hidden, _ = self.model.start(self.ids)
@@ -164,6 +175,15 @@ class Quantization:
         partial.write_text(json.dumps(asdict(record)))
         partial.replace(self._file(index, "json"))
         return record
+
+    def _adopted(self, index: int, reader: CheckpointReader) -> BlockRecord:
+        """The record of a block of another checkpoint; its tensors are in a file afterwards."""
+        tensors, types, reports = adopt_block(self.model, reader, index)
+        save_file(tensors, self._file(index, "safetensors"))
+        hidden, _ = self.model.start(self.ids[:1])
+        groups = self._trace(index, self.model.load_block(index), hidden)
+        linears = [list(group.linears) for group in groups.values()]
+        return BlockRecord(self.model.block_name(index), types, linears, None, [asdict(r) for r in reports])
 
     def _trace(self, index: int, block: nn.Module, hidden: Tensor) -> dict[Role, Group]:
         """The block's groups; blocks with modules and parameters of the same names and shapes share them."""
@@ -239,13 +259,18 @@ class Quantization:
             raise CalibrationError(f"{self.work}: cannot be made: {error}") from None
 
     def _identity(self) -> Mapping[str, Any]:
-        files = sorted(self.model.directory.glob("*.safetensors"))
         return {
-            "model": [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files],
+            "model": _stamps(self.model.directory),
+            "start": _stamps(self.start_from.directory) if self.start_from else [],
             "calibration text": hashlib.sha256(self.ids.numpy().tobytes()).hexdigest(),
             "recipe": [sorted(map(list, self.recipe.types.items())), list(map(list, self.recipe.exceptions))],
             "settings": asdict(self.settings),
         }
+
+
+def _stamps(directory: Path) -> list[list[Any]]:
+    files = sorted(directory.glob("*.safetensors"))
+    return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
 
 
 def _at_block(progress: Progress, index: int, step: str) -> None:

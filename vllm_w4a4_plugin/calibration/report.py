@@ -35,8 +35,7 @@ def render(title: str, facts: Sequence[tuple[str, str]], records: Sequence[Block
     return (
         f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
         f"<h1>{escape(title)}</h1><table>{rows}</table>"
-        "<h2>Error per block</h2><p>Of what the block adds to the residual stream, relative.</p>"
-        + _figure("blocks, first to last", [[record.loss for record in records]])
+        + _losses([record.loss for record in records if record.loss is not None])
         + "<h2>Flatness</h2><p>Largest magnitude per channel, sorted, relative to the mean over the channels: "
         '<span class="before">before</span> and <span class="after">after</span> the transform. A flat line is what '
         "4 bits represent best.</p>"
@@ -44,6 +43,13 @@ def render(title: str, facts: Sequence[tuple[str, str]], records: Sequence[Block
         + "<h2>Layers</h2><p>Relative error of the layer's output on calibration text: rounding to nearest without a "
         "transform, and as quantized here, before any distillation.</p>" + _layer_table(layers) + "</html>\n"
     )
+
+
+def _losses(losses: list[float]) -> str:
+    if not losses:
+        return ""
+    heading = "<h2>Error per block</h2><p>Of what the block adds to the residual stream, relative.</p>"
+    return heading + _figure("blocks, first to last", [losses])
 
 
 def _examples(layers: Sequence[LayerReport]) -> list[LayerReport]:

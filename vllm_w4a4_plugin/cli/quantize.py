@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vllm_w4a4_plugin.calibration.pipeline import BlockRecord
+    from vllm_w4a4_plugin.calibration.recipe import Recipe
 
+DEFAULT_RECIPE = "tutorial"
 OWN_TEXT_ROWS = 32
 INTERRUPTED = 130  # exit code of a command ended by Ctrl-C
 
@@ -34,13 +36,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="calibration text: .json (array of strings), .jsonl or .txt; without it the model writes its own",
     )  # fmt: skip
     parser.add_argument(
-        "--recipe",
-        default="tutorial",
-        help="tutorial, w4a4-w8a8, all-w4a4, w4a4-dynamic or a .yaml file (default: tutorial)",
+        "--recipe", help="tutorial, w4a4-w8a8, all-w4a4, w4a4-dynamic or a .yaml file (default: tutorial)"
     )
     parser.add_argument(
         "--keep-float", action="append", default=[], metavar="PATTERN",
         help="leave layers whose full name matches as they are, e.g. 'model.layers.0.*'; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--start-from", type=Path, metavar="DIR",
+        help="a checkpoint made from MODEL, here or by msModelSlim: only distil it",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of rotations and self-written text (default: 0)")
     parser.add_argument(
@@ -55,9 +59,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--distill", type=int, metavar="STEPS",
-        help="train scales, clips and norms towards the float model's predictions, one row of calibration text "
-        "a step; the whole model must fit into memory in float32 (default: 8 for models below 300 million "
-        "parameters, else 0)",
+        help="train scales, clips, norms and transforms towards the float model's predictions, at most 256 tokens of "
+        "calibration text a step; the whole model must fit into memory in float32 (default: 16 for models below "
+        "300 million parameters, else 0)",
     )  # fmt: skip
     parser.add_argument(
         "--activations-on-disk", action="store_true",
@@ -74,10 +78,10 @@ def run(args: argparse.Namespace) -> int:
     from transformers import AutoTokenizer
 
     from vllm_w4a4_plugin.calibration.budget import estimate, free_disk
+    from vllm_w4a4_plugin.calibration.distill import STEP_TOKENS
     from vllm_w4a4_plugin.calibration.errors import CalibrationError
     from vllm_w4a4_plugin.calibration.model import StreamedModel
     from vllm_w4a4_plugin.calibration.pipeline import Quantization, Settings, check_output
-    from vllm_w4a4_plugin.calibration.recipe import load_recipe
     from vllm_w4a4_plugin.calibration.report import REPORT_FILE, render
     from vllm_w4a4_plugin.calibration.rotation import RotatedModel
     from vllm_w4a4_plugin.calibration.team import Team
@@ -89,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         raise CalibrationError("give the directory of the float model: vllm-w4a4 quantize MODEL --output DIR")
     started = time.monotonic()
     check_output(args.output, args.resume)
-    recipe = load_recipe(args.recipe, args.keep_float)
+    recipe = _recipe(args)
     if args.calib_file:
         from vllm_w4a4_plugin.calibration.data import read_texts
 
@@ -101,6 +105,8 @@ def run(args: argparse.Namespace) -> int:
     recipe.check_patterns(model.linear_names())
     config = model.config.get_text_config()
     distill = _default_distillation(config) if args.distill is None else args.distill
+    if args.start_from and not distill:
+        raise CalibrationError("--start-from only distils: say with --distill for how many steps")
     settings = Settings(args.seed, weigh_tokens=args.gradients, distill=distill)
     tokens = args.calib_tokens
     need = estimate(
@@ -110,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
         tokens,
         args.device,
         gradients=settings.weigh_tokens,
-        distill=settings.distill * args.seq_len,
+        distill=settings.distill * min(args.seq_len, STEP_TOKENS),
         on_disk=args.activations_on_disk,
     )
     print(f"{source}: {len(model)} blocks; needs {need}", file=sys.stderr)
@@ -130,7 +136,15 @@ def run(args: argparse.Namespace) -> int:
     else:
         ids = _own_text(args, source)
     quantization = Quantization(
-        model, recipe, settings, ids, args.output, args.resume, args.activations_on_disk, Team(devices)
+        model,
+        recipe,
+        settings,
+        ids,
+        args.output,
+        args.resume,
+        args.activations_on_disk,
+        Team(devices),
+        args.start_from,
     )
     with tqdm(total=len(model), unit=" blocks", desc="Quantizing") as bar:
 
@@ -149,7 +163,7 @@ def run(args: argparse.Namespace) -> int:
     size = sum(file.stat().st_size for file in args.output.iterdir()) / 1e6
     facts = [
         ("model", str(source.resolve().name)),
-        ("recipe", args.recipe),
+        ("recipe", f"that of {args.start_from.name}" if args.start_from else args.recipe or DEFAULT_RECIPE),
         (
             "calibration text",
             f"{args.calib_file.name if args.calib_file else 'written by the model'}, {ids.numel()} tokens",
@@ -165,6 +179,22 @@ def run(args: argparse.Namespace) -> int:
     print(f"\n{args.output}: {size:.1f} MB in {seconds:.0f} s; {REPORT_FILE} shows the details.")
     print(f"Serve it: vllm serve {args.output} --quantization ascend")
     return 0
+
+
+def _recipe(args: argparse.Namespace) -> "Recipe":
+    """What to quantize how; nothing, where a checkpoint is only to be distilled."""
+    from vllm_w4a4_plugin.calibration.errors import CalibrationError
+    from vllm_w4a4_plugin.calibration.recipe import Recipe, load_recipe
+    from vllm_w4a4_plugin.calibration.structure import Role
+    from vllm_w4a4_plugin.checkpoint import QuantType
+
+    if not args.start_from:
+        return load_recipe(args.recipe or DEFAULT_RECIPE, args.keep_float)
+    if args.recipe or args.keep_float or args.gradients:
+        raise CalibrationError(
+            "--start-from takes layers as that checkpoint has them: leave out --recipe, --keep-float and --gradients"
+        )
+    return Recipe(dict.fromkeys(Role, QuantType.FLOAT))
 
 
 def _default_distillation(config: Any) -> int:
