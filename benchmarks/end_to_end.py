@@ -45,14 +45,16 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="the quantized models")
     parser.add_argument("--json", type=Path, default=Path("build/benchmarks/end_to_end.json"))
     parser.add_argument("--docs", type=Path, help="directory to write performance-end-to-end.md to")
-    parser.add_argument("--from-json", action="store_true", help="do not measure; make the page from --json")
+    parser.add_argument(
+        "--from-json", type=Path, nargs="+", metavar="FILE", help="do not measure; make the page from these runs"
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         print("RESULT", json.dumps(measure(options.directory, options.one, options.repeats, options.profile)))
         return
-    result = json.loads(options.json.read_text()) if options.from_json else run(options)
-    page = report.end_to_end(result)
+    results = [json.loads(file.read_text()) for file in options.from_json or []] or [run(options)]
+    page = report.end_to_end(results)
     if options.docs:
         (options.docs / "performance-end-to-end.md").write_text(page)
     print(page)
@@ -104,7 +106,8 @@ def measure(directory: Path, dtype: str, repeats: int, profile: bool) -> dict[st
     with tempfile.TemporaryDirectory() as traces:
         llm = LLM(
             str(directory), dtype=dtype, skip_tokenizer_init=True, max_model_len=PREFILL + 64,
-            max_num_seqs=MOST_REQUESTS, enable_prefix_caching=False, gpu_memory_utilization=0.3,
+            max_num_batched_tokens=PREFILL + 64, max_num_seqs=MOST_REQUESTS, enable_prefix_caching=False,
+            gpu_memory_utilization=0.3,
             profiler_config={"profiler": "torch", "torch_profiler_dir": traces} if profile else None,
         )  # fmt: skip
         result: dict[str, Any] = {"ready": time.perf_counter() - begin, "memory": _peak_memory()}
