@@ -6,6 +6,10 @@
 namespace emulation {
 
 struct Rates {
+  // A core has its share of the HBM over any span of so many microseconds, not at every instant: the others do not all
+  // want theirs just then.
+  double hbm_share_us = 1;
+
   // Published.
   double clock_mhz = 1800;
   double hbm_bytes_per_us = 1.6e6;  // 1.6 TB/s

@@ -697,10 +697,12 @@ void Instruction::Transfer(Path path, uint64_t bytes) {
   const uint32_t sharers = (machine_.options_.device_cores ? machine_.options_.device_cores : machine_.blocks_) *
                            (core_.kind == CoreKind::kCube ? 1 : kVectorsPerCube);
   const double from_memory = memory_bytes_ * sharers / rates.hbm_bytes_per_us;
+  state_.memory_at = std::max(state_.memory_at, state_.free_at - rates.hbm_share_us) + from_memory;
   const bool is_global =
       path == Path::kGmToL1 || path == Path::kGmToUb || path == Path::kUbToGm || path == Path::kL0cToGm;
   const double start = path == Path::kL1ToL0a || path == Path::kL1ToL0b ? rates.start_cycles / rates.clock_mhz : 0;
-  Occupy(std::max(on_path, from_memory) + start, is_global ? rates.gm_latency_us : 0);
+  Occupy(std::max(on_path, memory_bytes_ > 0 ? state_.memory_at - state_.free_at : 0) + start,
+         is_global ? rates.gm_latency_us : 0);
 }
 
 }  // namespace emulation

@@ -94,6 +94,7 @@ struct PipeState {
   double free_at = 0;  // when the next instruction may start
   double done_at = 0;  // when the results of the last one are there
   double busy = 0;
+  double memory_at = 0;     // until when its share of the HBM is used up
   std::vector<Issued> log;  // log[i - 1] is instruction i
 };
 

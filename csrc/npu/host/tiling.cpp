@@ -2,6 +2,7 @@
 #include "tiling.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <string>
 
@@ -12,6 +13,11 @@ constexpr int64_t kMaxFactor = 256;      // rows of one A operand of the transfo
 constexpr int64_t kMaxFeatures = 32768;  // a token's float32 values must fit in UB
 constexpr int64_t kWorkspaceAlignment = 512;
 constexpr int64_t kMaxReplicatedTokens = 32;
+constexpr int64_t kLeastPipelinedStages = 4;  // fewer would wait for the latency of each
+constexpr int64_t kMostChunkRows = 12;
+// Of the time. Where the way into L0 or out of L0C is in use for more of it, the cube waits between its tiles.
+constexpr double kMostFeeding = 0.9, kMostStoring = 0.75;
+constexpr int64_t kLeastPrefetchBytes = 40 * 1024;  // of weights, on their way while a stage is multiplied
 
 // Bytes per microsecond of the paths that decide (GiB/s from the platform tables).
 constexpr double kGiBPerSecond = 1024.0 * 1024 * 1024 / 1e6;
@@ -67,9 +73,9 @@ std::string check(const LinearShape& s, uint32_t cores) {
   return "";
 }
 
-// Cuts a linear that has one factor of size `size` at least, so that an A operand has at most 256 rows and the results
-// of one pass over `block_columns` fill at most a third of L0C.
-void cut_transform(const LinearShape& shape, TilingData& data) {
+// Cuts a linear that has one factor at least, so that an A operand has at most 256 rows and the results of one pass
+// over `block_columns` are at most `sums` float32 sums.
+void cut_transform(const LinearShape& shape, int64_t sums, TilingData& data) {
   data.left = static_cast<uint32_t>(shape.left > 0    ? shape.left
                                     : shape.right > 0 ? shape.in_features / shape.right
                                                       : 1);
@@ -82,19 +88,20 @@ void cut_transform(const LinearShape& shape, TilingData& data) {
   // Rows of several tokens form one operand only if no padding rows lie between them.
   int64_t pass = 1;
   if (data.left % kFractalRows == 0) {
-    pass = std::min(kMaxFactor / data.left_padded, int64_t{kTransformSums} / (data.left_padded * data.right_padded));
+    pass = std::min(kMaxFactor / data.left_padded, sums / (data.left_padded * data.right_padded));
     pass = std::clamp<int64_t>(pass, 1, 8);
     if (pass > 1) pass -= pass % 2;  // the two AIVs of a core share a slot's tokens
   }
   data.pass_tokens = static_cast<uint32_t>(pass);
   data.slot_tokens = static_cast<uint32_t>(std::max<int64_t>(pass, 2));
   const int64_t rows = pass * data.left_padded;
-  const int64_t most = int64_t{kTransformSums} / rows / kFractalRows * kFractalRows;
+  const int64_t most = sums / rows / kFractalRows * kFractalRows;
   const int64_t blocks = ceil_div(data.right_padded, most);
   data.block_columns = static_cast<uint32_t>(round_up(ceil_div(data.right_padded, blocks), kFractalRows));
 }
 
-constexpr int64_t kL1Rows = 512 * 1024 / (kGemmStepK / 2);  // rows or columns of one step that L1 holds
+constexpr int64_t kL1Bytes = 512 * 1024;
+constexpr int64_t kL1Rows = kL1Bytes / (kGemmStepK / 2);  // rows or columns of one step that L1 holds
 
 double load_microseconds(int64_t rows, int64_t in_features) { return rows * in_features / 2.0 / kGmToL1; }
 // Weights that only one row of tiles reads come from HBM, at a core's share; others mostly from L2.
@@ -121,6 +128,9 @@ struct Grid {
   int64_t rows = 0, columns = 0;  // of a tile
   bool resident = false;
   double microseconds = INFINITY;
+  int64_t depth = kGemmStepK;  // of a stage
+  int64_t first_rows = 0;      // rows of tiles in the first chunk; 0: in the only one
+  int64_t chunk_rows = 0;      // in the others
 };
 
 // Tiles of `rows`, as wide as they balance best, activations and weights loaded together.
@@ -165,7 +175,118 @@ Grid resident_grid(const LinearShape& shape, uint32_t cores, int64_t most_rows, 
   return best;
 }
 
-void cut_gemm(const LinearShape& shape, uint32_t cores, Tiling& tiling) {
+// L1 that the transform takes, with two passes of tokens in it.
+int64_t transform_l1_bytes(const TilingData& data, Factors factors) {
+  const bool has_left = factors != Factors::kRight, has_right = factors != Factors::kLeft;
+  const int64_t rows = int64_t{data.pass_tokens} * data.left_padded;
+  const int64_t left = has_left ? int64_t{data.left_padded} * data.left_padded : 0;
+  const int64_t right = has_right ? int64_t{data.right_padded} * data.right_padded : 0;
+  const int64_t products = has_left && has_right ? 2 * rows * data.block_columns : 0;
+  return 2 * (left + right + products + 2 * rows * data.right_padded);
+}
+
+// What a core is busy with in the resident tiles of some rows of tiles: loads or products, the latter's way into L0,
+// and the sums' way out of L0C. Of the core that has most.
+struct ChunkTime {
+  double multiply = 0, feed = 0, store = 0;
+};
+
+ChunkTime chunk_time(const LinearShape& shape, int64_t rows, int64_t columns, int64_t row_tiles, uint32_t cores) {
+  const int64_t column_tiles = ceil_div(shape.out_features, columns), tiles = row_tiles * column_tiles;
+  const double weights = weights_microseconds(columns, shape.in_features, 2, cores);
+  const double products = multiply_microseconds(rows, columns, shape.in_features);
+  const double tile = std::max(weights, products);
+  // The first tile of a row brings its activations along.
+  const double opening = std::max(weights + load_microseconds(rows, shape.in_features), products);
+  ChunkTime time;
+  for (int64_t core = 0; core < cores; ++core) {
+    const int64_t first = core * tiles / cores, end = (core + 1) * tiles / cores;
+    if (first == end) continue;
+    const int64_t openings = (end - 1) / column_tiles - first / column_tiles + 1;
+    time.multiply = std::max(time.multiply, (end - first) * (kTileMicroseconds + tile) + openings * (opening - tile));
+  }
+  const int64_t most = ceil_div(tiles, cores);
+  time.feed = most * shape.in_features / 2.0 * (rows / kL1ToL0A + columns / kL1ToL0B);
+  time.store = most * rows * columns * 4.0 / kL0CToGm;
+  return time;
+}
+
+// The way into L0 of one token's operands.
+double transform_feed_microseconds(const TilingData& data, Factors factors) {
+  const double blocks = static_cast<double>(ceil_div(data.right_padded, data.block_columns));
+  const double token = 2.0 * data.left_padded * data.right_padded;
+  double time = 0;
+  if (factors != Factors::kLeft) {
+    time += blocks * token / kL1ToL0A + 2.0 * data.right_padded * data.right_padded / data.pass_tokens / kL1ToL0B;
+  }
+  if (factors != Factors::kRight) {
+    time += blocks * 2.0 * data.left_padded * data.left_padded / kL1ToL0A + token / kL1ToL0B;
+  }
+  return time;
+}
+
+// The best cut of resident tiles of `rows` x `columns` into chunks, one of them beside the transform of the next.
+void consider_chunks(const LinearShape& shape, uint32_t cores, const TilingData& data, Grid grid, Grid& best) {
+  const int64_t row_tiles = ceil_div(shape.tokens, grid.rows);
+  const double feed = transform_feed_microseconds(data, factors_of(shape));
+  const auto tokens = [&](int64_t rows_of_tiles) { return ceil_div(rows_of_tiles * grid.rows, cores); };
+  const auto transform = [&](int64_t rows_of_tiles) {
+    return transform_microseconds(shape) * tokens(rows_of_tiles) + kBarrierMicroseconds;
+  };
+  std::array<ChunkTime, kMostChunkRows + 1> times;
+  for (int64_t i = 1; i <= std::min(kMostChunkRows, row_tiles); ++i) {
+    times[i] = chunk_time(shape, grid.rows, grid.columns, i, cores);
+  }
+  const auto beside = [&](int64_t rows_of_tiles, int64_t next) {
+    const ChunkTime& time = times[rows_of_tiles];
+    const double load = load_microseconds(tokens(next), shape.in_features) * 4;  // 16 bits instead of 4
+    return std::max({time.multiply + load, (time.feed + tokens(next) * feed) / kMostFeeding,
+                     (time.store + transform(next)) / kMostStoring});
+  };
+  for (grid.first_rows = 1; grid.first_rows <= std::min(kMostChunkRows, row_tiles - 1); ++grid.first_rows) {
+    const int64_t rest = row_tiles - grid.first_rows;
+    for (grid.chunk_rows = 1; grid.chunk_rows <= std::min(kMostChunkRows, rest); ++grid.chunk_rows) {
+      const int64_t chunks = ceil_div(rest, grid.chunk_rows), last = rest - (chunks - 1) * grid.chunk_rows;
+      grid.microseconds = device_microseconds(
+          shape, transform(grid.first_rows) + beside(grid.first_rows, grid.chunk_rows) +
+                     (chunks - 1) * beside(grid.chunk_rows, grid.chunk_rows) + times[last].multiply);
+      if (grid.microseconds < best.microseconds) best = grid;
+    }
+  }
+}
+
+// Resident tall tiles whose L1 and L0C leave room for the transform of the next chunk of tokens. `data` has the
+// transform cut for it.
+Grid pipelined_grid(const LinearShape& shape, uint32_t cores, const TilingData& data) {
+  Grid best;
+  const int64_t room = kL1Bytes - transform_l1_bytes(data, factors_of(shape));
+  for (int64_t columns = kResidentTileColumns; columns > kResidentTileColumns / 2; columns -= kFractalRows) {
+    int64_t tried = 0;
+    for (const int64_t depth : {1024, 512, 256}) {
+      const int64_t steps = ceil_div(shape.in_features, depth), stage = columns * depth / 2;
+      if (steps < kPipelinedStages || (kLeastPipelinedStages - 1) * stage < kLeastPrefetchBytes) continue;
+      const int64_t fits = (room - kLeastPipelinedStages * stage) / (steps * depth / 2);
+      const int64_t rows = std::min({int64_t{128}, fits, kPipelinedTileSums / columns}) / kFractalRows * kFractalRows;
+      // Shorter stages only for more rows. The kernel pads a tile of one row in the first stage only.
+      if (rows <= std::max<int64_t>(tried, 64) || shape.tokens % rows == 1) continue;
+      tried = rows;
+      consider_chunks(shape, cores, data, {rows, columns, true, INFINITY, depth}, best);
+    }
+  }
+  return best;
+}
+
+// Into chunks of `first` and `others` tokens, or (0) into one.
+void cut_chunks(int64_t first, int64_t others, TilingData& data) {
+  data.chunks = 1;
+  data.first_chunk_tokens = data.chunk_tokens = data.tokens;
+  if (first == 0) return;
+  data.chunks += static_cast<uint32_t>(ceil_div(data.tokens - first, others));
+  data.first_chunk_tokens = static_cast<uint32_t>(first);
+  data.chunk_tokens = static_cast<uint32_t>(others);
+}
+
+void cut_gemm(const LinearShape& shape, uint32_t cores, Pipelining pipelining, Tiling& tiling) {
   tiling.token_class = shape.tokens <= 16   ? TokenClass::kRows16
                        : shape.tokens <= 32 ? TokenClass::kRows32
                        : shape.tokens <= 64 ? TokenClass::kRows64
@@ -176,13 +297,30 @@ void cut_gemm(const LinearShape& shape, uint32_t cores, Tiling& tiling) {
   // Tall tiles are stored while the next is multiplied, which takes half of L0C each; flat ones need a deep pipeline.
   const Grid resident = is_tall ? resident_grid(shape, cores, most_rows, kResidentTileColumns, 2)
                                 : resident_grid(shape, cores, most_rows, kMaxTileColumns, 3);
-  const Grid& grid = resident.microseconds < streaming.microseconds ? resident : streaming;
+  Grid grid = resident.microseconds < streaming.microseconds ? resident : streaming;
   TilingData& data = tiling.data;
+  if (is_tall && tiling.factors != Factors::kNone && shape.groups == 1 && shape.in_features <= kPipelinedMaxFeatures) {
+    TilingData small = data;
+    cut_transform(shape, kPipelinedTransformSums, small);
+    const Grid pipelined = pipelined_grid(shape, cores, small);
+    const double before = transform_microseconds(shape) * ceil_div(shape.tokens, cores) + kBarrierMicroseconds;
+    const double best = pipelining == Pipelining::kAlways ? INFINITY : grid.microseconds + before;
+    if (pipelined.microseconds < best) {
+      data = small;
+      grid = pipelined;
+    }
+  }
+  if (pipelining == Pipelining::kAlways && grid.first_rows == 0) {
+    tiling.error = "the transform of the next tokens does not fit beside the tiles of these";
+    return;
+  }
   data.tile_rows = static_cast<uint32_t>(grid.rows);
   data.tile_columns = static_cast<uint32_t>(grid.columns);
+  data.step_depth = static_cast<uint32_t>(grid.depth);
   data.row_tiles = static_cast<uint32_t>(ceil_div(shape.tokens, grid.rows));
   data.column_tiles = static_cast<uint32_t>(ceil_div(shape.out_features, grid.columns));
   data.resident = grid.resident ? 1 : 0;
+  cut_chunks(grid.first_rows * grid.rows, grid.chunk_rows * grid.rows, data);
 }
 
 void lay_out_workspace(uint32_t cores, Tiling& tiling) {
@@ -215,7 +353,7 @@ double transform_microseconds(const LinearShape& shape) {
   return time;
 }
 
-Tiling make_tiling(const LinearShape& shape, uint32_t cores) {
+Tiling make_tiling(const LinearShape& shape, uint32_t cores, Pipelining pipelining) {
   Tiling tiling;
   tiling.error = check(shape, cores);
   if (!tiling.ok()) return tiling;
@@ -231,18 +369,19 @@ Tiling make_tiling(const LinearShape& shape, uint32_t cores) {
   data.scale_factor = shape.clip_ratio / 7.0f;
   data.inverse_factor = 7.0f / shape.clip_ratio;
 
-  cut_transform(shape, data);
+  cut_transform(shape, kTransformSums, data);
   const double all = transform_microseconds(shape) * shape.tokens;
   const double share = transform_microseconds(shape) * ceil_div(shape.tokens, cores) + kBarrierMicroseconds;
   data.replicated = shape.tokens <= kMaxReplicatedTokens && all <= share ? 1 : 0;
-  cut_gemm(shape, cores, tiling);
-  lay_out_workspace(cores, tiling);
+  cut_gemm(shape, cores, pipelining, tiling);
+  if (tiling.ok()) lay_out_workspace(cores, tiling);
   return tiling;
 }
 
 Tiling share_activations(const Tiling& tiling) {
   Tiling shared = tiling;
   shared.data.replicated = 0;
+  cut_chunks(0, 0, shared.data);
   lay_out_workspace(shared.cores, shared);
   return shared;
 }

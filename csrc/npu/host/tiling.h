@@ -33,8 +33,12 @@ struct Tiling {
   bool ok() const { return error.empty(); }
 };
 
+// Whether the next tokens are transformed between the tiles of these. kAlways, for tests, is an error where it does not
+// fit: one chunk of tokens, few features, no transform.
+enum class Pipelining { kIfFaster, kAlways };
+
 // `cores`: AICs of the device (24 on 910B1/B2 and an A3 die, 20 on 910B3).
-Tiling make_tiling(const LinearShape& shape, uint32_t cores);
+Tiling make_tiling(const LinearShape& shape, uint32_t cores, Pipelining pipelining = Pipelining::kIfFaster);
 
 // The same with the tokens shared among the cores, for launching transform and GEMM one after the other.
 Tiling share_activations(const Tiling& tiling);

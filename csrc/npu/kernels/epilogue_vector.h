@@ -22,14 +22,17 @@ class EpilogueVector {
   static constexpr uint32_t kTokenScalesAt = 2 * kMaxTileColumns;
   static constexpr uint32_t kConstants = 2 * kMaxTileColumns + kOwnRows * kScaleLanes;
   static constexpr uint32_t kOutAt = kConstantsAt + 2 * kConstants;
-  static_assert((kOutAt + kChunk) * sizeof(float) <= kUbBytes);
+  static constexpr uint32_t kBytes = (kOutAt + kChunk) * sizeof(float);
+  static_assert(kBytes <= kUbBytes);
+  // Events of its own, of any kind.
+  static constexpr uint32_t kEvents = 4;
 
   // scale: float [tokens][kScaleLanes]; weight_scale: float [groups][out_features]; bias: float [out_features];
   // acc: the core's ring; y: T [tokens][out_features].
   __aicore__ inline EpilogueVector(TBuf<TPosition::VECCALC>& ub, const TilingData& tiling, uint32_t core,
                                    uint32_t cores, uint32_t half, GM_ADDR scale, GM_ADDR weight_scale, GM_ADDR bias,
                                    GM_ADDR acc, GM_ADDR y)
-      : tiling_(tiling), grid_(tiling, core, cores), half_(half) {
+      : tiling_(tiling), core_(core), cores_(cores), grid_(tiling, Chunk(tiling, 0), core, cores), half_(half) {
     ub_ = ub.Get<float>();
     scale_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(scale));
     weight_scale_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(weight_scale));
@@ -38,19 +41,32 @@ class EpilogueVector {
     y_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(y));
   }
 
-  __aicore__ inline void Run() {
+  // Start and Run, for each further chunk Next and Run, then Finish.
+  __aicore__ inline void Start() {
     for (uint32_t i = 0; i < 2; ++i) {
       AscendC::SetFlag<HardEvent::V_MTE2>(kConstantsEvent + i);
       AscendC::SetFlag<HardEvent::V_MTE2>(kSumsEvent + i);
       AscendC::SetFlag<HardEvent::MTE3_V>(i);
     }
+  }
+
+  __aicore__ inline void Next(uint32_t chunk) { grid_ = TileGrid(tiling_, Chunk(tiling_, chunk), core_, cores_); }
+  __aicore__ inline uint32_t tiles() const { return grid_.count; }
+
+  // `before(tile)` may do other work before each tile.
+  template <typename Before>
+  __aicore__ inline void Run(Before& before) {
     for (uint32_t i = 0; i < grid_.count; ++i) {
+      before(i);
       const Tile tile(tiling_, grid_, i);
       const uint32_t upper = CeilDiv(tile.rows, 2);
       const uint32_t first = half_ == 0 ? 0 : upper;
       const uint32_t rows = half_ == 0 ? upper : tile.rows - upper;
       for (uint32_t group = 0; group < tiling_.groups; ++group) AddGroup(tile, first, rows, group);
     }
+  }
+
+  __aicore__ inline void Finish() {
     for (uint32_t i = 0; i < 2; ++i) {
       AscendC::WaitFlag<HardEvent::V_MTE2>(kConstantsEvent + i);
       AscendC::WaitFlag<HardEvent::V_MTE2>(kSumsEvent + i);
@@ -192,7 +208,8 @@ class EpilogueVector {
   }
 
   const TilingData& tiling_;
-  const TileGrid grid_;
+  const uint32_t core_, cores_;
+  TileGrid grid_;
   const uint32_t half_;
   LocalTensor<float> ub_;
   GlobalTensor<float> scale_, weight_scale_, bias_;

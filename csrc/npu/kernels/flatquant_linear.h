@@ -2,7 +2,9 @@
 // One launch for a whole W4A4 linear, and its two phases alone. Every core is an AIC with two AIVs.
 //
 // Few tokens (`replicated`): every core transforms and quantizes all tokens for itself, so that nothing is waited for
-// but its own AIVs. Many: each core takes its share; a barrier over all AIVs comes before the first tile.
+// but its own AIVs. Many: each core takes its share; a barrier over all AIVs comes before the first tile. More still go
+// in chunks: the next one's tokens are transformed and quantized between the tiles of this one, and the barrier over
+// them falls between tiles too.
 #pragma once
 
 #include "common.h"
@@ -48,6 +50,146 @@ __aicore__ inline LinearAddresses OfCore(LinearAddresses at, const TilingData& t
   return at;
 }
 
+// What an AIC does between the products of a chunk's tiles: nothing, or the transform of the next chunk.
+struct NoTransform {
+  __aicore__ inline void operator()(uint32_t) const {}
+};
+template <typename Transform>
+struct TransformBetween {
+  Transform& transform;
+  Pace pace;
+  __aicore__ inline void operator()(uint32_t slots) const { transform.Advance(pace.After(slots)); }
+};
+
+// AIV: every int4 activation of the chunk is in global memory, whoever wrote it, before an AIC reads the first.
+__aicore__ inline void MeetOverActivations(const TilingData& tiling) {
+  if (!tiling.replicated) {
+    AscendC::CrossCoreSetFlag<kModeAllVectors, PIPE_MTE3>(kGrid);
+    AscendC::CrossCoreWaitFlag(kGrid);
+  }
+  AscendC::CrossCoreSetFlag<kModeGroup, PIPE_MTE3>(kActivationsReady);
+}
+
+// What an AIV does before a tile: nothing, or it quantizes what its AIC has transformed by then. The order of both is
+// the same on both sides, so that neither ring can fill up while the other is waited for.
+struct NoQuantization {
+  __aicore__ inline void operator()(uint32_t) {}
+};
+template <typename Quantize>
+struct QuantizeBetween {
+  Quantize& quantize;
+  const TilingData& tiling;
+  TransformUnits units;
+  Pace pace;
+  bool has_met = false;
+
+  __aicore__ inline QuantizeBetween(Quantize& of, const TilingData& data, TokenRange tokens, uint32_t tiles)
+      : quantize(of), tiling(data), units(data, tokens), pace(data, units.count, tiles) {
+    quantize.Begin(tokens);
+  }
+  __aicore__ inline void operator()(uint32_t tile) { Until(pace.AtEnd(tile)); }
+  __aicore__ inline void Until(uint32_t done) {
+    if (has_met) return;
+    quantize.Advance(units.SlotsOf(done));
+    if (done < units.count) return;
+    MeetOverActivations(tiling);
+    has_met = true;
+  }
+};
+
+template <typename T, Factors kFactors, uint32_t kRows, uint32_t kPhases>
+__aicore__ inline void RunCube(AscendC::TPipe& pipe, const LinearAddresses& at, const TilingData& tiling, uint32_t core,
+                               uint32_t cores) {
+  CubeBuffers buffers;
+  buffers.Init(pipe);
+  // Transform and GEMM take turns with the same slots, or each has its own.
+  const L0Slots first(tiling, false), second(tiling, true);
+  first.Open();
+  if (tiling.chunks > 1) second.Open();
+  GemmCube<kRows> gemm(buffers, tiling, core, cores, at.q, at.weight, at.acc);
+  constexpr bool kWaits = (kPhases & 1) != 0;
+  if constexpr ((kPhases & 1) && kFactors != Factors::kNone) {
+    using Transform = TransformCube<T, kFactors>;
+    // Weights may come before the transform is done if it has L1 of its own and all its loads are issued.
+    const uint32_t left_over = kL1Bytes - Transform::L1Bytes(tiling, 2);
+    if (gemm.L1Bytes(2) <= left_over && left_over < gemm.L1Bytes(gemm.stages())) gemm.UseStages(2);
+    const uint32_t gemm_bytes = gemm.L1Bytes(gemm.stages());
+    const bool is_apart = (kPhases & 2) && gemm_bytes <= left_over;
+    Transform transform(buffers, is_apart ? gemm_bytes : 0, tiling, TokensOf(tiling, Chunk(tiling, 0), core, cores),
+                        at.x, at.left, at.right, at.z);
+    const bool is_early = is_apart && transform.LoadsAtOnce();
+    transform.Start();
+    if (is_early) gemm.Start();
+    transform.Transform();
+    if ((kPhases & 2) && !is_early) gemm.Start();
+    if (tiling.chunks == 1) transform.Finish();
+    if constexpr (kPhases & 2) {
+      for (uint32_t chunk = 0; chunk + 1 < tiling.chunks; ++chunk) {
+        transform.Begin(TokensOf(tiling, Chunk(tiling, chunk + 1), core, cores));
+        const Pace pace(tiling, transform.units(), gemm.tiles());
+        gemm.Run(kWaits, TransformBetween<Transform>{transform, pace});
+        transform.Advance(transform.units());
+        gemm.Next(chunk + 1);
+      }
+      gemm.Run(kWaits, NoTransform{});
+    }
+    if (tiling.chunks > 1) transform.Finish();
+  } else if constexpr (kPhases & 2) {
+    gemm.Start();
+    gemm.Run(kWaits, NoTransform{});
+  }
+  if constexpr (kPhases & 2) gemm.Finish();
+  first.Close();
+  if (tiling.chunks > 1) second.Close();
+}
+
+template <typename T, Factors kFactors, uint32_t kRows, uint32_t kPhases>
+__aicore__ inline void RunVector(AscendC::TPipe& pipe, const LinearAddresses& at, const TilingData& tiling,
+                                 uint32_t core, uint32_t cores) {
+  using Epilogue = EpilogueVector<T, kRows>;
+  const uint32_t half_index = AscendC::GetSubBlockIdx();
+  const TokenRange tokens = TokensOf(tiling, Chunk(tiling, 0), core, cores);
+  TBuf<TPosition::VECCALC> ub;
+  pipe.InitBuffer(ub, kUbBytes);
+  if constexpr (kRows == 128 && kPhases == 3 && kFactors != Factors::kNone) {
+    if (tiling.chunks > 1) {
+      using Quantize = QuantizeVector<T, kFactors, kPipelinedMaxFeatures, Epilogue::kBytes, Epilogue::kEvents>;
+      Quantize quantize(ub, tiling, tokens, half_index, at.x, at.z, at.q, at.scale);
+      Epilogue epilogue(ub, tiling, core, cores, half_index, at.scale, at.weight_scale, at.bias, at.acc, at.y);
+      quantize.Start();
+      quantize.Run();
+      MeetOverActivations(tiling);
+      epilogue.Start();
+      for (uint32_t chunk = 0; chunk + 1 < tiling.chunks; ++chunk) {
+        QuantizeBetween<Quantize> between(quantize, tiling, TokensOf(tiling, Chunk(tiling, chunk + 1), core, cores),
+                                          epilogue.tiles());
+        epilogue.Run(between);
+        between.Until(between.units.count);
+        epilogue.Next(chunk + 1);
+      }
+      NoQuantization nothing;
+      epilogue.Run(nothing);
+      epilogue.Finish();
+      quantize.Finish();
+      return;
+    }
+  }
+  if constexpr (kPhases & 1) {
+    QuantizeVector<T, kFactors> quantize(ub, tiling, tokens, half_index, at.x, at.z, at.q, at.scale);
+    quantize.Start();
+    quantize.Run();
+    quantize.Finish();
+  }
+  if constexpr (kPhases == 3) MeetOverActivations(tiling);
+  if constexpr (kPhases & 2) {
+    Epilogue epilogue(ub, tiling, core, cores, half_index, at.scale, at.weight_scale, at.bias, at.acc, at.y);
+    NoQuantization nothing;
+    epilogue.Start();
+    epilogue.Run(nothing);
+    epilogue.Finish();
+  }
+}
+
 // kPhases: 1 transform and quantize, 2 multiply, 3 both.
 template <typename T, Factors kFactors, uint32_t kRows, uint32_t kPhases>
 __aicore__ inline void FlatQuantLinear(const LinearAddresses& addresses, const TilingData& tiling) {
@@ -55,53 +197,11 @@ __aicore__ inline void FlatQuantLinear(const LinearAddresses& addresses, const T
   const uint32_t cores = AscendC::GetBlockNum();
   if ASCEND_IS_AIC {
     const uint32_t core = AscendC::GetBlockIdx();
-    const LinearAddresses at = OfCore<kRows>(addresses, tiling, core);
-    CubeBuffers buffers;
-    buffers.Init(pipe);
-    GemmCube<kRows> gemm(buffers, tiling, core, cores, at.q, at.weight, at.acc);
-    if constexpr ((kPhases & 1) && kFactors != Factors::kNone) {
-      using Transform = TransformCube<T, kFactors>;
-      // Weights may come before the transform is done if it has L1 of its own and all its loads are issued.
-      const uint32_t left_over = kL1Bytes - Transform::L1Bytes(tiling, 2);
-      if (gemm.L1Bytes(2) <= left_over && left_over < gemm.L1Bytes(gemm.stages())) gemm.UseStages(2);
-      const uint32_t gemm_bytes = gemm.L1Bytes(gemm.stages());
-      const bool is_apart = (kPhases & 2) && gemm_bytes <= left_over;
-      Transform transform(buffers, is_apart ? gemm_bytes : 0, tiling, TokensOf(tiling, core, cores), at.x, at.left,
-                          at.right, at.z);
-      const bool is_early = is_apart && transform.LoadsAtOnce();
-      transform.Start();
-      if (is_early) gemm.Prefetch();
-      transform.Transform();
-      if ((kPhases & 2) && !is_early) gemm.Prefetch();
-      transform.Finish();
-    } else if constexpr (kPhases & 2) {
-      gemm.Prefetch();
-    }
-    if constexpr (kPhases & 2) gemm.Run((kPhases & 1) != 0);
+    RunCube<T, kFactors, kRows, kPhases>(pipe, OfCore<kRows>(addresses, tiling, core), tiling, core, cores);
   }
   if ASCEND_IS_AIV {
     const uint32_t core = AscendC::GetBlockIdx() / AscendC::GetSubBlockNum();
-    const uint32_t half_index = AscendC::GetSubBlockIdx();
-    const LinearAddresses at = OfCore<kRows>(addresses, tiling, core);
-    TBuf<TPosition::VECCALC> ub;
-    pipe.InitBuffer(ub, kUbBytes);
-    if constexpr (kPhases & 1) {
-      QuantizeVector<T, kFactors> quantize(ub, tiling, TokensOf(tiling, core, cores), half_index, at.x, at.z, at.q,
-                                           at.scale);
-      quantize.Run();
-    }
-    if constexpr (kPhases == 3) {
-      if (!tiling.replicated) {
-        AscendC::CrossCoreSetFlag<kModeAllVectors, PIPE_MTE3>(kGrid);
-        AscendC::CrossCoreWaitFlag(kGrid);
-      }
-      AscendC::CrossCoreSetFlag<kModeGroup, PIPE_MTE3>(kActivationsReady);
-    }
-    if constexpr (kPhases & 2) {
-      EpilogueVector<T, kRows> epilogue(ub, tiling, core, cores, half_index, at.scale, at.weight_scale, at.bias, at.acc,
-                                        at.y);
-      epilogue.Run();
-    }
+    RunVector<T, kFactors, kRows, kPhases>(pipe, OfCore<kRows>(addresses, tiling, core), tiling, core, cores);
   }
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // AIC: integer sums acc[row, column] = sum_k q[row, k] * w[column, k] of the core's tiles, one sum per scale group.
 //
-//   GM --MTE2--> L1 (stages of 1024 inputs) --MTE1--> L0A, L0B (two slots) --M--> L0C (two slots) --FIX--> workspace
+//   GM --MTE2--> L1 (256 to 1024 inputs) --MTE1--> L0A, L0B (two slots) --M--> L0C (two slots) --FIX--> workspace
 //
 // A tile's columns are computed in units of at most kUnitColumns, each in an L0C slot of its own, so that one unit's
 // sums leave while the next one is multiplied.
@@ -20,15 +20,17 @@ class GemmCube {
   static constexpr uint32_t kMostStages = 3;
   static constexpr uint32_t kUnitColumns = kRows == 128 ? 128 : 256;
   static constexpr uint32_t kDepth = kRows == 128 ? 512 : 256;  // inputs of one L0 slot
-  static constexpr uint32_t kStepBytes = kGemmStepK / 2;        // of one row or column in a step
-  static_assert(kStreamingStages * (kRows + kMaxTileColumns) * kStepBytes <= kL1Bytes);
+  static_assert(kRows * kPipelinedDepth / 2 <= kL0Bytes / 4);
+  static_assert(kStreamingStages * (kRows + kMaxTileColumns) * kGemmStepK / 2 <= kL1Bytes);
   static_assert(kRows * kDepth / 2 <= kL0Bytes / 2 && kUnitColumns * kDepth / 2 <= kL0Bytes / 2);
-  static_assert(kRows * kUnitColumns * sizeof(int32_t) <= kL0CBytes / 2);
+  static constexpr uint32_t kL0CSlot = kL0CBytes / 2 / sizeof(int32_t);  // sums
+  static_assert(kRows * kUnitColumns <= kL0CSlot);
+  static_assert(2 * (kPipelinedTileSums + kPipelinedTransformSums) * sizeof(int32_t) <= kL0CBytes);
 
   // q: int4 [tokens][q_row_bytes]; weight: int4 nZ; acc: the core's ring, int32 [kRingSlots][kRows][kMaxTileColumns].
   __aicore__ inline GemmCube(CubeBuffers& buffers, const TilingData& tiling, uint32_t core, uint32_t cores, GM_ADDR q,
                              GM_ADDR weight, GM_ADDR acc)
-      : tiling_(tiling), grid_(tiling, core, cores) {
+      : tiling_(tiling), core_(core), cores_(cores), grid_(tiling, Chunk(tiling, 0), core, cores), l0_(tiling, false) {
     l1_ = buffers.l1.Get<int8_t>();
     l1_int4_ = buffers.l1.Get<AscendC::int4b_t>();
     l0a_ = buffers.l0a.Get<AscendC::int4b_t>();
@@ -37,15 +39,18 @@ class GemmCube {
     q_.SetGlobalBuffer(reinterpret_cast<__gm__ int8_t*>(q));
     weight_.SetGlobalBuffer(reinterpret_cast<__gm__ int8_t*>(weight));
     acc_.SetGlobalBuffer(reinterpret_cast<__gm__ int32_t*>(acc));
-    depth_steps_ = CeilDiv(tiling.in_features, kGemmStepK);
+    depth_steps_ = CeilDiv(tiling.in_features, tiling.step_depth);
     weight_fractals_ = CeilDiv(tiling.out_features, kFractalRows);
     steps_ = grid_.count * depth_steps_;
-    activation_bytes_ = tiling.tile_rows * kStepBytes;
-    weight_bytes_ = tiling.tile_columns * kStepBytes;
+    activation_bytes_ = tiling.tile_rows * tiling.step_depth / 2;
+    weight_bytes_ = tiling.tile_columns * tiling.step_depth / 2;
+    const bool is_pipelined = tiling.chunks > 1;
+    l0c_slot_ = is_pipelined ? kPipelinedTileSums : kL0CSlot;
+    depth_ = is_pipelined ? kPipelinedDepth : kDepth;
     stages_ = kStreamingStages;
     if (tiling.resident) {
       const uint32_t room = (kL1Bytes - depth_steps_ * activation_bytes_) / weight_bytes_;
-      stages_ = Min(Min(kMostStages, depth_steps_), room);
+      stages_ = Min(Min(is_pipelined ? kPipelinedStages : kMostStages, depth_steps_), room);
     }
     UseStages(stages_);
   }
@@ -63,33 +68,41 @@ class GemmCube {
   }
   __aicore__ inline uint32_t stages() const { return stages_; }
 
-  // Weights do not depend on the activations: the first stages of them are on their way while those are made. Before
-  // Run, and after whatever used the GEMM's part of L1.
-  __aicore__ inline void Prefetch() {
+  // Start and Run, for each further chunk Next and Run, then Finish. Start after whatever used the GEMM's part of L1.
+  // Weights do not depend on the activations: the first stages of them are on their way while those are made.
+  __aicore__ inline void Start() {
     ClearRowPadding();
     for (uint32_t i = 0; i < stages_; ++i) AscendC::SetFlag<HardEvent::MTE1_MTE2>(i);
+    for (uint32_t i = 0; i < 2; ++i) AscendC::SetFlag<HardEvent::FIX_M>(i);
     for (uint32_t i = 0; i < Min(steps_, stages_); ++i) LoadWeights(i);
   }
 
-  // `wait`: the activations are being written by this launch.
-  __aicore__ inline void Run(bool wait) {
-    for (uint32_t i = 0; i < 2; ++i) {
-      AscendC::SetFlag<HardEvent::M_MTE1>(kL0FreeEvent + i);
-      AscendC::SetFlag<HardEvent::FIX_M>(i);
-    }
+  __aicore__ inline void Next(uint32_t chunk) {
+    grid_ = TileGrid(tiling_, Chunk(tiling_, chunk), core_, cores_);
+    steps_ = grid_.count * depth_steps_;
+    for (uint32_t i = 0; i < Min(steps_, stages_); ++i) LoadWeights(i);
+  }
+
+  __aicore__ inline uint32_t tiles() const { return grid_.count; }
+
+  // `wait`: the activations are being written by this launch. `between(n)` may issue other work after the n-th L0 slot.
+  template <typename Between>
+  __aicore__ inline void Run(bool wait, const Between& between) {
     if (wait) AscendC::CrossCoreWaitFlag(kActivationsReady);
     for (uint32_t i = 0; i < Min(steps_, stages_); ++i) LoadActivations(i);
+    uint32_t slots = 0;
     for (uint32_t i = 0; i < steps_; ++i) {
-      Multiply(i);
-      if (i + stages_ >= steps_) continue;
-      LoadWeights(i + stages_);
-      LoadActivations(i + stages_);
+      Multiply(i, slots, between);
+      if (i + stages_ < steps_) {
+        LoadWeights(i + stages_);
+        LoadActivations(i + stages_);
+      }
     }
+  }
+
+  __aicore__ inline void Finish() {
     for (uint32_t i = 0; i < stages_; ++i) AscendC::WaitFlag<HardEvent::MTE1_MTE2>(i);
-    for (uint32_t i = 0; i < 2; ++i) {
-      AscendC::WaitFlag<HardEvent::M_MTE1>(kL0FreeEvent + i);
-      AscendC::WaitFlag<HardEvent::FIX_M>(i);
-    }
+    for (uint32_t i = 0; i < 2; ++i) AscendC::WaitFlag<HardEvent::FIX_M>(i);
     for (uint32_t i = 0; i < Min(stored_, kRingSlots); ++i) AscendC::CrossCoreWaitFlag(kSumsFree);
   }
 
@@ -112,9 +125,9 @@ class GemmCube {
   }
 
   // A step is one stage's worth of inputs of one tile.
-  __aicore__ inline uint32_t DepthBegin(uint32_t step) const { return step % depth_steps_ * kGemmStepK; }
+  __aicore__ inline uint32_t DepthBegin(uint32_t step) const { return step % depth_steps_ * tiling_.step_depth; }
   __aicore__ inline uint32_t DepthOf(uint32_t step) const {
-    return Min(kGemmStepK, tiling_.in_features - DepthBegin(step));
+    return Min(tiling_.step_depth, tiling_.in_features - DepthBegin(step));
   }
 
   __aicore__ inline void LoadWeights(uint32_t step) {
@@ -157,7 +170,8 @@ class GemmCube {
     AscendC::SetFlag<HardEvent::MTE2_MTE1>(step % stages_);
   }
 
-  __aicore__ inline void Multiply(uint32_t step) {
+  template <typename Between>
+  __aicore__ inline void Multiply(uint32_t step, uint32_t& slots, const Between& between) {
     const Tile tile(tiling_, grid_, step / depth_steps_);
     const uint32_t stage = step % stages_;
     const uint32_t begin = DepthBegin(step), end = begin + DepthOf(step);
@@ -173,12 +187,15 @@ class GemmCube {
         const uint32_t first_fractal = unit * (kUnitColumns / kFractalRows);
         const uint32_t fractals = Min(kUnitColumns / kFractalRows, tile.column_fractals - first_fractal);
         if (starts) AscendC::WaitFlag<HardEvent::FIX_M>(slot);
-        for (uint32_t k = part; k < part_end; k += kDepth) {
-          const uint32_t depth = Min(kDepth, part_end - k);
+        for (uint32_t k = part; k < part_end; k += depth_) {
+          const uint32_t depth = Min(depth_, part_end - k);
           MultiplyPart(tile, step, (k - begin) / kInt4FractalK, depth, first_fractal, fractals, slot,
                        starts && k == part);
+          if (ends && k + depth == part_end) {
+            Store(tile, first_fractal, fractals, slot, unit == 0, unit + 1 == units);
+          }
+          between(++slots);
         }
-        if (ends) Store(tile, first_fractal, fractals, slot, unit == 0, unit + 1 == units);
       }
       if (ends) units_done_ += units;
       part = part_end;
@@ -192,35 +209,25 @@ class GemmCube {
     const uint32_t depth_fractals = CeilDiv(depth, kInt4FractalK);
     const uint32_t row_fractals = CeilDiv(tile.rows, kFractalRows);
     const uint32_t l1_rows = tiling_.tile_rows / kFractalRows;
-    const LocalTensor<AscendC::int4b_t> l0a = l0a_[l0_slot_ * kL0Bytes];  // two elements a byte: half of L0A
-    const LocalTensor<AscendC::int4b_t> l0b = l0b_[l0_slot_ * kL0Bytes];
-    AscendC::WaitFlag<HardEvent::M_MTE1>(kL0FreeEvent + l0_slot_);
-    const LocalTensor<AscendC::int4b_t> a = l1_int4_[ActivationsAt(step) * 2];
-    for (uint32_t m = 0; m < row_fractals; ++m) {
-      AscendC::LoadData2DParams load;
-      load.startIndex = first_depth * l1_rows + m;
-      load.repeatTimes = depth_fractals;
-      load.srcStride = l1_rows;
-      AscendC::LoadData(l0a[m * depth_fractals * kInt4Fractal], a, load);
-    }
-    const LocalTensor<AscendC::int4b_t> b = l1_int4_[(weights_at_ + step % stages_ * weight_bytes_) * 2];
-    for (uint32_t k = 0; k < depth_fractals; ++k) {
-      AscendC::LoadData2DParams load;
-      load.startIndex = (first_depth + k) * tile.column_fractals + first_fractal;
-      load.repeatTimes = fractals;
-      load.srcStride = 1;
-      AscendC::LoadData(l0b[k * fractals * kInt4Fractal], b, load);
-    }
-    AscendC::SetFlag<HardEvent::MTE1_M>(l0_slot_);
-    AscendC::WaitFlag<HardEvent::MTE1_M>(l0_slot_);
+    const uint32_t at = l0_.begin + l0_slot_ * l0_.bytes;
+    const LocalTensor<AscendC::int4b_t> l0a = l0a_[at * 2];  // two elements a byte
+    const LocalTensor<AscendC::int4b_t> l0b = l0b_[at * 2];
+    AscendC::WaitFlag<HardEvent::M_MTE1>(l0_.free_event + l0_slot_);
+    LoadFractals(l0a, l1_int4_[ActivationsAt(step) * 2], kInt4Fractal, first_depth * l1_rows, row_fractals, 1,
+                 depth_fractals, l1_rows, false);
+    LoadFractals(l0b, l1_int4_[(weights_at_ + step % stages_ * weight_bytes_) * 2], kInt4Fractal,
+                 first_depth * tile.column_fractals + first_fractal, depth_fractals, tile.column_fractals, fractals, 1,
+                 false);
+    AscendC::SetFlag<HardEvent::MTE1_M>(l0_.load_event + l0_slot_);
+    AscendC::WaitFlag<HardEvent::MTE1_M>(l0_.load_event + l0_slot_);
     if (!is_first && row_fractals * fractals < kOrderedMmadFractals) AscendC::PipeBarrier<PIPE_M>();
     AscendC::MmadParams multiply;
     multiply.m = tile.rows == 1 ? kFractalRows : tile.rows;
     multiply.n = fractals * kFractalRows;
     multiply.k = depth;
     multiply.cmatrixInitVal = is_first;
-    AscendC::Mmad(l0c_[slot * (kL0CBytes / 2 / sizeof(int32_t))], l0a, l0b, multiply);
-    AscendC::SetFlag<HardEvent::M_MTE1>(kL0FreeEvent + l0_slot_);
+    AscendC::Mmad(l0c_[slot * l0c_slot_], l0a, l0b, multiply);
+    AscendC::SetFlag<HardEvent::M_MTE1>(l0_.free_event + l0_slot_);
     l0_slot_ ^= 1;
   }
 
@@ -239,7 +246,7 @@ class GemmCube {
     store.quantPre = QuantMode_t::NoQuant;
     const uint32_t ring = stored_ % kRingSlots * kRows * kMaxTileColumns;
     AscendC::Fixpipe<int32_t, int32_t, AscendC::CFG_ROW_MAJOR>(acc_[ring + first_fractal * kFractalRows],
-                                                               l0c_[slot * (kL0CBytes / 2 / sizeof(int32_t))], store);
+                                                               l0c_[slot * l0c_slot_], store);
     AscendC::SetFlag<HardEvent::FIX_M>(slot);
     if (!is_last) return;
     AscendC::CrossCoreSetFlag<kModeGroup, PIPE_FIX>(kSumsReady);
@@ -247,7 +254,9 @@ class GemmCube {
   }
 
   const TilingData& tiling_;
-  const TileGrid grid_;
+  const uint32_t core_, cores_;
+  TileGrid grid_;
+  const L0Slots l0_;
   LocalTensor<int8_t> l1_;
   LocalTensor<AscendC::int4b_t> l1_int4_, l0a_, l0b_;
   LocalTensor<int32_t> l0c_;
@@ -257,6 +266,8 @@ class GemmCube {
   uint32_t activation_bytes_, weight_bytes_;  // of a stage or slot
   uint32_t stages_;
   uint32_t weights_at_;
+  uint32_t depth_;     // inputs of an L0 slot
+  uint32_t l0c_slot_;  // sums
   uint32_t l0_slot_ = 0;
   uint32_t units_done_ = 0;  // units whose sums are stored
   uint32_t stored_ = 0;      // ring slots filled

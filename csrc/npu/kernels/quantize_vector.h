@@ -10,16 +10,17 @@
 
 namespace w4a4::npu {
 
-template <typename T, Factors kFactors>
+// kMaxFeatures: of a token; kBegin: byte of UB from which on all is this one's; kFirstEvent: of two of each kind.
+template <typename T, Factors kFactors, uint32_t kMaxFeatures = 32768, uint32_t kBegin = 0, uint32_t kFirstEvent = 0>
 class QuantizeVector {
  public:
   static constexpr bool kHasTransform = kFactors != Factors::kNone;
   static constexpr uint32_t kChunk = 4096;  // features at a time
-  static constexpr uint32_t kMaxFeatures = 32768;
   static constexpr uint32_t kOutBytes = kMaxFeatures / 2;
   static constexpr uint32_t kMaxima = kMaxFeatures / kVectorLanes;
   // UB, in bytes.
-  static constexpr uint32_t kFloatsAt = 128 * 1024;
+  static constexpr uint32_t kTokenBytes = kMaxFeatures * sizeof(float);
+  static constexpr uint32_t kFloatsAt = kBegin + kTokenBytes;
   static constexpr uint32_t kHalvesAt = kFloatsAt + kChunk * sizeof(float);
   static constexpr uint32_t kOutAt = kHalvesAt + kChunk * sizeof(half);
   static constexpr uint32_t kScaleAt = kOutAt + 2 * kOutBytes;
@@ -44,35 +45,53 @@ class QuantizeVector {
     z_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(z));
     q_.SetGlobalBuffer(reinterpret_cast<__gm__ int8_t*>(q));
     scale_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(scale));
-    slots_ = tiling.in_features * 2 * sizeof(Source) <= kFloatsAt ? 2 : 1;
+    slots_ = tiling.in_features * 2 * sizeof(Source) <= kTokenBytes ? 2 : 1;
   }
 
-  __aicore__ inline void Run() {
-    for (uint32_t i = 0; i < slots_; ++i) AscendC::SetFlag<HardEvent::V_MTE2>(i);
-    for (uint32_t i = 0; i < 2; ++i) AscendC::SetFlag<HardEvent::MTE3_V>(i);
+  // Start, Run, then for further tokens Begin and Advance to all of them, and Finish.
+  __aicore__ inline void Start() {
+    for (uint32_t i = 0; i < slots_; ++i) AscendC::SetFlag<HardEvent::V_MTE2>(kFirstEvent + i);
+    for (uint32_t i = 0; i < 2; ++i) AscendC::SetFlag<HardEvent::MTE3_V>(kFirstEvent + i);
     AscendC::Duplicate(At<float>(kNumeratorAt), tiling_.inverse_factor, kScaleLanes);
     AscendC::Duplicate(At<float>(kRowMaximaAt), 0.0f, kScaleLanes);
     AscendC::Duplicate(At<float>(kMaximumAt), 0.0f, kScaleLanes);
+  }
+
+  __aicore__ inline void Run() {
     if constexpr (kHasTransform) {
-      uint32_t ring = 0;
-      for (uint32_t token = tokens_.begin; token < tokens_.end; token += tiling_.slot_tokens) {
-        const uint32_t count = Min(tiling_.slot_tokens, tokens_.end - token);
-        AscendC::CrossCoreWaitFlag(kTokensReady);
-        for (uint32_t i = half_index_; i < count; i += 2) {
-          LoadTransformed(ring * tiling_.slot_tokens + i);
-          Quantize(token + i);
-        }
-        AscendC::CrossCoreSetFlag<kModeGroup, PIPE_MTE2>(kTokensFree);
-        ring = (ring + 1) % kRingSlots;
-      }
+      Advance(slots());
     } else {
       for (uint32_t token = tokens_.begin + half_index_; token < tokens_.end; token += 2) {
         LoadToken(token);
         Quantize(token);
       }
     }
-    for (uint32_t i = 0; i < slots_; ++i) AscendC::WaitFlag<HardEvent::V_MTE2>(i);
-    for (uint32_t i = 0; i < 2; ++i) AscendC::WaitFlag<HardEvent::MTE3_V>(i);
+  }
+
+  __aicore__ inline void Begin(TokenRange tokens) {
+    tokens_ = tokens;
+    taken_ = 0;
+  }
+
+  // Ring slots of the tokens, and until `slots` of them are quantized.
+  __aicore__ inline uint32_t slots() const { return CeilDiv(tokens_.end - tokens_.begin, tiling_.slot_tokens); }
+  __aicore__ inline void Advance(uint32_t slots) {
+    for (; taken_ < slots; ++taken_) {
+      const uint32_t token = tokens_.begin + taken_ * tiling_.slot_tokens;
+      const uint32_t count = Min(tiling_.slot_tokens, tokens_.end - token);
+      AscendC::CrossCoreWaitFlag(kTokensReady);
+      for (uint32_t i = half_index_; i < count; i += 2) {
+        LoadTransformed(ring_ * tiling_.slot_tokens + i);
+        Quantize(token + i);
+      }
+      AscendC::CrossCoreSetFlag<kModeGroup, PIPE_MTE2>(kTokensFree);
+      ring_ = (ring_ + 1) % kRingSlots;
+    }
+  }
+
+  __aicore__ inline void Finish() {
+    for (uint32_t i = 0; i < slots_; ++i) AscendC::WaitFlag<HardEvent::V_MTE2>(kFirstEvent + i);
+    for (uint32_t i = 0; i < 2; ++i) AscendC::WaitFlag<HardEvent::MTE3_V>(kFirstEvent + i);
   }
 
  private:
@@ -82,12 +101,14 @@ class QuantizeVector {
   __aicore__ inline LocalTensor<U> At(uint32_t byte) const {
     return ub_[byte].template ReinterpretCast<U>();
   }
-  __aicore__ inline LocalTensor<Source> Token() const { return At<Source>(done_ % slots_ * (kFloatsAt / 2)); }
+  __aicore__ inline LocalTensor<Source> Token() const {
+    return At<Source>(kBegin + done_ % slots_ * (kTokenBytes / 2));
+  }
 
   // Token `index` of the ring: `left` rows of `right` values, `right_padded` apart.
   __aicore__ inline void LoadTransformed(uint32_t index) {
     const uint32_t slot = done_ % slots_;
-    AscendC::WaitFlag<HardEvent::V_MTE2>(slot);
+    AscendC::WaitFlag<HardEvent::V_MTE2>(kFirstEvent + slot);
     AscendC::DataCopyExtParams copy;
     copy.blockCount = tiling_.left;
     copy.blockLen = tiling_.right * sizeof(float);
@@ -96,12 +117,12 @@ class QuantizeVector {
     copy.rsv = 0;
     AscendC::DataCopyPad(Token(), z_[uint64_t{index} * tiling_.left * tiling_.right_padded], copy,
                          AscendC::DataCopyPadExtParams<float>{false, 0, 0, 0});
-    AscendC::SetFlag<HardEvent::MTE2_V>(slot);
+    AscendC::SetFlag<HardEvent::MTE2_V>(kFirstEvent + slot);
   }
 
   __aicore__ inline void LoadToken(uint32_t token) {
     const uint32_t slot = done_ % slots_;
-    AscendC::WaitFlag<HardEvent::V_MTE2>(slot);
+    AscendC::WaitFlag<HardEvent::V_MTE2>(kFirstEvent + slot);
     AscendC::DataCopyExtParams copy;
     copy.blockCount = 1;
     copy.blockLen = tiling_.in_features * sizeof(T);
@@ -110,7 +131,7 @@ class QuantizeVector {
     copy.rsv = 0;
     AscendC::DataCopyPad(Token(), x_[uint64_t{token} * tiling_.in_features], copy,
                          AscendC::DataCopyPadExtParams<T>{false, 0, 0, 0});
-    AscendC::SetFlag<HardEvent::MTE2_V>(slot);
+    AscendC::SetFlag<HardEvent::MTE2_V>(kFirstEvent + slot);
   }
 
   // Features [begin, begin + count) of the token as float32.
@@ -130,14 +151,14 @@ class QuantizeVector {
     const uint32_t out_slot = done_ % 2;
     const LocalTensor<float> scale = At<float>(kScaleAt + out_slot * kBlockBytes);
     const LocalTensor<AscendC::int4b_t> out = At<AscendC::int4b_t>(kOutAt + out_slot * kOutBytes);
-    AscendC::WaitFlag<HardEvent::MTE2_V>(slot);
+    AscendC::WaitFlag<HardEvent::MTE2_V>(kFirstEvent + slot);
     FindMaximum();
-    AscendC::WaitFlag<HardEvent::MTE3_V>(out_slot);
+    AscendC::WaitFlag<HardEvent::MTE3_V>(kFirstEvent + out_slot);
     AscendC::Muls(scale, At<float>(kBroadcastAt), tiling_.scale_factor, kScaleLanes);
     Round(out);
-    AscendC::SetFlag<HardEvent::V_MTE2>(slot);
-    AscendC::SetFlag<HardEvent::V_MTE3>(out_slot);
-    AscendC::WaitFlag<HardEvent::V_MTE3>(out_slot);
+    AscendC::SetFlag<HardEvent::V_MTE2>(kFirstEvent + slot);
+    AscendC::SetFlag<HardEvent::V_MTE3>(kFirstEvent + out_slot);
+    AscendC::WaitFlag<HardEvent::V_MTE3>(kFirstEvent + out_slot);
     AscendC::DataCopyExtParams copy;
     copy.blockCount = 1;
     copy.blockLen = tiling_.in_features / 2;
@@ -147,7 +168,7 @@ class QuantizeVector {
     AscendC::DataCopyPad(q_[uint64_t{token} * tiling_.q_row_bytes], out.template ReinterpretCast<int8_t>(), copy);
     copy.blockLen = kBlockBytes;
     AscendC::DataCopyPad(scale_[uint64_t{token} * kScaleLanes], scale, copy);
-    AscendC::SetFlag<HardEvent::MTE3_V>(out_slot);
+    AscendC::SetFlag<HardEvent::MTE3_V>(kFirstEvent + out_slot);
     ++done_;
   }
 
@@ -208,14 +229,16 @@ class QuantizeVector {
   }
 
   const TilingData& tiling_;
-  const TokenRange tokens_;
+  TokenRange tokens_;
   const uint32_t half_index_;
   LocalTensor<uint8_t> ub_;
   GlobalTensor<T> x_;
   GlobalTensor<float> z_, scale_;
   GlobalTensor<int8_t> q_;
   uint32_t slots_;
-  uint32_t done_ = 0;  // tokens quantized
+  uint32_t done_ = 0;   // tokens quantized
+  uint32_t taken_ = 0;  // ring slots of the tokens since Begin
+  uint32_t ring_ = 0;
 };
 
 }  // namespace w4a4::npu

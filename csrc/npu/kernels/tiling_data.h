@@ -19,7 +19,14 @@ inline constexpr uint32_t kMaxTileColumns = 256;
 inline constexpr uint32_t kResidentTileColumns = 128;  // of tall tiles whose activations stay in L1
 inline constexpr uint32_t kGemmStepK = 1024;           // depth of one L1 stage
 inline constexpr uint32_t kTransformSums = 10752;      // float32 sums of a transform unit: a third of L0C, in KiB
-inline constexpr uint32_t kBlockBytes = 32;            // a data block; a token's scale fills one (8 equal floats)
+// With the transform between the steps of the GEMM: each has half of L0A and L0B, and L0C is cut into two tiles and two
+// units. Stages of L1 are shorter then, and more where there is room.
+inline constexpr uint32_t kPipelinedDepth = 256;  // of an L0 slot
+inline constexpr uint32_t kPipelinedStages = 4;
+inline constexpr uint32_t kPipelinedTileSums = 12288;
+inline constexpr uint32_t kPipelinedTransformSums = 4096;
+inline constexpr uint32_t kPipelinedMaxFeatures = 8192;  // of a token that lies in UB beside the epilogue
+inline constexpr uint32_t kBlockBytes = 32;              // a data block; a token's scale fills one (8 equal floats)
 inline constexpr uint32_t kScaleLanes = kBlockBytes / sizeof(float);
 inline constexpr uint32_t kRingSlots = 2;  // workspace slots between an AIC and its two AIVs
 
@@ -52,6 +59,12 @@ struct TilingData {
   // 1: L1 keeps the activations of a row of tiles, whole, while its tiles' weights stream by; a core's tiles are
   // neighbours in a row. 0: activations and weights stream together.
   uint32_t resident;
+  uint32_t step_depth;  // inputs of one L1 stage
+  // One chunk has all tokens. Of several, each is whole rows of tiles, and while one is multiplied the next one is
+  // transformed.
+  uint32_t chunks;
+  uint32_t first_chunk_tokens;
+  uint32_t chunk_tokens;  // of the others; the last one may have fewer
 
   // Workspace, byte offsets.
   uint32_t q_row_bytes;  // int4 activations: [tokens][q_row_bytes], once or once per core

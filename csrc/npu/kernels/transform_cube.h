@@ -31,9 +31,15 @@ class TransformCube {
   // [left][left]; right: T [right][right]; z: the core's ring, float [kRingSlots][slot_tokens][left][right_padded].
   __aicore__ inline TransformCube(CubeBuffers& buffers, uint32_t l1_begin, const TilingData& tiling, TokenRange tokens,
                                   GM_ADDR x, GM_ADDR left, GM_ADDR right, GM_ADDR z)
-      : tiling_(tiling), tokens_(tokens) {
+      : tiling_(tiling), tokens_(tokens), l0_(tiling, true) {
     pass_rows_ = tiling.pass_tokens * tiling.left_padded;
     passes_ = CeilDiv(tokens.end - tokens.begin, tiling.pass_tokens);
+    if (tiling.chunks > 1) {
+      sums_at_ = 2 * kPipelinedTileSums;
+      sums_ = kPipelinedTransformSums;
+      l0c_slots_ = 2;
+    }
+    first_result_ = kLeft && kRight ? kProduct + 1 : 0;
     blocks_ = CeilDiv(tiling.right_padded, tiling.block_columns);
     const uint32_t right_at = l1_begin / sizeof(T);
     const uint32_t left_at = right_at + (kRight ? tiling.right_padded * tiling.right_padded : 0);
@@ -58,23 +64,23 @@ class TransformCube {
   // Whether Start issues all loads that there are.
   __aicore__ inline bool LoadsAtOnce() const { return passes_ <= slots_; }
 
-  // Start, Transform and Finish, in this order. Start issues the loads of the factors and of as many passes as fit.
+  // Start, Transform and Finish, in this order; between the last two, for further tokens, Begin, Advance to some units
+  // as often as one likes, and Advance to all. Start issues the loads of the factors and of as many passes as fit.
   __aicore__ inline void Start() {
-    if (passes_ == 0) return;
     for (uint32_t i = 0; i < slots_; ++i) AscendC::SetFlag<HardEvent::MTE1_MTE2>(kTokensEvent + i);
-    for (uint32_t i = 0; i < 2; ++i) AscendC::SetFlag<HardEvent::M_MTE1>(kL0FreeEvent + i);
-    for (uint32_t i = 0; i < kL0CSlots; ++i) AscendC::SetFlag<HardEvent::FIX_M>(i);
+    for (uint32_t i = 0; i < l0c_slots_; ++i) AscendC::SetFlag<HardEvent::FIX_M>(kSumsEvent + i);
     if constexpr (kRight) LoadMatrix(right_l1_, right_, tiling_.right);
     if constexpr (kLeft) LoadMatrix(left_l1_, left_, tiling_.left);
-    AscendC::SetFlag<HardEvent::MTE2_MTE1>(kFactorsEvent);
     for (uint32_t i = 0; i < Min(passes_, slots_); ++i) LoadTokens(i);
   }
 
+  __aicore__ inline uint32_t units() const { return passes_ * blocks_; }
+
   __aicore__ inline void Transform() {
-    if (passes_ == 0) return;
-    AscendC::WaitFlag<HardEvent::MTE2_MTE1>(kFactorsEvent);
     const uint32_t units = passes_ * blocks_;
-    if constexpr (kLeft && kRight) FirstProduct(0);
+    if constexpr (kLeft && kRight) {
+      if (units > 0) FirstProduct(0);
+    }
     for (uint32_t unit = 0; unit < units; ++unit) {
       if constexpr (kLeft && kRight) {
         if (unit + 1 < units) FirstProduct(unit + 1);
@@ -83,25 +89,44 @@ class TransformCube {
     }
   }
 
+  __aicore__ inline void Begin(TokenRange tokens) {
+    tokens_ = tokens;
+    passes_ = CeilDiv(tokens.end - tokens.begin, tiling_.pass_tokens);
+    done_ = 0;
+    for (uint32_t i = 0; i < Min(passes_, slots_); ++i) LoadTokens(i);
+    if constexpr (kLeft && kRight) {
+      if (passes_ > 0) FirstProduct(0);
+    }
+  }
+
+  // Until `units` are done. A unit's second product comes at the earliest opportunity after its first: other work lies
+  // between, beside which X R is stored.
+  __aicore__ inline void Advance(uint32_t units) {
+    for (; done_ < units; ++done_) {
+      Result(done_);
+      if constexpr (kLeft && kRight) {
+        if (done_ + 1 < passes_ * blocks_) FirstProduct(done_ + 1);
+      }
+    }
+  }
+
   __aicore__ inline void Finish() {
-    if (passes_ == 0) return;
     for (uint32_t i = 0; i < slots_; ++i) AscendC::WaitFlag<HardEvent::MTE1_MTE2>(kTokensEvent + i);
-    for (uint32_t i = 0; i < 2; ++i) AscendC::WaitFlag<HardEvent::M_MTE1>(kL0FreeEvent + i);
-    for (uint32_t i = 0; i < kL0CSlots; ++i) AscendC::WaitFlag<HardEvent::FIX_M>(i);
+    for (uint32_t i = 0; i < l0c_slots_; ++i) AscendC::WaitFlag<HardEvent::FIX_M>(kSumsEvent + i);
     for (uint32_t i = 0; i < Min(filled_, kRingSlots); ++i) AscendC::CrossCoreWaitFlag(kTokensFree);
   }
 
  private:
-  // MTE1_MTE2 and MTE2_MTE1; the GEMM has 0 to 2.
-  static constexpr uint32_t kTokensEvent = 3;
+  // MTE1_MTE2 and MTE2_MTE1; the GEMM has those below. The first tokens' stand for the factors too, which come before.
+  static constexpr uint32_t kTokensEvent = 4;
   static constexpr uint32_t kMostSlots = 4;
-  static constexpr uint32_t kFactorsEvent = kTokensEvent + kMostSlots;
-  static constexpr uint32_t kL0Slot = kL0Bytes / 2 / sizeof(T);
-  // L0C: one first product, two results. Also their events.
-  static constexpr uint32_t kL0CSlots = 3;
+  // Events M_FIX and FIX_M of the slots of L0C; the GEMM has 0 and 1.
+  static constexpr uint32_t kSumsEvent = 2;
+  // L0C: a first product if there are two, and results.
+  static constexpr uint32_t kMostL0CSlots = 3;
   static constexpr uint32_t kProduct = 0;
-  static constexpr uint32_t kResult = 1;
-  static_assert(kL0CSlots * kTransformSums * sizeof(float) <= kL0CBytes);
+  static_assert(kPipelinedStages <= kTokensEvent);
+  static_assert(kMostL0CSlots * kTransformSums * sizeof(float) <= kL0CBytes);
 
   __aicore__ inline void LoadMatrix(const LocalTensor<T>& to, const GlobalTensor<T>& from, uint32_t size) {
     AscendC::Nd2NzParams copy;
@@ -155,31 +180,19 @@ class TransformCube {
                                   uint32_t column_fractals, uint32_t depth) {
     const uint32_t row_fractals = CeilDiv(rows, kFractalRows);
     const uint32_t widest = row_fractals > column_fractals ? row_fractals : column_fractals;
-    const uint32_t most = kL0Slot / kHalfFractal / widest;
+    const uint32_t most = l0_.bytes / sizeof(T) / kHalfFractal / widest;
     const uint32_t depth_fractals = CeilDiv(depth, kFractalRows);
     for (uint32_t first = 0; first < depth_fractals; first += most) {
       const uint32_t fractals = Min(most, depth_fractals - first);
-      const LocalTensor<T> l0a = l0a_[l0_slot_ * kL0Slot];
-      const LocalTensor<T> l0b = l0b_[l0_slot_ * kL0Slot];
-      AscendC::WaitFlag<HardEvent::M_MTE1>(kL0FreeEvent + l0_slot_);
-      for (uint32_t m = 0; m < row_fractals; ++m) {
-        AscendC::LoadData2DParams load;
-        load.startIndex = a.first + (kTransposeA ? m * a.stride + first : first * a.stride + m);
-        load.repeatTimes = fractals;
-        load.srcStride = kTransposeA ? 1 : a.stride;
-        load.ifTranspose = kTransposeA;
-        AscendC::LoadData(l0a[m * fractals * kHalfFractal], a.tensor, load);
-      }
-      for (uint32_t k = 0; k < fractals; ++k) {
-        AscendC::LoadData2DParams load;
-        load.startIndex = b.first + first + k;
-        load.repeatTimes = column_fractals;
-        load.srcStride = b.stride;
-        load.ifTranspose = true;
-        AscendC::LoadData(l0b[k * column_fractals * kHalfFractal], b.tensor, load);
-      }
-      AscendC::SetFlag<HardEvent::MTE1_M>(l0_slot_);
-      AscendC::WaitFlag<HardEvent::MTE1_M>(l0_slot_);
+      const uint32_t at = (l0_.begin + l0_slot_ * l0_.bytes) / sizeof(T);
+      const LocalTensor<T> l0a = l0a_[at];
+      const LocalTensor<T> l0b = l0b_[at];
+      AscendC::WaitFlag<HardEvent::M_MTE1>(l0_.free_event + l0_slot_);
+      LoadFractals(l0a, a.tensor, kHalfFractal, a.first + first * (kTransposeA ? 1 : a.stride), row_fractals,
+                   kTransposeA ? a.stride : 1, fractals, kTransposeA ? 1 : a.stride, kTransposeA);
+      LoadFractals(l0b, b.tensor, kHalfFractal, b.first + first, fractals, 1, column_fractals, b.stride, true);
+      AscendC::SetFlag<HardEvent::MTE1_M>(l0_.load_event + l0_slot_);
+      AscendC::WaitFlag<HardEvent::MTE1_M>(l0_.load_event + l0_slot_);
       if (first > 0 && row_fractals * column_fractals < kOrderedMmadFractals) AscendC::PipeBarrier<PIPE_M>();
       AscendC::MmadParams multiply;
       multiply.m = rows;
@@ -187,7 +200,7 @@ class TransformCube {
       multiply.k = Min(fractals * kFractalRows, depth - first * kFractalRows);
       multiply.cmatrixInitVal = first == 0;
       AscendC::Mmad(c, l0a, l0b, multiply);
-      AscendC::SetFlag<HardEvent::M_MTE1>(kL0FreeEvent + l0_slot_);
+      AscendC::SetFlag<HardEvent::M_MTE1>(l0_.free_event + l0_slot_);
       l0_slot_ ^= 1;
     }
   }
@@ -207,7 +220,7 @@ class TransformCube {
             Min(tiling_.block_columns, tiling_.right_padded - column) / kFractalRows, block == 0, block + 1 == blocks_};
   }
 
-  __aicore__ inline LocalTensor<float> Sums(uint32_t slot) const { return l0c_[slot * kTransformSums]; }
+  __aicore__ inline LocalTensor<float> Sums(uint32_t slot) const { return l0c_[sums_at_ + slot * sums_]; }
 
   // X as an operand, waited for by the first that takes it, given back after the last.
   __aicore__ inline void TakeTokens(const Unit& unit) {
@@ -223,12 +236,12 @@ class TransformCube {
   __aicore__ inline void MultiplyRight(const Unit& unit, uint32_t slot) {
     const uint32_t right_fractals = tiling_.right_padded / kFractalRows;
     TakeTokens(unit);
-    AscendC::WaitFlag<HardEvent::FIX_M>(slot);
+    AscendC::WaitFlag<HardEvent::FIX_M>(kSumsEvent + slot);
     Multiply<false>(Sums(slot), {TokensL1(unit.pass % slots_), 0, pass_rows_ / kFractalRows},
                     {right_l1_, unit.first * right_fractals, right_fractals}, Rows(unit), unit.fractals, tiling_.right);
     ReturnTokens(unit);
-    AscendC::SetFlag<HardEvent::M_FIX>(slot);
-    AscendC::WaitFlag<HardEvent::M_FIX>(slot);
+    AscendC::SetFlag<HardEvent::M_FIX>(kSumsEvent + slot);
+    AscendC::WaitFlag<HardEvent::M_FIX>(kSumsEvent + slot);
   }
 
   __aicore__ inline uint32_t Rows(const Unit& unit) const { return TokensOfPass(unit.pass) * tiling_.left; }
@@ -249,13 +262,13 @@ class TransformCube {
     store.ndNum = 1;
     store.quantPre = kRounding;
     AscendC::Fixpipe<T, float, AscendC::CFG_NZ>(ProductL1(index), Sums(kProduct), store);
-    AscendC::SetFlag<HardEvent::FIX_M>(kProduct);
+    AscendC::SetFlag<HardEvent::FIX_M>(kSumsEvent + kProduct);
     AscendC::SetFlag<HardEvent::FIX_MTE1>(index % 2);
   }
 
   __aicore__ inline void Result(uint32_t index) {
     const Unit unit = UnitAt(index);
-    const uint32_t slot = kResult + index % 2;
+    const uint32_t slot = first_result_ + index % (l0c_slots_ - first_result_);
     const uint32_t count = TokensOfPass(unit.pass);
     const uint32_t left_fractals = tiling_.left_padded / kFractalRows;
     const uint32_t size = tiling_.left_padded * unit.fractals * kFractalRows;
@@ -267,15 +280,15 @@ class TransformCube {
         TakeTokens(unit);
         y = {TokensL1(unit.pass % slots_), unit.first * (pass_rows_ / kFractalRows), pass_rows_ / kFractalRows};
       }
-      AscendC::WaitFlag<HardEvent::FIX_M>(slot);
+      AscendC::WaitFlag<HardEvent::FIX_M>(kSumsEvent + slot);
       for (uint32_t token = 0; token < count; ++token) {
         Multiply<true>(Sums(slot)[token * size], {left_l1_, 0, left_fractals},
                        {y.tensor, y.first + token * left_fractals, y.stride}, tiling_.left, unit.fractals,
                        tiling_.left);
       }
       if constexpr (!kRight) ReturnTokens(unit);
-      AscendC::SetFlag<HardEvent::M_FIX>(slot);
-      AscendC::WaitFlag<HardEvent::M_FIX>(slot);
+      AscendC::SetFlag<HardEvent::M_FIX>(kSumsEvent + slot);
+      AscendC::WaitFlag<HardEvent::M_FIX>(kSumsEvent + slot);
     } else {
       MultiplyRight(unit, slot);
     }
@@ -290,7 +303,7 @@ class TransformCube {
     } else {
       Store(Sums(slot), slot_pass * tiling_.pass_tokens, Rows(unit), unit);
     }
-    AscendC::SetFlag<HardEvent::FIX_M>(slot);
+    AscendC::SetFlag<HardEvent::FIX_M>(kSumsEvent + slot);
     if (!unit.closes || (slot_pass + 1 < slot_passes && unit.pass + 1 < passes_)) return;
     AscendC::CrossCoreSetFlag<kModeGroup, PIPE_FIX>(kTokensReady);
     ++filled_;
@@ -313,14 +326,19 @@ class TransformCube {
   static constexpr QuantMode_t kRounding = kIsHalf<T> ? QuantMode_t::F322F16 : QuantMode_t::F322BF16;
 
   const TilingData& tiling_;
-  const TokenRange tokens_;
+  TokenRange tokens_;
+  const L0Slots l0_;
   LocalTensor<T> right_l1_, left_l1_, product_l1_, tokens_l1_, l0a_, l0b_;
   LocalTensor<float> l0c_;
   GlobalTensor<T> x_, left_, right_;
   GlobalTensor<float> z_;
   uint32_t pass_rows_, passes_, blocks_;
-  uint32_t slots_;  // passes whose tokens L1 holds
+  uint32_t slots_;                                // passes whose tokens L1 holds
+  uint32_t sums_at_ = 0, sums_ = kTransformSums;  // where the L0C slots begin, and the sums of one
+  uint32_t l0c_slots_ = kMostL0CSlots;
+  uint32_t first_result_;
   uint32_t l0_slot_ = 0;
+  uint32_t done_ = 0;    // units of the tokens since Begin
   uint32_t filled_ = 0;  // ring slots filled
 };
 

@@ -54,6 +54,29 @@ void test_overlap() {
   near(run(true, late).microseconds(), 2 + copy + product, "a copy's latency");
 }
 
+// A core that left its share of the HBM unused for a microsecond has it at once, and no more than that.
+void test_share() {
+  DeviceMemory memory;
+  uint8_t* in = memory.reserve(2 * 65536);
+  const Report report = on_cube(
+      [&](const Cube& c) {
+        MmadParams p;
+        p.m = 128, p.n = 4080, p.k = 64;
+        Mmad(at<int32_t>(c.l0c, 0), at<int4b_t>(c.l0a, 0), at<int4b_t>(c.l0b, 0), p);
+        order<HardEvent::M_MTE1>();
+        order<HardEvent::MTE1_MTE2>();
+        DataCopyParams copy;
+        copy.blockLen = 2048;
+        for (uint32_t i = 0; i < 2; ++i) {
+          DataCopy(at<int8_t>(c.l1, i * 65536), global<int8_t>(in + i * 65536), copy);
+        }
+      },
+      on_rates(65536));
+  // The first copy goes at its path's rate, the second waits for what both need of the HBM.
+  const double product = 8 * 255 / 1800.0;
+  near(report.cost.microseconds(), product - 1 + 2, "copies after a pause");
+}
+
 // What one core read another need not read from the HBM.
 void test_l2() {
   DeviceMemory memory;
@@ -116,6 +139,7 @@ void test_between_cores() {
 
 int main() {
   test_overlap();
+  test_share();
   test_l2();
   test_between_cores();
   return finish("cost_test");

@@ -2,7 +2,8 @@
 // The kernels, run by the emulation, against the reference: bit for bit where sums are exact in float32 whatever their
 // order, and always from the int4 activations on.
 //
-//   conformance_test [SECTION...]    all sections by default: models full tokens tails factors groups values realistic
+//   conformance_test [SECTION...]    all sections by default: models full tokens tails factors pipelined groups
+//                                  values realistic
 #include <cstdlib>
 #include <functional>
 #include <set>
@@ -16,12 +17,12 @@ using w4a4::npu::LinearShape;
 
 namespace {
 
-enum class Launch { kFused, kTwo };
-
 void check_equal(const Linear16& linear, uint32_t cores, Launch launch = Launch::kFused) {
-  const std::string what =
-      linear.text() + ", " + std::to_string(cores) + " cores" + (launch == Launch::kTwo ? ", two launches" : "");
-  const Result found = run_linear(linear, cores, launch == Launch::kFused);
+  const std::string what = linear.text() + ", " + std::to_string(cores) + " cores" +
+                           (launch == Launch::kTwo         ? ", two launches"
+                            : launch == Launch::kPipelined ? ", pipelined"
+                                                           : "");
+  const Result found = run_linear(linear, cores, launch);
   const Quantized16 activations = reference_quantize(linear, reference_transform(linear));
   check(found.activations.scale == activations.scale, what + ": token scales");
   check(found.activations.q == activations.q, what + ": int4 activations");
@@ -103,6 +104,32 @@ void test_factors() {
       }
     }
   }
+}
+
+// The transform of the next tokens between the tiles of these: both factors and one, several passes a slot and several
+// blocks a pass, last chunks and tiles that are smaller, cores without tiles or without tokens in a chunk.
+void test_pipelined() {
+  const std::vector<std::tuple<LinearShape, uint32_t>> cases = {
+      {{400, 2048, 512, 32, 64, 1, true, 0.9f}, 2},
+      {{400, 2048, 512, 32, 0}, 2},
+      {{409, 2048, 500, 0, 64, 1, true}, 3},
+      {{300, 1536, 700, 48, 32}, 1},
+      {{390, 1920, 130, 120, 16}, 24},
+      {{1000, 1544, 260, 193, 8}, 5},
+      {{200, 1024, 24, 16, 64}, 24},
+      {{290, 1096, 260, 137, 8, 1, true}, 2},
+  };
+  for (const auto& [shape, cores] : cases) {
+    for (const Dtype dtype : {Dtype::kHalf, Dtype::kBFloat16}) {
+      check_equal(exact(shape, dtype), cores, Launch::kPipelined);
+    }
+  }
+  // As much of L1 as there is, on all cores of a device.
+  check_equal(exact({300, 8192, 512, 64, 0}, Dtype::kHalf), 24, Launch::kPipelined);
+  // Where it is chosen because it is faster.
+  const LinearShape chosen{390, 5120, 500, 64, 80};
+  check(w4a4::npu::make_tiling(chosen, 2).data.chunks > 1, "chunks of 390 tokens");
+  check_equal(exact(chosen, Dtype::kBFloat16), 2);
 }
 
 void test_groups() {
@@ -190,8 +217,9 @@ void test_realistic() {
 
 int main(int count, char** arguments) {
   const std::vector<std::pair<std::string, std::function<void()>>> sections = {
-      {"models", test_models},   {"full", test_full},     {"tokens", test_tokens}, {"tails", test_tails},
-      {"factors", test_factors}, {"groups", test_groups}, {"values", test_values}, {"realistic", test_realistic},
+      {"models", test_models}, {"full", test_full},       {"tokens", test_tokens},
+      {"tails", test_tails},   {"factors", test_factors}, {"pipelined", test_pipelined},
+      {"groups", test_groups}, {"values", test_values},   {"realistic", test_realistic},
   };
   for (const auto& [name, run] : sections) {
     bool wanted = count == 1;

@@ -9,11 +9,13 @@
 
 using namespace w4a4::npu;
 
-Result run_linear(const Linear16& linear, uint32_t cores, bool fused) {
-  Tiling tiling = make_tiling(linear.shape, cores);
+Result run_linear(const Linear16& linear, uint32_t cores, Launch launch) {
+  Tiling tiling =
+      make_tiling(linear.shape, cores, launch == Launch::kPipelined ? Pipelining::kAlways : Pipelining::kIfFaster);
   if (!tiling.ok()) throw std::runtime_error(tiling.error);
   // Only within one launch can every core have activations of its own.
-  if (!fused) tiling = share_activations(tiling);
+  const bool is_fused = launch != Launch::kTwo;
+  if (!is_fused) tiling = share_activations(tiling);
   const TilingData& t = tiling.data;
 
   emulation::DeviceMemory memory;
@@ -32,9 +34,9 @@ Result run_linear(const Linear16& linear, uint32_t cores, bool fused) {
   at.y = y;
   at = AddWorkspace(at, workspace, t);
   Result result;
-  for (const uint32_t phases : fused ? std::vector<uint32_t>{3} : std::vector<uint32_t>{1, 2}) {
-    const auto launch = linear.dtype == Dtype::kHalf ? launch_half : launch_bfloat16;
-    result.report += launch(tiling, phases, at, {}).text();
+  for (const uint32_t phases : is_fused ? std::vector<uint32_t>{3} : std::vector<uint32_t>{1, 2}) {
+    const auto run = linear.dtype == Dtype::kHalf ? launch_half : launch_bfloat16;
+    result.report += run(tiling, phases, at, {}).text();
   }
 
   result.y.resize(uint64_t{t.tokens} * t.out_features);

@@ -11,5 +11,8 @@ struct Result {
   std::string report;  // what the emulation found against the rules of the hardware; empty if nothing
 };
 
-// `fused`: one launch; otherwise the two phases are launched after each other.
-Result run_linear(const Linear16& linear, uint32_t cores, bool fused = true);
+// kTwo: the two phases launched after each other; kPipelined: one launch, in chunks of tokens whether or not that is
+// faster.
+enum class Launch { kFused, kTwo, kPipelined };
+
+Result run_linear(const Linear16& linear, uint32_t cores, Launch launch = Launch::kFused);

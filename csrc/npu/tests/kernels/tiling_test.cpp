@@ -15,6 +15,26 @@ namespace {
 
 constexpr uint64_t kUb = 192 * 1024, kL1 = 512 * 1024, kL0 = 64 * 1024, kL0C = 128 * 1024;
 
+// `l1`: bytes that the GEMM takes of it.
+void check_pipelined(const Tiling& t, uint64_t l1, const std::string& what) {
+  const TilingData& d = t.data;
+  check(d.resident && !d.replicated && d.groups == 1 && t.token_class == TokenClass::kRows128, what + ": chunks");
+  check(d.first_chunk_tokens % d.tile_rows == 0 && d.chunk_tokens % d.tile_rows == 0, what + ": chunks of whole tiles");
+  const uint64_t before_last = d.first_chunk_tokens + uint64_t{d.chunks - 2} * d.chunk_tokens;
+  check(before_last < d.tokens && d.tokens <= before_last + d.chunk_tokens, what + ": chunks cover the tokens");
+  check(d.tokens % d.tile_rows != 1, what + ": no tile of one row");
+  check(uint64_t{d.tile_rows} * d.tile_columns <= kPipelinedTileSums, what + ": a tile in L0C");
+  check(2 * 4 * (kPipelinedTileSums + kPipelinedTransformSums) <= kL0C, what + ": L0C");
+  check(uint64_t{d.tile_rows} * kPipelinedDepth / 2 <= kL0 / 4, what + ": L0 of the GEMM");
+  const bool has_left = t.factors != Factors::kRight, has_right = t.factors != Factors::kLeft;
+  const uint64_t rows = d.pass_tokens * d.left_padded;
+  const uint64_t left = has_left ? uint64_t{d.left_padded} * d.left_padded : 0;
+  const uint64_t right = has_right ? uint64_t{d.right_padded} * d.right_padded : 0;
+  const uint64_t products = has_left && has_right ? 2 * rows * d.block_columns : 0;
+  check(l1 + 2 * (left + right + products + 2 * rows * d.right_padded) <= kL1, what + ": L1 of both");
+  check(d.in_features <= kPipelinedMaxFeatures, what + ": a token in UB beside the epilogue");
+}
+
 void check_limits(const Tiling& t, const std::string& what) {
   const TilingData& d = t.data;
   const uint32_t most_rows = static_cast<uint32_t>(t.token_class);
@@ -24,11 +44,14 @@ void check_limits(const Tiling& t, const std::string& what) {
   check(uint64_t{d.column_tiles} * d.tile_columns >= d.out_features, what + ": column tiles cover the outputs");
   check((uint64_t{d.column_tiles} - 1) * d.tile_columns < d.out_features, what + ": no empty tile");
   check(most_rows < 128 ? d.row_tiles == 1 : d.tokens > 64, what + ": token class");
-  const uint64_t steps = (d.in_features + kGemmStepK - 1) / kGemmStepK;
-  const uint64_t stages = most_rows == 128 ? 2 : 3;
+  const bool is_pipelined = d.chunks > 1;
+  const uint64_t steps = (d.in_features + d.step_depth - 1) / d.step_depth;
+  const uint64_t stages = is_pipelined ? 4 : most_rows == 128 ? 2 : 3;
   const uint64_t l1 =
-      d.resident ? steps * d.tile_rows + stages * d.tile_columns : stages * (d.tile_rows + d.tile_columns);
-  check(l1 * kGemmStepK / 2 <= kL1, what + ": L1 of the GEMM");
+      (d.resident ? steps * d.tile_rows + stages * d.tile_columns : stages * (d.tile_rows + d.tile_columns)) *
+      d.step_depth / 2;
+  check(l1 <= kL1, what + ": L1 of the GEMM");
+  check(is_pipelined || d.step_depth == kGemmStepK, what + ": depth of a stage");
   check(!d.resident || most_rows < 128 || d.tile_columns <= kResidentTileColumns, what + ": columns, resident");
   check(!d.resident || steps >= stages, what + ": no fewer steps than stages");
   check(d.q_row_bytes % 32 == 0 && d.q_row_bytes * 2 >= d.in_features, what + ": row of int4 activations");
@@ -42,12 +65,14 @@ void check_limits(const Tiling& t, const std::string& what) {
   check(rows <= 256 && (d.pass_tokens == 1 || d.left % 16 == 0), what + ": rows of a pass");
   check(d.slot_tokens % d.pass_tokens == 0 && d.slot_tokens >= 2, what + ": tokens of a slot");
   check(d.block_columns % 16 == 0 && d.block_columns <= d.right_padded, what + ": columns of a pass");
-  check(rows * d.block_columns <= kTransformSums && 3 * 4 * kTransformSums <= kL0C, what + ": L0C of the transform");
-  // The shortest depth step, 16, must fit a double-buffered L0.
-  check(std::max(rows, d.block_columns) * 16 * 2 <= kL0 / 2, what + ": L0 of the transform");
+  const uint64_t sums = is_pipelined ? kPipelinedTransformSums : kTransformSums;
+  check(rows * d.block_columns <= sums && 3 * 4 * kTransformSums <= kL0C, what + ": L0C of the transform");
+  // The shortest depth step, 16, must fit a double-buffered L0, or its half.
+  check(std::max(rows, d.block_columns) * 16 * 2 <= kL0 / (is_pipelined ? 4 : 2), what + ": L0 of the transform");
   const uint64_t factors = 2 * (uint64_t{d.left_padded} * d.left_padded + uint64_t{d.right_padded} * d.right_padded);
   const uint64_t tokens = 2 * 2 * uint64_t{rows} * (d.right_padded + d.block_columns);
   check(factors + tokens <= kL1, what + ": L1 of the transform");
+  if (is_pipelined) check_pipelined(t, l1, what);
 }
 
 void check_workspace(const Tiling& t, const std::string& what) {
@@ -130,10 +155,15 @@ void test_decisions() {
   const Tiling rows = make_tiling({129, 5120, 10240, 64, 80}, 24);
   check(rows.data.row_tiles == 2 && rows.data.tile_rows == 80, "129 tokens: two tiles of at most 80 rows");
   const Tiling prefill = make_tiling({4096, 5120, 10240, 64, 80}, 24);
-  check(prefill.data.resident == 1 && prefill.data.tile_rows == 128 && prefill.data.tile_columns == 128,
-        "5120 features: 128 rows of activations stay in L1");
+  check(prefill.data.resident == 1 && prefill.data.tile_rows == 128 && prefill.data.chunks > 1,
+        "5120 features: 128 rows of activations stay in L1, the next tokens are transformed meanwhile");
   const Tiling output = make_tiling({4096, 8192, 5120, 64, 0}, 24);
-  check(output.data.resident == 1 && output.data.tile_rows == 96, "8192 features: 96 rows stay");
+  check(output.data.resident == 1 && output.data.tile_rows == 96 && output.data.chunks > 1, "8192 features: 96 rows");
+  check(make_tiling({256, 5120, 10240, 64, 80}, 24).data.chunks == 1, "256 tokens: two rows of tiles, one chunk");
+  const Tiling bare = make_tiling({4096, 5120, 10240}, 24);
+  check(bare.data.resident == 1 && bare.data.tile_rows == 128 && bare.data.tile_columns == 128 &&
+            bare.data.step_depth == kGemmStepK && bare.data.chunks == 1,
+        "no transform: nothing beside the tiles");
   const Tiling wide = make_tiling({4096, 25600, 5120, 160, 160}, 24);
   check(wide.data.resident == 0 && wide.data.tile_rows == 128 && wide.data.tile_columns == 256,
         "25600 features: none stay");
@@ -160,6 +190,10 @@ void test_refusals() {
   refuses({1, 8 * 300, 64, 300, 8}, "left");
   refuses({1, 256, 64, 0, 0, 8}, "groups");
   check(!make_tiling({1, 64, 64}, 0).ok(), "no cores");
+  for (const LinearShape& shape : {LinearShape{64, 5120, 512, 64, 80}, LinearShape{400, 5120, 512},
+                                   LinearShape{400, 256, 512, 16, 16}, LinearShape{400, 25600, 512, 160, 160}}) {
+    check(!make_tiling(shape, 24, Pipelining::kAlways).ok(), "not pipelined: " + std::to_string(shape.in_features));
+  }
 }
 
 }  // namespace

@@ -74,7 +74,7 @@ Finding run_mutant(int number, const std::vector<Case>& cases) {
     std::set<std::string> found;
     const uint64_t before = emulation::instructions_issued();
     for (const Case& test : cases) {
-      const Result result = run_linear(test.linear.linear, test.linear.cores, test.linear.fused);
+      const Result result = run_linear(test.linear.linear, test.linear.cores, test.linear.launch);
       std::istringstream lines(result.report);
       for (std::string line; std::getline(lines, line);) found.insert(line.substr(0, line.find(':')));
       if (result.y != test.expected.y || result.activations.q != test.expected.activations.q ||
@@ -142,7 +142,7 @@ int main(int count, char** arguments) {
   int failures = 0, noticed = 0, listed = 0;
   std::vector<Case> cases;
   for (const MutationCase& linear : mutation_cases()) {
-    cases.push_back({linear, run_linear(linear.linear, linear.cores, linear.fused)});
+    cases.push_back({linear, run_linear(linear.linear, linear.cores, linear.launch)});
     const Result& result = cases.back().expected;
     const Quantized16 activations = reference_quantize(linear.linear, reference_transform(linear.linear));
     if (!result.report.empty() || result.activations.q != activations.q ||
