@@ -22,7 +22,7 @@ def test_served_perplexity_is_the_simulated_one(recipe: str, float_model: Callab
         "qwen2", hidden_size=128, head_dim=32, intermediate_size=192, initializer_range=0.15, use_sliding_window=False
     )
     # Text of the model's own is what a random model can predict, so that rounding shows in its perplexity.
-    windows = write_text(directory, "cpu", 12, WINDOW, 0, False)
+    windows = write_text(directory, "cpu", 48, WINDOW, 0, False)
     output = quantize(directory, tmp_path / "out", windows, recipe)
     exact = perplexity(float_logits(StreamedModel(directory), windows), windows)
     simulated = perplexity(quantized_logits(StreamedModel(directory), output, windows), windows)

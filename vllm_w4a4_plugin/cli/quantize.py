@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from vllm_w4a4_plugin.calibration.recipe import Recipe
 
 DEFAULT_RECIPE = "tutorial"
-OWN_TEXT_ROWS = 32
 INTERRUPTED = 130  # exit code of a command ended by Ctrl-C
 
 
@@ -52,7 +51,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="cpu, cuda, npu, cuda:1, ...; several with commas between them share the work (default: cpu)",
     )  # fmt: skip
     parser.add_argument("--calib-tokens", type=int, default=16384, help="use at most so many tokens (default: 16384)")
-    parser.add_argument("--seq-len", type=int, default=512, help="tokens per row (default: 512)")
+    parser.add_argument(
+        "--seq-len", type=int, default=512,
+        help="tokens per row; text that the model writes has at most 256 (default: 512)",
+    )  # fmt: skip
     parser.add_argument(
         "--gradients", action="store_true",
         help="weigh tokens by the squared gradient of the loss: a forward and a backward pass more, measure before use",
@@ -227,10 +229,10 @@ def _devices(names: str) -> "list[torch.device]":
 
 
 def _own_text(args: argparse.Namespace, source: Path) -> "Tensor":
-    from vllm_w4a4_plugin.calibration.selfwrite import write_text
+    from vllm_w4a4_plugin.calibration.selfwrite import ROW_TOKENS, write_text
 
-    length = min(args.seq_len, args.calib_tokens)
-    rows = max(1, min(OWN_TEXT_ROWS, args.calib_tokens // length))
+    length = min(args.seq_len, args.calib_tokens, ROW_TOKENS)
+    rows = args.calib_tokens // length
     with tqdm(total=length, unit=" tokens", desc=f"Writing {rows} texts", leave=False) as bar:
 
         def show(count: int) -> None:

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text that the model writes: the model's own distribution, nothing special in it, the same for the same seed."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from vllm_w4a4_plugin.calibration.selfwrite import write_text
+
+
+def test_same_seed_same_text(float_model: Callable[..., Path]) -> None:
+    directory = float_model("qwen3")
+    text = write_text(directory, "cpu", 3, 20, 7, False)
+    assert text.shape == (3, 20)
+    assert torch.equal(text, write_text(directory, "cpu", 3, 20, 7, False))
+    assert not torch.equal(text, write_text(directory, "cpu", 3, 20, 8, False))
+
+
+def test_no_special_tokens_and_progress(float_model: Callable[..., Path]) -> None:
+    from transformers import AutoTokenizer
+
+    directory = float_model("qwen3")
+    seen: list[int] = []
+    text = write_text(directory, "cpu", 50, 12, 0, False, seen.append)
+    assert not set(text.flatten().tolist()) & set(AutoTokenizer.from_pretrained(directory).all_special_ids)
+    assert seen == list(range(2, 13))
+
+
+def test_second_token_follows_the_models_distribution(float_model: Callable[..., Path]) -> None:
+    """Its unlikely end included: frequencies against the mean of the model's own probabilities."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    directory = float_model("qwen3")
+    text = write_text(directory, "cpu", 20_000, 2, 3, False)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    with torch.no_grad():
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+        logits = model(input_ids=text[:, :1]).logits[:, 0, : len(tokenizer)]
+    logits[:, tokenizer.all_special_ids] = float("-inf")
+    expected = logits.softmax(-1).mean(0)
+    found = text[:, 1].bincount(minlength=len(tokenizer)) / len(text)
+    unlikely = expected < expected.sort().values[expected.sort().values.cumsum(0) < 0.05].max()
+    assert abs(found[unlikely].sum() - expected[unlikely].sum()) < 0.01
+    # The expected distance of a sample of this size is below the square root of its classes over its size.
+    assert (found - expected).abs().sum() < (len(tokenizer) / len(text)) ** 0.5
