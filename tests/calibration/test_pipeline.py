@@ -3,23 +3,29 @@
 
 import json
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.calibration.conftest import FAMILIES
-from tests.conftest import MICRO
+from tests.conftest import DATA, DESCRIPTION, INDEX, MICRO, WEIGHTS
 from vllm_w4a4_plugin.calibration import block, distill, pipeline
 from vllm_w4a4_plugin.calibration.errors import CalibrationError
 from vllm_w4a4_plugin.calibration.model import StreamedModel
 from vllm_w4a4_plugin.calibration.pipeline import Quantization, Settings, work_directory
+from vllm_w4a4_plugin.calibration.progress import Phase, Progress
 from vllm_w4a4_plugin.calibration.recipe import RECIPES, Recipe, load_recipe
 from vllm_w4a4_plugin.calibration.rotation import RotatedModel
 from vllm_w4a4_plugin.calibration.simulate import float_logits, quantized_logits
 from vllm_w4a4_plugin.calibration.team import Team
-from vllm_w4a4_plugin.checkpoint import CheckpointReader, QuantType
+from vllm_w4a4_plugin.checkpoint import CheckpointReader, QuantType, load_description
 from vllm_w4a4_plugin.checkpoint.verify import header_findings, value_findings
+
+TINY = DATA / "tiny-qwen3-w4a4-w8a8down"
+WIDTH = {"F32": 4, "BF16": 2, "I8": 1}
 
 
 def quantize(
@@ -67,27 +73,52 @@ def test_eight_bits_reproduce_the_model(
     assert relative_logit_error(directory, output, ids[:4]) < 0.05
 
 
-def test_tensors_are_those_of_the_official_tool(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("recipe", "official"), [("tutorial", MICRO), ("w4a4-w8a8", TINY)])
+def test_tensors_are_those_of_the_official_tool(recipe: str, official: Path, tmp_path: Path) -> None:
+    """Names, dtypes, shapes, description, config and file names; of `TINY` no more is kept than that."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = json.loads((MICRO / "config.json").read_text())
+    config = json.loads((official / "config.json").read_text())
     config.pop("quantize")
     source = tmp_path / "float"
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.bfloat16)
     model.save_pretrained(source)
     (source / "config.json").write_text(json.dumps(config))
     ids = torch.randint(3, 512, (8, 64), generator=torch.Generator().manual_seed(0))
-    written, official = CheckpointReader(quantize(source, tmp_path / "out", ids)), CheckpointReader(MICRO)
-    assert {n: (t.dtype, t.shape) for n, t in written.tensors.items()} == {
-        n: (t.dtype, t.shape) for n, t in official.tensors.items()
-    }
-    assert written.description == official.description
-    assert written.config == official.config
-    assert {file.name for file in written.directory.glob("quant_model*")} == {
-        file.name for file in MICRO.glob("quant_model*")
-    }
-    total = [json.loads(r.index_file.read_text())["metadata"] for r in (written, official) if r.index_file]
-    assert total[0] == total[1]
+    written = CheckpointReader(quantize(source, tmp_path / "out", ids, recipe))
+    assert {n: [t.dtype, list(t.shape)] for n, t in written.tensors.items()} == headers(official)
+    assert written.description == load_description(official)
+    assert written.config == json.loads((official / "config.json").read_text())
+    assert {file.name for file in written.directory.glob("quant_model*")} == {DESCRIPTION, INDEX, WEIGHTS}
+    assert written.index_file
+    total = json.loads(written.index_file.read_text())["metadata"]["total_size"]
+    assert total == sum(prod(shape) * WIDTH[dtype] for dtype, shape in headers(official).values())
+
+
+def headers(official: Path) -> dict[str, list[Any]]:
+    """Dtype and shape of every tensor of a checkpoint of msModelSlim."""
+    listing = official / "tensors.json"
+    if listing.exists():
+        return json.loads(listing.read_text())
+    return {n: [t.dtype, list(t.shape)] for n, t in CheckpointReader(official).tensors.items()}
+
+
+def test_tensors_of_all_w4a4(float_model: Callable[..., Path], ids: torch.Tensor, tmp_path: Path) -> None:
+    """o has no right factor (it is folded into v), down has both."""
+    written = CheckpointReader(quantize(float_model("qwen3"), tmp_path / "out", ids, "all-w4a4"))
+    common = {"weight_offset": ("F32", (96, 1)), "weight_scale": ("F32", (96, 1)), "clip_ratio": ("F32", (1,))}
+    expected = {
+        "self_attn.o_proj": {**common, "weight": ("I8", (96, 96)), "left_trans": ("F32", (4, 4))},
+        "mlp.down_proj": {
+            **common, "weight": ("I8", (96, 160)), "left_trans": ("F32", (10, 10)), "right_trans": ("F32", (16, 16)),
+        },
+    }  # fmt: skip
+    for layer, tensors in expected.items():
+        prefix = f"model.layers.1.{layer}."
+        assert tensors == {
+            n.removeprefix(prefix): (t.dtype, t.shape) for n, t in written.tensors.items() if n.startswith(prefix)
+        }
+        assert {written.description.tensors[prefix + n] for n in tensors} == {QuantType.W4A4_FLATQUANT_DYNAMIC}
 
 
 def bytes_of(directory: Path) -> dict[str, bytes]:
@@ -101,23 +132,24 @@ class Interrupted(Exception):
 @pytest.mark.parametrize(
     "moment",
     [
-        ("Gradients: forward", 0),
-        ("Gradients: backward", 0),
-        ("gate_up", 0),
-        ("done", 1),
-        ("Distillation 3/4", 2),
-        ("Writing", 2),
+        Progress(Phase.GRADIENTS_FORWARD, 1, 2),
+        Progress(Phase.GRADIENTS_BACKWARD, 1, 2),
+        Progress(Phase.QUANTIZING, 0, 2, "gate_up"),
+        Progress(Phase.QUANTIZING, 1, 2),
+        Progress(Phase.TEACHER, 1, 2),
+        Progress(Phase.DISTILLING, 2, 4),
+        Progress(Phase.WRITING, 0, 1),
     ],
 )
 def test_resumed_run_gives_the_same_bytes(
-    moment: tuple[str, int], float_model: Callable[..., Path], ids: torch.Tensor, tmp_path: Path
+    moment: Progress, float_model: Callable[..., Path], ids: torch.Tensor, tmp_path: Path
 ) -> None:
     directory = float_model("qwen3")
     settings = Settings(weigh_tokens=True, distill=4)
     whole = quantize(directory, tmp_path / "whole", ids, weigh_tokens=True, distill=4)
 
-    def interrupt(step: str, done: int) -> None:
-        if (step, done) == moment:
+    def interrupt(progress: Progress) -> None:
+        if progress == moment:
             raise Interrupted
 
     output = tmp_path / "interrupted"
@@ -134,19 +166,21 @@ def test_distillation_goes_on_from_its_last_kept_step(
     directory = float_model("qwen3")
     monkeypatch.setattr(distill, "STEPS_KEPT", 2)
     whole = quantize(directory, tmp_path / "whole", ids, distill=5)
-    steps: list[str] = []
+    steps: list[int] = []
 
-    def interrupt(step: str, done: int) -> None:
-        steps.append(step)
-        if step == "Distillation 4/5" and len(steps) < 1000:
+    def listen(progress: Progress) -> None:
+        if progress.phase is Phase.DISTILLING:
+            steps.append(progress.done)
+
+    def interrupt(progress: Progress) -> None:
+        if progress == Progress(Phase.DISTILLING, 3, 5):
             raise Interrupted
 
     settings, recipe, output = Settings(distill=5), load_recipe("tutorial"), tmp_path / "interrupted"
     with pytest.raises(Interrupted):
         Quantization(StreamedModel(directory), recipe, settings, ids, output, False).run(interrupt)
-    steps[:] = [""] * 1000
-    Quantization(StreamedModel(directory), recipe, settings, ids, output, True).run(interrupt)
-    assert [s for s in steps if "/5" in s] == ["Distillation 3/5", "Distillation 4/5", "Distillation 5/5"]
+    Quantization(StreamedModel(directory), recipe, settings, ids, output, True).run(listen)
+    assert steps == [2, 3, 4, 5]
     assert bytes_of(output) == bytes_of(whole)
 
 
@@ -183,6 +217,21 @@ def test_interrupted_run_is_not_overwritten_nor_continued_with_other_settings(
         quantize(directory, output, ids.flip(0), resume=True)
 
 
+def test_progress_counts_every_phase_up_to_its_total(
+    float_model: Callable[..., Path], ids: torch.Tensor, tmp_path: Path
+) -> None:
+    heard: dict[Phase, list[Progress]] = {}
+    settings = Settings(weigh_tokens=True, distill=3)
+    run = Quantization(
+        StreamedModel(float_model("llama")), load_recipe("tutorial"), settings, ids, tmp_path / "o", False
+    )
+    run.run(lambda progress: heard.setdefault(progress.phase, []).append(progress))
+    assert list(heard) == list(Phase)
+    for news in heard.values():
+        assert [p.done for p in news] == sorted(p.done for p in news)
+        assert news[-1].done == news[-1].total
+
+
 def test_seeds_give_different_results(float_model: Callable[..., Path], ids: torch.Tensor, tmp_path: Path) -> None:
     directory = float_model("llama")
     name = "model.layers.0.mlp.up_proj.right_trans"
@@ -197,6 +246,21 @@ def test_existing_output_is_left_alone(float_model: Callable[..., Path], ids: to
     with pytest.raises(CalibrationError, match="exists already"):
         quantize(float_model("llama"), tmp_path, ids)
     assert [file.name for file in tmp_path.iterdir()] == ["mine"]
+
+
+def test_further_files_appear_with_the_checkpoint(
+    float_model: Callable[..., Path], ids: torch.Tensor, tmp_path: Path
+) -> None:
+    directory, output = float_model("llama"), tmp_path / "out"
+    run = Quantization(StreamedModel(directory), load_recipe("tutorial"), Settings(), ids, output, False)
+
+    def extras(records: list[pipeline.BlockRecord], nbytes: int) -> dict[str, str]:
+        assert not output.exists()
+        return {"size.txt": f"{len(records)} blocks, {nbytes} bytes"}
+
+    _, nbytes = run.run(extras=extras)
+    assert nbytes == sum(tensor.nbytes for tensor in CheckpointReader(output).tensors.values())
+    assert (output / "size.txt").read_text() == f"2 blocks, {nbytes} bytes"
 
 
 def test_full_disk_leaves_no_checkpoint_and_can_be_continued(

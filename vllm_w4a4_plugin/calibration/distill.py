@@ -8,7 +8,7 @@ rounded. (Codes trained through their rounding flip at random in the few steps t
 rounding under the Hessian gained.) The whole model is in memory in float32.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import cos, pi
 from pathlib import Path
@@ -22,6 +22,7 @@ from vllm_w4a4_plugin.checkpoint import QuantType
 
 from .kronecker import apply_kronecker
 from .model import StreamedModel
+from .progress import Listener, Phase, Progress, silent
 
 DEFAULT_STEPS = 16  # for models whose blocks hold at most DEFAULT_UP_TO parameters: a minute or two, 3 GB at most
 DEFAULT_UP_TO = 300_000_000
@@ -33,8 +34,6 @@ BETAS = (0.9, 0.95)  # a run has few steps: the second moment must forget fast
 WARM_UP = 0.25  # of all steps
 LEAST_CLIP = 1e-3
 STEPS_KEPT = 32  # an interruption loses at most so many
-
-Progress = Callable[[str], None]
 
 
 @dataclass
@@ -58,7 +57,7 @@ def distill(
     steps: int,
     seed: int,
     work: Path,
-    progress: Progress = lambda step: None,
+    listener: Listener = silent,
 ) -> Iterator[dict[str, Tensor]]:
     """Train, then give each block's tensors as they are to be stored.
 
@@ -69,7 +68,7 @@ def distill(
         steps: how many. seed: of the order of parts; none is used again before all have been.
         work: directory for the teacher's output and the state every `STEPS_KEPT` steps, from which an interrupted run
             goes on.
-        progress: told what is being done.
+        listener: told of every step.
     """
     ids = shorter_rows(ids, STEP_TOKENS)
     orders = [
@@ -79,14 +78,14 @@ def distill(
     rows = torch.cat(orders)[:steps]
     used, rows = rows.unique(return_inverse=True)
     ids = ids[used]  # the float model runs on no more than what is trained on
-    teacher = _teacher(model, ids, work / "teacher.safetensors", progress)
+    teacher = _teacher(model, ids, work / "teacher.safetensors", listener)
     modules = [_student_block(model, index, block) for index, block in enumerate(blocks)]
     optimizer = _optimizer(modules)
     state_file, first = work / "distillation.pt", 0
     if state_file.exists():
         first = _load_state(state_file, modules, optimizer)
     for step in range(first, steps):
-        progress(f"Distillation {step + 1}/{steps}")
+        listener(Progress(Phase.DISTILLING, step, steps))
         row = rows[step : step + 1]
         _set_rate(optimizer, step, steps)
         loss = _divergence(model, modules, ids[row], teacher[row])
@@ -95,6 +94,7 @@ def distill(
         optimizer.step()
         if (step + 1) % STEPS_KEPT == 0 or step + 1 == steps:
             _save_state(state_file, modules, optimizer, step + 1)
+    listener(Progress(Phase.DISTILLING, steps, steps))
     for index, (module, block) in enumerate(zip(modules, blocks, strict=True)):
         yield _stored(module, block, model.block_name(index))
 
@@ -192,18 +192,19 @@ def _round(x: Tensor) -> Tensor:
     return x + (x.round() - x).detach()
 
 
-def _teacher(model: StreamedModel, ids: Tensor, file: Path, progress: Progress) -> Tensor:
+def _teacher(model: StreamedModel, ids: Tensor, file: Path, listener: Listener) -> Tensor:
     """The float model's last hidden states [rows, length, hidden]; its logits would be too large to keep."""
     if not file.exists():
         hidden, _ = model.start(ids)
         with torch.no_grad():
             for index in range(len(model)):
-                progress(f"Distillation: float block {index}")
+                listener(Progress(Phase.TEACHER, index, len(model)))
                 block = model.load_block(index)
                 hidden = torch.cat([model.run_block(block, index, row[None].to(model.device)).cpu() for row in hidden])
         partial = file.with_suffix(".partial")
         save_file({"hidden": hidden}, partial)
         partial.replace(file)
+        listener(Progress(Phase.TEACHER, len(model), len(model)))
     return load_file(file)["hidden"]
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vllm_w4a4_plugin.checkpoint import CheckpointReader, QuantType
-from vllm_w4a4_plugin.checkpoint.writer import write_checkpoint
+from vllm_w4a4_plugin.checkpoint.writer import MODEL_QUANT_TYPE, stored_tensors, write_checkpoint
 
 from . import sensitivity
 from .activations import Activations
@@ -24,6 +24,7 @@ from .block import BlockQuantizer, LayerReport
 from .distill import QuantizedBlock, distill
 from .errors import CalibrationError
 from .model import HEAD, StreamedModel
+from .progress import Listener, Phase, Progress, silent
 from .recipe import Recipe
 from .structure import Group, Role, trace
 from .team import Team
@@ -66,7 +67,8 @@ class BlockRecord:
         return [LayerReport(**report) for report in self.reports]
 
 
-Progress = Callable[[str, int], None]
+Extras = Callable[[list[BlockRecord], int], Mapping[str, str]]
+"""Further small files (name -> text), from the records and the bytes of all tensors."""
 
 
 class Quantization:
@@ -107,30 +109,37 @@ class Quantization:
         self._groups: dict[tuple[Any, ...], dict[Role, Group]] = {}
         self._open(resume)
 
-    def run(self, progress: Progress = lambda step, done: None) -> list[BlockRecord]:
-        """Quantize every block that is not finished, then write the checkpoint; returns a record per block.
+    def run(
+        self, listener: Listener = silent, extras: Extras = lambda records, nbytes: {}
+    ) -> tuple[list[BlockRecord], int]:
+        """Quantize every block that is not finished, then write the checkpoint.
 
         Args:
-            progress: called with what is being done and the number of finished blocks.
+            listener: told of every step.
+            extras: files that are to lie in the checkpoint's directory too.
+
+        Returns:
+            A record per block, and the bytes of all tensors.
         """
         try:
-            records = self._blocks(progress)
+            records = self._blocks(listener)
             if self.settings.distill:
-                self._distill(records, lambda step: progress(step, len(records)))
-            progress("Writing", len(records))
-            self._write(records)
+                self._distill(records, listener)
+            listener(Progress(Phase.WRITING, 0, 1))
+            nbytes = self._write(records, extras)
+            listener(Progress(Phase.WRITING, 1, 1))
         except OSError as error:
             raise CalibrationError(
                 f"{self.work}: cannot be written: {error}. Free disk space and continue with --resume."
             ) from None
         shutil.rmtree(self.work)
-        return records
+        return records, nbytes
 
-    def _blocks(self, progress: Progress) -> list[BlockRecord]:
+    def _blocks(self, listener: Listener) -> list[BlockRecord]:
         if self.start_from:
             return [self._adopted(index, self.start_from) for index in range(len(self.model))]
         if self.settings.weigh_tokens:
-            sensitivity.measure(self.model, self.ids, self.work, lambda step: progress(step, 0))
+            sensitivity.measure(self.model, self.ids, self.work, listener)
         hidden, _ = self.model.start(self.ids)
         records: list[BlockRecord] = []
         for index in range(len(self.model)):
@@ -139,10 +148,13 @@ class Quantization:
                 continue
             if index:
                 hidden = load_file(self.work / f"hidden-{index:05d}.safetensors")["hidden"]
-            records.append(self._block(index, hidden, partial(_at_block, progress, index)))
+            records.append(self._block(index, hidden, partial(self._at_block, listener, index)))
             (self.work / f"hidden-{index:05d}.safetensors").unlink(missing_ok=True)
-            progress("done", index + 1)
+            self._at_block(listener, index + 1, "")
         return records
+
+    def _at_block(self, listener: Listener, index: int, detail: str) -> None:
+        listener(Progress(Phase.QUANTIZING, index, len(self.model), detail))
 
     def _block(self, index: int, hidden: Tensor, progress: Callable[[str], None]) -> BlockRecord:
         block, name = self.model.load_block(index), self.model.block_name(index)
@@ -202,7 +214,8 @@ class Quantization:
         tokens, rows = sensitivity.load(self.work, index, role)
         return tokens, rows if self.settings.weigh_rows else torch.ones_like(rows)
 
-    def _write(self, records: list[BlockRecord]) -> None:
+    def _write(self, records: list[BlockRecord], extras: Extras) -> int:
+        """Write the output directory; returns the bytes of all tensors."""
         outer = self.model.outer_tensors()
         outer_file = self.work / "outer.safetensors"
         save_file(outer, outer_file)
@@ -215,13 +228,15 @@ class Quantization:
             types[HEAD] = QuantType.FLOAT
         stem = "distilled" if self.settings.distill else "block"
         parts = [outer_file, *(self._file(i, "safetensors", stem) for i in range(len(records)))]
+        nbytes = sum(tensor.nbytes for part in parts for tensor in stored_tensors(part))
+        headline, changes = MODEL_QUANT_TYPE, {}
         if self.recipe.rotates_residual:
-            changes = {"tie_word_embeddings": False}
-            write_checkpoint(self.model.directory, self.output, parts, types, QuantType.W4A4_DYNAMIC, changes)
-        else:
-            write_checkpoint(self.model.directory, self.output, parts, types)
+            headline, changes = QuantType.W4A4_DYNAMIC, {"tie_word_embeddings": False}
+        more = extras(records, nbytes)
+        write_checkpoint(self.model.directory, self.output, parts, types, headline, changes, extras=more)
+        return nbytes
 
-    def _distill(self, records: list[BlockRecord], progress: Callable[[str], None]) -> None:
+    def _distill(self, records: list[BlockRecord], listener: Listener) -> None:
         blocks = [
             QuantizedBlock(
                 load_file(self._file(index, "safetensors")),
@@ -230,7 +245,7 @@ class Quantization:
             )
             for index, record in enumerate(records)
         ]
-        trained = distill(self.model, self.ids, blocks, self.settings.distill, self.settings.seed, self.work, progress)
+        trained = distill(self.model, self.ids, blocks, self.settings.distill, self.settings.seed, self.work, listener)
         for index, (record, tensors) in enumerate(zip(records, trained, strict=True)):
             save_file(tensors, self._file(index, "safetensors", "distilled"))
             for report in record.reports:
@@ -271,10 +286,6 @@ class Quantization:
 def _stamps(directory: Path) -> list[list[Any]]:
     files = sorted(directory.glob("*.safetensors"))
     return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
-
-
-def _at_block(progress: Progress, index: int, step: str) -> None:
-    progress(step, index)
 
 
 def work_directory(output: Path) -> Path:

@@ -14,13 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .model import StreamedModel
+from .progress import Listener, Phase, Progress
 from .structure import Group, Role, trace
 
 ROWS_AT_ONCE = 2
 LARGEST_WEIGHT = 20.0  # of the mean: no token may outweigh the rest
 
 
-def measure(model: StreamedModel, ids: Tensor, directory: Path, progress: Callable[[str], None]) -> None:
+def measure(model: StreamedModel, ids: Tensor, directory: Path, listener: Listener) -> None:
     """Write `sensitivity_file(directory, i)` for every block; finished blocks of an earlier run are kept."""
     hidden, _ = model.start(ids)
     missing = [i for i in range(len(model)) if not sensitivity_file(directory, i).exists()]
@@ -39,7 +40,7 @@ def measure(model: StreamedModel, ids: Tensor, directory: Path, progress: Callab
             with torch.no_grad():
                 rows = [model.run_block(block, index, h.to(model.device)).cpu() for h in hidden.split(ROWS_AT_ONCE)]
             hidden = torch.cat(rows)
-        progress("Gradients: forward")
+        listener(Progress(Phase.GRADIENTS_FORWARD, index + 1, last + 1))
     if needs_loss:
         gradient = _loss_gradient(model, hidden, ids)
     else:
@@ -56,7 +57,7 @@ def measure(model: StreamedModel, ids: Tensor, directory: Path, progress: Callab
         _save(result, sensitivity_file(directory, index))
         _gradient_file(directory, index + 1).unlink(missing_ok=True)
         _float_file(directory, index).unlink()
-        progress("Gradients: backward")
+        listener(Progress(Phase.GRADIENTS_BACKWARD, last + 1 - index, last + 1))
     _gradient_file(directory, 0).unlink()
 
 

@@ -78,6 +78,7 @@ def write_checkpoint(
     headline: str = MODEL_QUANT_TYPE,
     config: Mapping[str, Any] | None = None,
     shard_bytes: int = SHARD_BYTES,
+    extras: Mapping[str, str] | None = None,
 ) -> None:
     """Write the checkpoint directory `output`; it appears complete or not at all.
 
@@ -91,6 +92,7 @@ def write_checkpoint(
         headline: `model_quant_type` of the description; its lower case names the weight files.
         config: keys of config.json that change.
         shard_bytes: most bytes of tensor data in a file.
+        extras: further small files, name -> text.
 
     Raises:
         CheckpointError: `output` exists, a tensor has no type or no data, or the disk is full.
@@ -108,6 +110,8 @@ def write_checkpoint(
         _write_config(source, staging, headline, config or {})
         _write_weights(staging, [tensors[name] for name in types], headline, shard_bytes)
         _write_json(staging / DESCRIPTION_FILE, _description(types, headline))
+        for name, text in (extras or {}).items():
+            (staging / name).write_text(text, encoding="utf-8")
         for file in staging.iterdir():
             file.chmod(_FILE_MODE)
             _flush(file)

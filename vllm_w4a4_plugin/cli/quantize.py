@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vllm_w4a4_plugin.calibration.pipeline import BlockRecord
+    from vllm_w4a4_plugin.calibration.progress import Progress
     from vllm_w4a4_plugin.calibration.recipe import Recipe
 
 DEFAULT_RECIPE = "tutorial"
@@ -70,7 +71,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="keep one block's activations in files beside the output instead of in memory",
     )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run at its last finished block")
-    parser.add_argument("--trust-remote-code", "--trust_remote_code", action="store_true", help="run the model's code")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the model's code")
+    parser.add_argument(
+        "--trust_remote_code", nargs="?", const=True, type=_truth, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )
     parser.add_argument("--batch_size", type=int, help=argparse.SUPPRESS)  # msModelSlim's; changes nothing here
     parser.set_defaults(func=run)
 
@@ -148,39 +152,69 @@ def run(args: argparse.Namespace) -> int:
         Team(devices),
         args.start_from,
     )
-    with tqdm(total=len(model), unit=" blocks", desc="Quantizing") as bar:
 
-        def show(step: str, done: int) -> None:
-            bar.set_postfix_str(step, refresh=False)
-            bar.n = done
-            bar.refresh()
+    def report(records: "list[BlockRecord]", nbytes: int) -> dict[str, str]:
+        before = sum(tensor.nbytes for tensor in model.tensors.values())
+        facts = [
+            ("model", source.resolve().name),
+            ("recipe", f"that of {args.start_from.name}" if args.start_from else args.recipe or DEFAULT_RECIPE),
+            (
+                "calibration text",
+                f"{args.calib_file.name if args.calib_file else 'written by the model'}, {ids.numel()} tokens",
+            ),
+            ("seed", str(args.seed)),
+            ("steps of distillation", str(distill)),
+            ("size", f"{nbytes / 1e6:.1f} MB (float: {before / 1e6:.1f} MB)"),
+            ("time", f"{time.monotonic() - started:.0f} s"),
+        ]
+        return {REPORT_FILE: render(f"{source.resolve().name}: quantization report", facts, records)}
 
+    with _Bars() as bars:
         try:
-            records = quantization.run(show)
+            records, nbytes = quantization.run(bars.show, report)
         except KeyboardInterrupt:
-            bar.close()
-            print(f"\nInterrupted after {bar.n} of {len(model)} blocks; the same command with --resume continues.")
+            print(f"\nInterrupted ({bars}); the same command with --resume continues.")
             return INTERRUPTED
-    seconds = time.monotonic() - started
-    size = sum(file.stat().st_size for file in args.output.iterdir()) / 1e6
-    facts = [
-        ("model", str(source.resolve().name)),
-        ("recipe", f"that of {args.start_from.name}" if args.start_from else args.recipe or DEFAULT_RECIPE),
-        (
-            "calibration text",
-            f"{args.calib_file.name if args.calib_file else 'written by the model'}, {ids.numel()} tokens",
-        ),
-        ("seed", str(args.seed)),
-        ("steps of distillation", str(distill)),
-        ("size", f"{size:.1f} MB"),
-        ("time", f"{seconds:.0f} s"),
-    ]
-    page = render(f"{source.resolve().name}: quantization report", facts, records)
-    (args.output / REPORT_FILE).write_text(page, encoding="utf-8")
     print(_table(records))
-    print(f"\n{args.output}: {size:.1f} MB in {seconds:.0f} s; {REPORT_FILE} shows the details.")
+    seconds = time.monotonic() - started
+    print(f"\n{args.output}: {nbytes / 1e6:.1f} MB in {seconds:.0f} s; {REPORT_FILE} shows the details.")
     print(f"Serve it: vllm serve {args.output} --quantization ascend")
     return 0
+
+
+def _truth(value: str) -> bool:
+    """The value of msModelSlim's `--trust_remote_code True`."""
+    if value.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected True or False, found {value!r}")
+    return value.lower() == "true"
+
+
+class _Bars:
+    """A progress bar, with the time left, for each phase of a run."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm | None = None
+
+    def __enter__(self) -> "_Bars":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def __str__(self) -> str:
+        return "at the start" if self._bar is None else f"{self._bar.desc}: {self._bar.n} of {self._bar.total}"
+
+    def show(self, progress: "Progress") -> None:
+        """A listener of the run."""
+        if self._bar is None or self._bar.desc != progress.phase:
+            if self._bar is not None:
+                self._bar.close()
+            # What an earlier, interrupted run did took no time in this one.
+            self._bar = tqdm(total=progress.total, initial=progress.done, desc=progress.phase)
+        self._bar.set_postfix_str(progress.detail, refresh=False)
+        self._bar.update(progress.done - self._bar.n)
+        self._bar.refresh()
 
 
 def _recipe(args: argparse.Namespace) -> "Recipe":
