@@ -50,6 +50,14 @@ def test_distillation_needs_the_whole_model() -> None:
     assert need.memory > 64 * 487e6 * 4
 
 
+def test_text_of_the_models_own_needs_the_whole_model() -> None:
+    without, with_text = (
+        estimate(QWEN3_32B, OUTER, load_recipe("tutorial"), 16384, "cpu", own_text=tokens) for tokens in (0, 16384)
+    )
+    assert without.memory < 32e9 < 4 * 32.7e9 < with_text.memory < 150e9
+    assert with_text.seconds > without.seconds
+
+
 @pytest.mark.parametrize("tokens", [1024, 8192])
 def test_memory_grows_with_tokens(tokens: int) -> None:
     small, large = (estimate(QWEN3_32B, OUTER, load_recipe("tutorial"), t, "cpu").memory for t in (tokens, 2 * tokens))

@@ -4,8 +4,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
+from vllm_w4a4_plugin.calibration import selfwrite
 from vllm_w4a4_plugin.calibration.selfwrite import write_text
 
 
@@ -24,7 +26,23 @@ def test_no_special_tokens_and_progress(float_model: Callable[..., Path]) -> Non
     seen: list[int] = []
     text = write_text(directory, "cpu", 50, 12, 0, False, seen.append)
     assert not set(text.flatten().tolist()) & set(AutoTokenizer.from_pretrained(directory).all_special_ids)
-    assert seen == list(range(2, 13))
+    assert seen == [50 * count for count in range(2, 13)]
+
+
+def test_many_rows_are_written_some_at_a_time(
+    float_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = float_model("qwen3")
+    seen: list[int] = []
+    monkeypatch.setattr(selfwrite, "ROWS_AT_ONCE", 2)
+    text = write_text(directory, "cpu", 5, 6, 0, False, seen.append)
+    assert torch.equal(text, write_text(directory, "cpu", 5, 6, 0, False))
+    assert seen == sorted(set(seen))
+    assert seen[-1] == text.numel()
+    assert len({tuple(row) for row in text.tolist()}) == 5
+    # What is written first does not depend on what follows.
+    monkeypatch.setattr(selfwrite, "ROWS_AT_ONCE", 5)
+    assert torch.equal(text[:, 0], write_text(directory, "cpu", 5, 6, 0, False)[:, 0])
 
 
 def test_second_token_follows_the_models_distribution(float_model: Callable[..., Path]) -> None:

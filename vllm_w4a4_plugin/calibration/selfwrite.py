@@ -16,6 +16,7 @@ from torch import Tensor
 
 # Longer rows take longer to write, and begin in fewer ways.
 ROW_TOKENS = 256
+ROWS_AT_ONCE = 64  # more would cost memory for keys and values
 
 
 def write_text(
@@ -33,7 +34,7 @@ def write_text(
         directory, device, trust_remote_code: of the model.
         rows, length: of the result.
         seed: of first tokens and sampling.
-        progress: called with the number of tokens written per row.
+        progress: called with the number of tokens written.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -47,14 +48,17 @@ def write_text(
     allowed = torch.ones(vocabulary, dtype=torch.bool)
     allowed[special[special < vocabulary]] = False
     choices = allowed.nonzero().flatten()
-    tokens = choices[torch.randint(len(choices), (rows, 1), generator=generator)]
-    written, cache = [tokens], None
-    with torch.no_grad():
-        for count in range(1, length):
-            result = model(input_ids=tokens.to(device), past_key_values=cache, use_cache=True)
-            cache = result.past_key_values
-            logits = result.logits[:, -1, :vocabulary].float().cpu()
-            tokens = torch.multinomial(logits.masked_fill(~allowed, float("-inf")).softmax(-1), 1, generator=generator)
-            written.append(tokens)
-            progress(count + 1)
-    return torch.cat(written, 1)
+    result = torch.empty(rows, length, dtype=torch.long)
+    result[:, :1] = choices[torch.randint(len(choices), (rows, 1), generator=generator)]
+    done = 0
+    for part in result.split(ROWS_AT_ONCE):
+        cache = None
+        for column in range(1, length):
+            with torch.no_grad():
+                output = model(input_ids=part[:, column - 1 : column].to(device), past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            logits = output.logits[:, -1, :vocabulary].float().cpu().masked_fill_(~allowed, float("-inf"))
+            part[:, column : column + 1] = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+            progress(done + len(part) * (column + 1))
+        done += part.numel()
+    return result

@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     """Quantize; returns 0."""
     from transformers import AutoTokenizer
 
-    from vllm_w4a4_plugin.calibration.budget import estimate, free_disk
+    from vllm_w4a4_plugin.calibration.budget import estimate, free_disk, free_memory
     from vllm_w4a4_plugin.calibration.distill import STEP_TOKENS
     from vllm_w4a4_plugin.calibration.errors import CalibrationError
     from vllm_w4a4_plugin.calibration.model import StreamedModel
@@ -114,7 +114,14 @@ def run(args: argparse.Namespace) -> int:
     if args.start_from and not distill:
         raise CalibrationError("--start-from only distils: say with --distill for how many steps")
     settings = Settings(args.seed, weigh_tokens=args.gradients, distill=distill)
-    tokens = args.calib_tokens
+    ids = None
+    if args.calib_file:
+        from vllm_w4a4_plugin.calibration.data import token_rows
+
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=args.trust_remote_code)
+        ids = token_rows(texts, tokenizer, args.seq_len, args.calib_tokens, str(args.calib_file))
+    tokens = args.calib_tokens if ids is None else ids.numel()
+    distilled = settings.distill * min(args.seq_len, STEP_TOKENS)
     need = estimate(
         config,
         model.tensors,
@@ -122,24 +129,26 @@ def run(args: argparse.Namespace) -> int:
         tokens,
         args.device,
         gradients=settings.weigh_tokens,
-        distill=settings.distill * min(args.seq_len, STEP_TOKENS),
+        distill=distilled,
+        own_text=(tokens if ids is None else 0) + max(0, distilled - tokens),
         on_disk=args.activations_on_disk,
     )
     print(f"{source}: {len(model)} blocks; needs {need}", file=sys.stderr)
     for objection in recipe.npu_objections(config):
         print(f"Note on NPUs: {objection}", file=sys.stderr)
+    memory = free_memory()
+    if args.device == "cpu" and memory < need.memory:
+        advice = (
+            "" if args.calib_file else " The model is whole in memory while it writes text; --calib-file avoids that."
+        )
+        print(f"Note: only {memory / 1e9:.1f} GB of memory are free.{advice}", file=sys.stderr)
     free = free_disk(args.output)
     if free < need.disk:
         raise CalibrationError(
             f"{args.output}: {free / 1e9:.1f} GB of disk are free, {need.disk / 1e9:.1f} GB are needed. Free some or "
             "choose another place."
         )
-    if args.calib_file:
-        from vllm_w4a4_plugin.calibration.data import token_rows
-
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=args.trust_remote_code)
-        ids = token_rows(texts, tokenizer, args.seq_len, tokens, str(args.calib_file))
-    else:
+    if ids is None:
         ids = _own_text(args, source)
     quantization = Quantization(
         model,
@@ -267,7 +276,7 @@ def _own_text(args: argparse.Namespace, source: Path) -> "Tensor":
 
     length = min(args.seq_len, args.calib_tokens, ROW_TOKENS)
     rows = args.calib_tokens // length
-    with tqdm(total=length, unit=" tokens", desc=f"Writing {rows} texts", leave=False) as bar:
+    with tqdm(total=rows * length, unit=" tokens", desc=f"Writing {rows} texts", leave=False) as bar:
 
         def show(count: int) -> None:
             bar.update(count - bar.n)
