@@ -8,7 +8,7 @@ from .block import LayerReport
 from .pipeline import BlockRecord
 
 REPORT_FILE = "quantization_report.html"
-_WIDTH, _HEIGHT, _MARGIN = 560, 180, 36
+_WIDTH, _HEIGHT, _MARGIN = 420, 150, 30
 _COLORS = ("#c0392b", "#2471a3")
 
 _STYLE = """
@@ -16,7 +16,7 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 74em; 
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 td, th { padding: .15em .8em; text-align: right; border-bottom: 1px solid #ddd }
 td:first-child, th:first-child, td:nth-child(2) { text-align: left }
-figure { display: inline-block; margin: .5em 1em .5em 0 } figcaption { font-size: .9em }
+figure { display: inline-block; margin: .2em 1em .2em 0 } figcaption { font-size: .9em }
 .before { color: #c0392b } .after { color: #2471a3 }
 svg text { font-size: 11px; fill: #555 }
 """
@@ -40,8 +40,10 @@ def render(title: str, facts: Sequence[tuple[str, str]], records: Sequence[Block
         '<span class="before">before</span> and <span class="after">after</span> the transform. A flat line is what '
         "4 bits represent best.</p>"
         + "".join(map(_flatness, _examples(layers)))
-        + "<h2>Layers</h2><p>Relative error of the layer's output on calibration text: rounding to nearest without a "
-        "transform, and as quantized here, before any distillation.</p>" + _layer_table(layers) + "</html>\n"
+        + _errors(layers)
+        + "<h2>Layers</h2>"
+        + _layer_table(layers)
+        + "</html>\n"
     )
 
 
@@ -50,6 +52,25 @@ def _losses(losses: list[float]) -> str:
         return ""
     heading = "<h2>Error per block</h2><p>Of what the block adds to the residual stream, relative.</p>"
     return heading + _figure("blocks, first to last", [losses])
+
+
+def _errors(layers: Sequence[LayerReport]) -> str:
+    """One picture per kind of layer, over the blocks."""
+    kinds: dict[str, list[tuple[float, float]]] = {}
+    for layer in layers:
+        if layer.before is not None and layer.after is not None:
+            kinds.setdefault(layer.name.rpartition(".")[2], []).append((layer.before, layer.after))
+    if not kinds:
+        return ""
+    figures = [
+        _figure(f"{escape(kind)}, blocks first to last", list(zip(*errors, strict=True)))
+        for kind, errors in kinds.items()
+    ]
+    return (
+        "<h2>Error per layer</h2><p>Of each layer's output on calibration text, relative: rounding to nearest without "
+        'a transform (<span class="before">before</span>) and <span class="after">as quantized here</span>, before any '
+        "distillation.</p>" + "".join(figures)
+    )
 
 
 def _examples(layers: Sequence[LayerReport]) -> list[LayerReport]:
