@@ -14,7 +14,7 @@ from .distill import STEP_TOKENS
 from .recipe import Recipe
 from .rounding import DOUBLE_UP_TO
 from .selfwrite import ROW_TOKENS, ROWS_AT_ONCE
-from .structure import Role, group_shapes, head_dim
+from .structure import group_shapes, head_dim
 
 PROCESS_BYTES = 700 * 2**20  # Python, torch and transformers
 FLOAT = 4  # bytes
@@ -22,7 +22,6 @@ WEIGHTS = 6  # copies of one group's weights: as they are, transformed, refitted
 MOMENTS = 4  # matrices [n, n] alive at once: the Hessian, the cross moment and two of work
 WORKED_ON = 4  # copies of a part of one group's input: as it is, transformed, rounded, weighted
 KEPT, KEPT_WIDE = 40, 12  # activations, as wide as the model and its MLP, that a block keeps for the backward pass
-TRAINED = 3  # beside a float layer that is trained: its gradient and what Adam keeps
 LOGITS = 3  # copies of one step's logits of text that the model writes
 SLOWER = 2  # a token written costs so many times one read
 FLOPS_PER_SECOND = {"cpu": 60e9, "cuda": 20e12, "npu": 20e12}
@@ -79,9 +78,6 @@ def estimate(
     memory = PROCESS_BYTES + outer + FLOAT * block + group + (0 if on_disk else activations)
     whole_head = FLOAT * vocabulary * hidden if gradients or distill else 0
     kept = layers * (block + STEP_TOKENS * (KEPT * hidden + KEPT_WIDE * config.intermediate_size)) if distill else 0
-    if distill and recipe.types[Role.DOWN] is QuantType.FLOAT:
-        out, n = shapes[Role.DOWN]
-        kept += TRAINED * layers * out * n
     memory = max(memory, PROCESS_BYTES + outer + whole_head + FLOAT * kept)
     if own_text:
         entry = FLOAT if device.startswith("cpu") else FLOAT // 2

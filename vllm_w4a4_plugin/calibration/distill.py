@@ -2,11 +2,10 @@
 """Training of a quantized model, as a whole, towards the float model's predictions.
 
 The loss is the Kullback-Leibler divergence of the next-token distributions. Trained are row scales, activation clips,
-norms, both factors of every transform and the linear layers that the recipe leaves in float, all by relative steps:
-entries differ by orders of magnitude. Codes stay, and so a changed factor changes the effective weight, codes times
-T^-1, as well as the basis in which activations are rounded. (Codes trained through their rounding flip at random in the
-few steps that are affordable, which undoes what rounding under the Hessian gained.) The whole model is in memory in
-float32.
+norms and both factors of every transform, all by relative steps: entries differ by orders of magnitude. Codes stay, and
+so a changed factor changes the effective weight, codes times T^-1, as well as the basis in which activations are
+rounded. (Codes trained through their rounding flip at random in the few steps that are affordable, which undoes what
+rounding under the Hessian gained.) The whole model is in memory in float32.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,17 +23,13 @@ from vllm_w4a4_plugin.checkpoint import QuantType
 from .kronecker import apply_kronecker
 from .model import StreamedModel
 from .progress import Listener, Phase, Progress, silent
-from .structure import linear
 
 DEFAULT_STEPS = 16  # for models whose blocks hold at most DEFAULT_UP_TO parameters: a minute or two, 3 GB at most
 DEFAULT_UP_TO = 300_000_000
 STEP_TOKENS = 256  # longer rows of text are cut; a step costs in proportion
-RATES = {
-    "log_scale": 1e-3, "log_clip": 2e-3, "left_change": 5e-4, "right_change": 5e-4, "original": 1e-3, "weight": 2e-4
-}  # fmt: skip
+RATES = {"log_scale": 1e-3, "log_clip": 2e-3, "left_change": 5e-4, "right_change": 5e-4, "original": 1e-3}
 """Largest step of each kind of parameter, by the last part of its name; all are relative changes. `original` is
-`torch.nn.utils.parametrize`'s name for what stands behind a norm's weight, `weight` is a float linear layer's: relative
-to its root mean square."""
+`torch.nn.utils.parametrize`'s name for what stands behind a norm's weight."""
 BETAS = (0.9, 0.95)  # a run has few steps: the second moment must forget fast
 WARM_UP = 0.25  # of all steps
 LEAST_CLIP = 1e-3
@@ -48,13 +43,11 @@ class QuantizedBlock:
     Attributes:
         tensors: as stored, by full name. types: quant type by full name of the tensor.
         groups: linear layers, by their names in the block, that share an activation clip.
-        trained: float linear layers, by their names in the block, that are to be trained.
     """
 
     tensors: dict[str, Tensor]
     types: Mapping[str, QuantType]
     groups: Sequence[Sequence[str]]
-    trained: Sequence[str] = ()
 
 
 def distill(
@@ -242,20 +235,16 @@ def _student_block(model: StreamedModel, index: int, quantized: QuantizedBlock) 
         for member in members[1:]:
             if member.left is not None or member.right is not None:
                 member.share_with(members[0])
-    for local in quantized.trained:
-        linear(block, local).weight.requires_grad_(True)
     return block
 
 
 def _optimizer(modules: Sequence[nn.Module]) -> torch.optim.Optimizer:
-    rates: dict[float, list[nn.Parameter]] = {}
+    kinds: dict[str, list[nn.Parameter]] = {}
     for block in modules:
         for name, parameter in block.named_parameters():
             if parameter.requires_grad:
-                kind = name.rpartition(".")[2]
-                unit = parameter.detach().square().mean().sqrt().item() if kind == "weight" else 1.0
-                rates.setdefault(RATES[kind] * unit, []).append(parameter)
-    groups = [{"params": members, "lr": rate, "rate": rate} for rate, members in rates.items()]
+                kinds.setdefault(name.rpartition(".")[2], []).append(parameter)
+    groups = [{"params": members, "lr": RATES[kind], "rate": RATES[kind]} for kind, members in kinds.items()]
     return torch.optim.Adam(groups, betas=BETAS, foreach=True)
 
 
@@ -285,9 +274,6 @@ def _stored(module: nn.Module, block: QuantizedBlock, name: str) -> dict[str, Te
             full = f"{name}.{local}.weight"
             assert isinstance(part.weight, Tensor)
             tensors[full] = part.weight.detach().to("cpu", tensors[full].dtype)
-        elif local in block.trained:
-            full = f"{name}.{local}.weight"
-            tensors[full] = linear(module, local).weight.detach().to("cpu", tensors[full].dtype)
     return tensors
 
 

@@ -244,7 +244,6 @@ class Quantization:
                 load_file(self._file(index, "safetensors")),
                 {name: QuantType(kind) for name, kind in record.types.items()},
                 record.groups,
-                self._trained(record),
             )
             for index, record in enumerate(records)
         ]
@@ -255,15 +254,6 @@ class Quantization:
             for report in record.reports:
                 if report["clip"] is not None:
                     report["clip"] = tensors[f"{report['name']}.clip_ratio"].item()
-
-    def _trained(self, record: BlockRecord) -> list[str]:
-        """Linear layers of a block, by their names in it, that are float but not by an exception of the recipe."""
-        names = {name: f"{record.name}.{name}" for group in record.groups for name in group}
-        return [
-            name
-            for name, full in names.items()
-            if record.types[f"{full}.weight"] == QuantType.FLOAT and not self.recipe.excepts(full)
-        ]
 
     def _distillation_text(self, listener: Listener) -> Tensor:
         """A row for each step: calibration text first, and what the model writes itself where that is too short.

@@ -74,10 +74,6 @@ class Recipe:
                     f"pattern {pattern!r} matches no linear layer; their names look like {', '.join(names[:7])}."
                 )
 
-    def excepts(self, name: str) -> bool:
-        """Whether an exception, not the type of its role, decides over a layer."""
-        return any(fnmatchcase(name, pattern) for pattern, _ in self.exceptions)
-
     def npu_objections(self, config: Any) -> list[str]:
         """Why the NPU kernel would refuse layers of this recipe; they run elsewhere all the same.
 

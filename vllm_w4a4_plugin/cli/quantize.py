@@ -40,8 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--keep-float", action="append", default=[], metavar="PATTERN",
-        help="leave layers whose full name matches as they are, e.g. 'model.layers.0.*', in distillation too; may be "
-        "repeated",
+        help="leave layers whose full name matches as they are, e.g. 'model.layers.0.*'; may be repeated",
     )  # fmt: skip
     parser.add_argument(
         "--start-from", type=Path, metavar="DIR",
@@ -236,12 +235,11 @@ def _recipe(args: argparse.Namespace) -> "Recipe":
 
     if not args.start_from:
         return load_recipe(args.recipe or DEFAULT_RECIPE, args.keep_float)
-    if args.recipe or args.gradients:
+    if args.recipe or args.keep_float or args.gradients:
         raise CalibrationError(
-            "--start-from takes layers as that checkpoint has them: leave out --recipe and --gradients"
+            "--start-from takes layers as that checkpoint has them: leave out --recipe, --keep-float and --gradients"
         )
-    keep = [(pattern, QuantType.FLOAT) for pattern in args.keep_float]
-    return Recipe(dict.fromkeys(Role, QuantType.FLOAT), keep)
+    return Recipe(dict.fromkeys(Role, QuantType.FLOAT))
 
 
 def _default_distillation(config: Any) -> int:
