@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.calibration import CASES, HEADER, MISSING, Cost, Result, read_results, rows
+from benchmarks.calibration import CASES, HEADER, MISSING, SIMULATED, Cost, Result, read_results, rows
 
 RESULTS = [
     Result("float", 0, 32.0),
@@ -21,7 +21,7 @@ def test_rows_show_means_and_what_is_missing() -> None:
     tutorial = found["tutorial"]
     assert tutorial["mean"] == "38.50 (2 of 3 seeds)"
     assert [tutorial[f"seed {seed}"] for seed in (0, 1, 2)] == ["38.00", MISSING, "39.00"]
-    assert tutorial["simulated, seed 0"] == "38.19 (+0.5 %)"
+    assert tutorial[SIMULATED] == "38.19 (+0.5 %)"
     assert (tutorial["seconds"], tutorial["CPU seconds"], tutorial["GB"]) == ("105", "200", "3.00")
     assert found["w4a4-w8a8"]["mean"] == "41.00"
     assert found["all-w4a4"]["mean"] == MISSING

@@ -90,7 +90,7 @@ def estimate(
     stored = sum(out * n * (2 if recipe.types[role] is QuantType.FLOAT else 1) for role, (out, n) in shapes.items())
     disk = 2 * (layers * stored + outer) + 2 * stream + (layers + 2) * stream * gradients + activations * on_disk
     disk += layers * stored * bool(distill)
-    passes = tokens * (1.5 + 4 * gradients) + 3 * distill
+    passes = tokens * (1.5 + 4 * gradients) + min(tokens, distill) + 2 * distill
     flops = 2 * layers * block * (passes + SLOWER * own_text)
     flops += layers * sum(n * n * (6 * tokens + 8 * out) for out, n in four_bits)
     flops += 2 * vocabulary * hidden * 3 * (tokens * gradients + distill)

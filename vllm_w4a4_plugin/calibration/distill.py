@@ -63,13 +63,14 @@ def distill(
 
     Args:
         model: the float model, teacher and frame of the student.
-        ids: tokens [rows, length] to train on, a row a step.
+        ids: tokens [rows, length] to train on; one row, or a part of `STEP_TOKENS` tokens at most, is one step.
         blocks: all of them.
-        steps: how many. seed: of the order of rows; none is used again before all have been.
+        steps: how many. seed: of the order of parts; none is used again before all have been.
         work: directory for the teacher's output and the state every `STEPS_KEPT` steps, from which an interrupted run
             goes on.
         listener: told of every step.
     """
+    ids = shorter_rows(ids, STEP_TOKENS)
     orders = [
         torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed * 1009 + epoch))
         for epoch in range(-(-steps // len(ids)))

@@ -36,7 +36,7 @@ class StreamedModel:
     def __init__(self, directory: Path, device: str = "cpu", trust_remote_code: bool = False) -> None:
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        self.directory, self.device, self.trust_remote_code = directory, torch.device(device), trust_remote_code
+        self.directory, self.device = directory, torch.device(device)
         self.tensors = _stored_tensors(directory)
         try:
             self.config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)

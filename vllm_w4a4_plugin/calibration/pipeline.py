@@ -21,17 +21,15 @@ from . import sensitivity
 from .activations import Activations
 from .adopt import adopt_block, check_origin
 from .block import BlockQuantizer, LayerReport
-from .distill import STEP_TOKENS, QuantizedBlock, distill, shorter_rows
+from .distill import QuantizedBlock, distill
 from .errors import CalibrationError
 from .model import HEAD, StreamedModel
 from .progress import Listener, Phase, Progress, silent
 from .recipe import Recipe
-from .selfwrite import write_text
 from .structure import Group, Role, trace
 from .team import Team
 
 WORK_SUFFIX = ".quantizing"
-OWN_TEXT_SEEDS = 1_000_003  # apart from those of calibration text that the model wrote
 
 
 @dataclass(frozen=True)
@@ -247,37 +245,12 @@ class Quantization:
             )
             for index, record in enumerate(records)
         ]
-        ids = self._distillation_text(listener)
-        trained = distill(self.model, ids, blocks, self.settings.distill, self.settings.seed, self.work, listener)
+        trained = distill(self.model, self.ids, blocks, self.settings.distill, self.settings.seed, self.work, listener)
         for index, (record, tensors) in enumerate(zip(records, trained, strict=True)):
             save_file(tensors, self._file(index, "safetensors", "distilled"))
             for report in record.reports:
                 if report["clip"] is not None:
                     report["clip"] = tensors[f"{report['name']}.clip_ratio"].item()
-
-    def _distillation_text(self, listener: Listener) -> Tensor:
-        """A row for each step: calibration text first, and what the model writes itself where that is too short.
-
-        Repeated text would be learnt by heart: what it gains is lost on other text (docs/quantize.md).
-        """
-        ids = shorter_rows(self.ids, STEP_TOKENS)
-        missing = self.settings.distill - len(ids)
-        if missing <= 0:
-            return ids
-        file = self.work / "text.safetensors"
-        if not file.exists():
-            total = missing * ids.shape[1]
-            own = write_text(
-                self.model.directory,
-                str(self.model.device),
-                missing,
-                ids.shape[1],
-                self.settings.seed + OWN_TEXT_SEEDS,
-                self.model.trust_remote_code,
-                lambda tokens: listener(Progress(Phase.OWN_TEXT, tokens, total)),
-            )
-            _save_atomically({"ids": own}, file)
-        return torch.cat([ids, load_file(file)["ids"]])
 
     def _file(self, index: int, suffix: str, stem: str = "block") -> Path:
         return self.work / f"{stem}-{index:05d}.{suffix}"

@@ -12,7 +12,6 @@ class Phase(StrEnum):
     GRADIENTS_FORWARD = "Gradients, forward"
     GRADIENTS_BACKWARD = "Gradients, backward"
     QUANTIZING = "Quantizing"
-    OWN_TEXT = "Writing text"
     TEACHER = "Float predictions"
     DISTILLING = "Distilling"
     WRITING = "Writing"
@@ -23,7 +22,7 @@ class Progress:
     """One piece of news.
 
     Attributes:
-        phase: what is going on. done, total: units of it (blocks, tokens, or steps of distillation).
+        phase: what is going on. done, total: units of it (blocks, or steps of distillation).
         detail: within the unit that is being worked on.
     """
 

@@ -121,7 +121,6 @@ def run(args: argparse.Namespace) -> int:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=args.trust_remote_code)
         ids = token_rows(texts, tokenizer, args.seq_len, args.calib_tokens, str(args.calib_file))
     tokens = args.calib_tokens if ids is None else ids.numel()
-    distilled = settings.distill * min(args.seq_len, STEP_TOKENS)
     need = estimate(
         config,
         model.tensors,
@@ -129,8 +128,8 @@ def run(args: argparse.Namespace) -> int:
         tokens,
         args.device,
         gradients=settings.weigh_tokens,
-        distill=distilled,
-        own_text=(tokens if ids is None else 0) + max(0, distilled - tokens),
+        distill=settings.distill * min(args.seq_len, STEP_TOKENS),
+        own_text=tokens if ids is None else 0,
         on_disk=args.activations_on_disk,
     )
     print(f"{source}: {len(model)} blocks; needs {need}", file=sys.stderr)
