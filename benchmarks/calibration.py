@@ -149,11 +149,8 @@ def rows(results: Sequence[Result]) -> list[list[str]]:
         if served and name != FLOAT and len(served) < len(SEEDS):
             average += f" ({len(served)} of {len(SEEDS)} seeds)"
         by_seed = [f"{runs[seed].served:.2f}" if seed in runs else MISSING for seed in SEEDS]
-        simulated = ", ".join(
-            f"{runs[seed].simulated:.2f} ({100 * (runs[seed].simulated / runs[seed].served - 1):+.1f} %)"
-            for seed in sorted(runs)
-            if runs[seed].simulated
-        )
+        in_order = [r for _, r in sorted(runs.items()) if r.simulated]
+        simulated = ", ".join(f"{r.simulated:.2f} ({100 * (r.simulated / r.served - 1):+.1f} %)" for r in in_order)
         costs = [r.cost for r in runs.values() if r.cost]
         cost = ["", "", ""]
         if costs:
@@ -185,10 +182,10 @@ def page(results: Sequence[Result], args: argparse.Namespace) -> str:
         + tables[0]
         + "\n\n"
         + (f"{missing} cells are {MISSING}: they were not measured. " if missing else "")
-        + f'"{SIMULATED}" is the same checkpoint in plain torch, without vLLM and without this plugin\'s kernels, from '
-        f"seed {SEEDS[0]} on where several are given. `all-w4a4` and the cases called best continue the checkpoint of the case "
-        '"not distilled" with `--start-from`, which gives the bytes of a run of its own; their times, means over the '
-        "seeds that were timed, are sums of both runs.\n\n"
+        + f'"{SIMULATED}" is the same checkpoint in plain torch, without vLLM and without this plugin\'s kernels, seed by '
+        "seed. `all-w4a4` and the cases called best continue the checkpoint of the case called not distilled with "
+        "`--start-from`, which gives the bytes of a run of its own; their times, means over the seeds that were timed, "
+        "are sums of both runs.\n\n"
         "Options of `vllm-w4a4 quantize`, beside `--seed`:\n\n" + tables[1] + "\n"
     )
 
