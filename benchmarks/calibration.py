@@ -182,7 +182,7 @@ def page(results: Sequence[Result], args: argparse.Namespace) -> str:
         + tables[0]
         + "\n\n"
         + (f"{missing} cells are {MISSING}: they were not measured. " if missing else "")
-        + f'"{SIMULATED}" is the same checkpoint in plain torch, without vLLM and without this plugin\'s kernels, seed by '
+        + f'"{SIMULATED}" is the same checkpoint in plain torch, without vLLM and this plugin\'s kernels, seed by '
         "seed. `all-w4a4` and the cases called best continue the checkpoint of the case called not distilled with "
         "`--start-from`, which gives the bytes of a run of its own; their times, means over the seeds that were timed, "
         "are sums of both runs.\n\n"
