@@ -267,18 +267,18 @@ def test_full_disk_leaves_no_checkpoint_and_can_be_continued(
     float_model: Callable[..., Path], ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory, output = float_model("llama"), tmp_path / "out"
-    original = pipeline.save_file
+    original = pipeline.save_tensors
 
     def full(tensors: dict[str, torch.Tensor], file: Path) -> None:
         if file.name.startswith("block-00001"):
             raise OSError(28, "No space left on device")
         original(tensors, file)
 
-    monkeypatch.setattr(pipeline, "save_file", full)
+    monkeypatch.setattr(pipeline, "save_tensors", full)
     with pytest.raises(CalibrationError, match="No space left"):
         quantize(directory, output, ids)
     assert not output.exists()
-    monkeypatch.setattr(pipeline, "save_file", original)
+    monkeypatch.setattr(pipeline, "save_tensors", original)
     assert quantize(directory, output, ids, resume=True).is_dir()
 
 

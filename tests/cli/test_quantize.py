@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.calibration.conftest import _one_thread, float_model  # noqa: F401 - fixtures
+from vllm_w4a4_plugin.calibration import selfwrite
 from vllm_w4a4_plugin.calibration.block import BlockQuantizer
 from vllm_w4a4_plugin.cli import main
 
@@ -122,6 +123,36 @@ def test_killed_process_is_continued(
     assert {file.name for file in tmp_path.iterdir()} == {"text.json", "out"}
 
 
+@pytest.mark.parametrize("limit", [2_000, 60_000, 400_000])
+def test_writes_that_fail_leave_no_checkpoint_and_can_be_continued(
+    limit: int,
+    float_model: Callable[..., Path],  # noqa: F811
+    text: Path,
+    tmp_path: Path,
+) -> None:
+    """The system refuses to let files grow beyond a limit, as it does on a full disk, in different places of a run."""
+    script = (
+        "import resource, sys\n"
+        "from vllm_w4a4_plugin.cli import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))\n"
+        "sys.exit(main(sys.argv[2:]))\n"
+    )
+    output = tmp_path / "out"
+    command = ["quantize", str(float_model("llama")), "--output", str(output), "--calib-file", str(text)]
+    refused = subprocess.run(
+        [sys.executable, "-c", script, str(limit), *command], capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == 1, refused.stderr
+    last = refused.stderr.splitlines()[-1]
+    assert last.startswith("vllm-w4a4: ")
+    assert "cannot be written" in last
+    assert "File too large" in last
+    assert not output.exists()
+    assert main([*command, "--resume"]) == 0
+    assert main(["verify", str(output)]) == 0
+    assert {file.name for file in tmp_path.iterdir()} == {"text.json", "out"}
+
+
 def test_interrupt_says_how_to_go_on(
     float_model: Callable[..., Path],  # noqa: F811
     text: Path,
@@ -136,3 +167,21 @@ def test_interrupt_says_how_to_go_on(
     command = ["quantize", str(float_model("mistral")), "--output", str(tmp_path / "out"), "--calib-file", str(text)]
     assert main(command) == 130
     assert "--resume" in capsys.readouterr().out
+
+
+def test_text_once_written_is_kept_for_a_continued_run(
+    float_model: Callable[..., Path],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    output = tmp_path / "out"
+    command = ["quantize", str(float_model("llama")), "--output", str(output), "--calib-tokens", "1024"]
+    with monkeypatch.context() as patch:
+        patch.setattr(BlockQuantizer, "run", interrupted)
+        assert main(command) == 130
+    monkeypatch.setattr(selfwrite, "write_text", interrupted)
+    assert main([*command, "--resume"]) == 0
+    assert {file.name for file in tmp_path.iterdir()} == {"out"}

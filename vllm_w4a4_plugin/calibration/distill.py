@@ -8,18 +8,20 @@ rounded. (Codes trained through their rounding flip at random in the few steps t
 rounding under the Hessian gained.) The whole model is in memory in float32.
 """
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import cos, pi
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from vllm_w4a4_plugin.checkpoint import QuantType
 
+from .files import save_bytes, save_tensors
 from .kronecker import apply_kronecker
 from .model import StreamedModel
 from .progress import Listener, Phase, Progress, silent
@@ -201,9 +203,7 @@ def _teacher(model: StreamedModel, ids: Tensor, file: Path, listener: Listener) 
                 listener(Progress(Phase.TEACHER, index, len(model)))
                 block = model.load_block(index)
                 hidden = torch.cat([model.run_block(block, index, row[None].to(model.device)).cpu() for row in hidden])
-        partial = file.with_suffix(".partial")
-        save_file({"hidden": hidden}, partial)
-        partial.replace(file)
+        save_tensors({"hidden": hidden}, file)
         listener(Progress(Phase.TEACHER, len(model), len(model)))
     return load_file(file)["hidden"]
 
@@ -280,9 +280,9 @@ def _stored(module: nn.Module, block: QuantizedBlock, name: str) -> dict[str, Te
 
 def _save_state(file: Path, modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer, steps: int) -> None:
     trained = [[p.detach() for p in block.parameters() if p.requires_grad] for block in modules]
-    partial = file.with_suffix(".partial")
-    torch.save({"trained": trained, "optimizer": optimizer.state_dict(), "steps": steps}, partial)
-    partial.replace(file)
+    state = io.BytesIO()
+    torch.save({"trained": trained, "optimizer": optimizer.state_dict(), "steps": steps}, state)
+    save_bytes(state.getvalue(), file)
 
 
 def _load_state(file: Path, modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vllm_w4a4_plugin.checkpoint import CheckpointReader, QuantType
@@ -23,6 +23,7 @@ from .adopt import adopt_block, check_origin
 from .block import BlockQuantizer, LayerReport
 from .distill import QuantizedBlock, distill
 from .errors import CalibrationError
+from .files import save_bytes, save_tensors
 from .model import HEAD, StreamedModel
 from .progress import Listener, Phase, Progress, silent
 from .recipe import Recipe
@@ -173,8 +174,8 @@ class Quantization:
             self.team,
         )
         result = quantizer.run(progress)
-        save_file(result.tensors, self._file(index, "safetensors"))
-        _save_atomically({"hidden": result.hidden}, self.work / f"hidden-{index + 1:05d}.safetensors")
+        save_tensors(result.tensors, self._file(index, "safetensors"))
+        save_tensors({"hidden": result.hidden}, self.work / f"hidden-{index + 1:05d}.safetensors")
         record = BlockRecord(
             name,
             {n: t.value for n, t in result.types.items()},
@@ -183,15 +184,13 @@ class Quantization:
             [asdict(r) for r in result.reports],
         )
         # Written last: a block counts as finished when this file exists.
-        partial = self._file(index, "partial")
-        partial.write_text(json.dumps(asdict(record)))
-        partial.replace(self._file(index, "json"))
+        save_bytes(json.dumps(asdict(record)).encode(), self._file(index, "json"))
         return record
 
     def _adopted(self, index: int, reader: CheckpointReader) -> BlockRecord:
         """The record of a block of another checkpoint; its tensors are in a file afterwards."""
         tensors, types, reports = adopt_block(self.model, reader, index)
-        save_file(tensors, self._file(index, "safetensors"))
+        save_tensors(tensors, self._file(index, "safetensors"))
         hidden, _ = self.model.start(self.ids[:1])
         groups = self._trace(index, self.model.load_block(index), hidden)
         linears = [list(group.linears) for group in groups.values()]
@@ -218,7 +217,7 @@ class Quantization:
         """Write the output directory; returns the bytes of all tensors."""
         outer = self.model.outer_tensors()
         outer_file = self.work / "outer.safetensors"
-        save_file(outer, outer_file)
+        save_tensors(outer, outer_file)
         before = [f"{self.model.embedding_name}.weight"]
         types: dict[str, QuantType] = dict.fromkeys(before, QuantType.FLOAT)
         for record in records:
@@ -247,7 +246,7 @@ class Quantization:
         ]
         trained = distill(self.model, self.ids, blocks, self.settings.distill, self.settings.seed, self.work, listener)
         for index, (record, tensors) in enumerate(zip(records, trained, strict=True)):
-            save_file(tensors, self._file(index, "safetensors", "distilled"))
+            save_tensors(tensors, self._file(index, "safetensors", "distilled"))
             for report in record.reports:
                 if report["clip"] is not None:
                     report["clip"] = tensors[f"{report['name']}.clip_ratio"].item()
@@ -269,7 +268,7 @@ class Quantization:
             return
         try:
             self.work.mkdir(parents=True, exist_ok=True)
-            identity.write_text(json.dumps(wanted))
+            save_bytes(json.dumps(wanted).encode(), identity)
         except OSError as error:
             raise CalibrationError(f"{self.work}: cannot be made: {error}") from None
 
@@ -299,16 +298,11 @@ def check_output(output: Path, resume: bool) -> None:
     Raises:
         CalibrationError: one of the two.
     """
-    if output.exists():
-        raise CalibrationError(f"{output}: exists already. Remove it or choose another output directory.")
     work = work_directory(output)
+    if output.exists():
+        left = f" {work} is what was left of the run that made it; remove that too." if work.exists() else ""
+        raise CalibrationError(f"{output}: exists already. Remove it or choose another output directory.{left}")
     if (work / "run.json").exists() and not resume:
         raise CalibrationError(
             f"{work}: holds an interrupted run. Add --resume to continue it, or remove it to begin anew."
         )
-
-
-def _save_atomically(tensors: dict[str, Tensor], file: Path) -> None:
-    partial = file.with_suffix(".partial")
-    save_file(tensors, partial)
-    partial.replace(file)

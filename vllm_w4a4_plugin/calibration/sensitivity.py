@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .files import save_tensors
 from .model import StreamedModel
 from .progress import Listener, Phase, Progress
 from .structure import Group, Role, trace
@@ -34,7 +35,7 @@ def measure(model: StreamedModel, ids: Tensor, directory: Path, listener: Listen
         if file.exists():
             hidden = load_file(file)["hidden"]
         else:
-            _save({"hidden": hidden}, file)
+            save_tensors({"hidden": hidden}, file)
         if (index == last and needs_loss) or (index < last and not _float_file(directory, index + 1).exists()):
             block = model.load_block(index)
             with torch.no_grad():
@@ -53,8 +54,8 @@ def measure(model: StreamedModel, ids: Tensor, directory: Path, listener: Listen
         tokens, weights, gradient = _backward(model, block, index, groups, hidden, gradient)
         result = {f"tokens.{role}": value for role, value in tokens.items()}
         result |= {f"rows.{role}": value for role, value in weights.items()}
-        _save({"gradient": gradient}, _gradient_file(directory, index))
-        _save(result, sensitivity_file(directory, index))
+        save_tensors({"gradient": gradient}, _gradient_file(directory, index))
+        save_tensors(result, sensitivity_file(directory, index))
         _gradient_file(directory, index + 1).unlink(missing_ok=True)
         _float_file(directory, index).unlink()
         listener(Progress(Phase.GRADIENTS_BACKWARD, last + 1 - index, last + 1))
@@ -128,9 +129,3 @@ def _keep(outputs: dict[str, Tensor], name: str) -> Callable[[nn.Module, object,
         outputs[name] = output
 
     return hook
-
-
-def _save(tensors: dict[str, Tensor], file: Path) -> None:
-    partial = file.with_suffix(".partial")
-    save_file({name: t.contiguous() for name, t in tensors.items()}, partial)
-    partial.replace(file)

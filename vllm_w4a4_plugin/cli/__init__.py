@@ -12,6 +12,9 @@ from vllm_w4a4_plugin.checkpoint import CheckpointError
 COMMANDS = ("inspect", "verify", "quantize", "eval", "doctor")
 """Modules of this package; each has `add_parser(subparsers)`, which sets `func(args) -> exit code`."""
 
+INTERRUPTED = 130
+"""Exit code of a command ended by Ctrl-C."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
@@ -26,5 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CheckpointError as error:
         print(f"vllm-w4a4: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"\nvllm-w4a4: {args.func.__module__.rpartition('.')[2]} interrupted", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:
         return 1

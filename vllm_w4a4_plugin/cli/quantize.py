@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from vllm_w4a4_plugin.calibration.recipe import Recipe
 
 DEFAULT_RECIPE = "tutorial"
-INTERRUPTED = 130  # exit code of a command ended by Ctrl-C
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -181,8 +180,8 @@ def run(args: argparse.Namespace) -> int:
         try:
             records, nbytes = quantization.run(bars.show, report)
         except KeyboardInterrupt:
-            print(f"\nInterrupted ({bars}); the same command with --resume continues.")
-            return INTERRUPTED
+            print(f"\n{bars}; the same command with --resume continues.")
+            raise
     print(_table(records))
     seconds = time.monotonic() - started
     print(f"\n{args.output}: {nbytes / 1e6:.1f} MB in {seconds:.0f} s; {REPORT_FILE} shows the details.")
@@ -271,16 +270,31 @@ def _devices(names: str) -> "list[torch.device]":
 
 
 def _own_text(args: argparse.Namespace, source: Path) -> "Tensor":
+    """Text that the model writes, kept in the work directory for a run that is continued."""
+    from safetensors.torch import load_file
+
+    from vllm_w4a4_plugin.calibration.errors import CalibrationError
+    from vllm_w4a4_plugin.calibration.files import save_tensors
+    from vllm_w4a4_plugin.calibration.pipeline import work_directory
     from vllm_w4a4_plugin.calibration.selfwrite import ROW_TOKENS, write_text
 
     length = min(args.seq_len, args.calib_tokens, ROW_TOKENS)
     rows = args.calib_tokens // length
+    file = work_directory(args.output) / f"text-{args.seed}-{rows}x{length}.safetensors"
+    if file.exists():
+        return load_file(file)["ids"]
     with tqdm(total=rows * length, unit=" tokens", desc=f"Writing {rows} texts", leave=False) as bar:
 
         def show(count: int) -> None:
             bar.update(count - bar.n)
 
-        return write_text(source, args.device, rows, length, args.seed, args.trust_remote_code, show)
+        ids = write_text(source, args.device, rows, length, args.seed, args.trust_remote_code, show)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_tensors({"ids": ids}, file)
+    except OSError as error:
+        raise CalibrationError(f"{file}: cannot be written: {error}") from None
+    return ids
 
 
 def _table(records: "Sequence[BlockRecord]") -> str:
