@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from vllm_w4a4_plugin.calibration.pipeline import BlockRecord
+    from vllm_w4a4_plugin.calibration.model import StreamedModel
+    from vllm_w4a4_plugin.calibration.pipeline import BlockRecord, Settings
     from vllm_w4a4_plugin.calibration.progress import Progress
     from vllm_w4a4_plugin.calibration.recipe import Recipe
 
@@ -82,8 +83,6 @@ def run(args: argparse.Namespace) -> int:
     """Quantize; returns 0."""
     from transformers import AutoTokenizer
 
-    from vllm_w4a4_plugin.calibration.budget import estimate, free_disk, free_memory
-    from vllm_w4a4_plugin.calibration.distill import STEP_TOKENS
     from vllm_w4a4_plugin.calibration.errors import CalibrationError
     from vllm_w4a4_plugin.calibration.model import StreamedModel
     from vllm_w4a4_plugin.calibration.pipeline import Quantization, Settings, check_output
@@ -108,8 +107,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         model = StreamedModel(source, args.device, args.trust_remote_code)
     recipe.check_patterns(model.linear_names())
-    config = model.config.get_text_config()
-    distill = _default_distillation(config) if args.distill is None else args.distill
+    distill = _default_distillation(model.config.get_text_config()) if args.distill is None else args.distill
     if args.start_from and not distill:
         raise CalibrationError("--start-from only distils: say with --distill for how many steps")
     settings = Settings(args.seed, weigh_tokens=args.gradients, distill=distill)
@@ -119,33 +117,7 @@ def run(args: argparse.Namespace) -> int:
 
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=args.trust_remote_code)
         ids = token_rows(texts, tokenizer, args.seq_len, args.calib_tokens, str(args.calib_file))
-    tokens = args.calib_tokens if ids is None else ids.numel()
-    need = estimate(
-        config,
-        model.tensors,
-        recipe,
-        tokens,
-        args.device,
-        gradients=settings.weigh_tokens,
-        distill=settings.distill * min(args.seq_len, STEP_TOKENS),
-        own_text=tokens if ids is None else 0,
-        on_disk=args.activations_on_disk,
-    )
-    print(f"{source}: {len(model)} blocks; needs {need}", file=sys.stderr)
-    for objection in recipe.npu_objections(config):
-        print(f"Note on NPUs: {objection}", file=sys.stderr)
-    memory = free_memory()
-    if args.device == "cpu" and memory < need.memory:
-        advice = (
-            "" if args.calib_file else " The model is whole in memory while it writes text; --calib-file avoids that."
-        )
-        print(f"Note: only {memory / 1e9:.1f} GB of memory are free.{advice}", file=sys.stderr)
-    free = free_disk(args.output)
-    if free < need.disk:
-        raise CalibrationError(
-            f"{args.output}: {free / 1e9:.1f} GB of disk are free, {need.disk / 1e9:.1f} GB are needed. Free some or "
-            "choose another place."
-        )
+    _announce(args, model, recipe, settings, None if ids is None else ids.numel())
     if ids is None:
         ids = _own_text(args, source)
     quantization = Quantization(
@@ -187,6 +159,47 @@ def run(args: argparse.Namespace) -> int:
     print(f"\n{args.output}: {nbytes / 1e6:.1f} MB in {seconds:.0f} s; {REPORT_FILE} shows the details.")
     print(f"Serve it: vllm serve {args.output} --quantization ascend")
     return 0
+
+
+def _announce(
+    args: argparse.Namespace, model: "StreamedModel", recipe: "Recipe", settings: "Settings", tokens: int | None
+) -> None:
+    """Say what the run will need and what an NPU will not take; refuse a disk that is too small.
+
+    Args:
+        tokens: of the calibration file, None if the model is to write its own text.
+    """
+    from vllm_w4a4_plugin.calibration.budget import estimate, free_disk, free_memory
+    from vllm_w4a4_plugin.calibration.distill import STEP_TOKENS
+    from vllm_w4a4_plugin.calibration.errors import CalibrationError
+    from vllm_w4a4_plugin.calibration.pipeline import work_directory
+
+    config = model.config.get_text_config()
+    need = estimate(
+        config,
+        model.tensors,
+        recipe,
+        tokens or args.calib_tokens,
+        args.device,
+        gradients=settings.weigh_tokens,
+        distill=settings.distill * min(args.seq_len, STEP_TOKENS),
+        own_text=0 if tokens else args.calib_tokens,
+        on_disk=args.activations_on_disk,
+    )
+    print(f"{model.directory}: {len(model)} blocks; needs {need}", file=sys.stderr)
+    for objection in recipe.npu_objections(config):
+        print(f"Note on NPUs: {objection}", file=sys.stderr)
+    memory = free_memory()
+    if args.device == "cpu" and memory < need.memory:
+        advice = "" if tokens else " The model is whole in memory while it writes text; --calib-file avoids that."
+        print(f"Note: only {memory / 1e9:.1f} GB of memory are free.{advice}", file=sys.stderr)
+    # What an interrupted run has written already is part of what is needed.
+    free = free_disk(args.output) + sum(f.stat().st_size for f in work_directory(args.output).glob("*"))
+    if free < need.disk:
+        raise CalibrationError(
+            f"{args.output}: {free / 1e9:.3g} GB of disk are free, {need.disk / 1e9:.3g} GB are needed. Free some or "
+            "choose another place."
+        )
 
 
 def _truth(value: str) -> bool:
