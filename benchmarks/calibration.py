@@ -61,6 +61,7 @@ CASES = (
     Case("tutorial, best", ["--recipe", "tutorial", *BEST], start=PLAIN, target=38.0),
     Case("tutorial, own text", ["--recipe", "tutorial"], own_text=True, target=41.0),
     Case("w4a4-w8a8", ["--recipe", "w4a4-w8a8"]),
+    Case("w4a4-dynamic", ["--recipe", "w4a4-dynamic"]),
     Case(PLAIN_ALL, ["--recipe", "all-w4a4", "--distill", "0"]),
     Case("all-w4a4", ["--recipe", "all-w4a4"], start=PLAIN_ALL, target=44.0),
     Case("all-w4a4, best", ["--recipe", "all-w4a4", *BEST], start=PLAIN_ALL, target=42.0),
