@@ -18,13 +18,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
+from typing import Any
 
 from vllm_w4a4_plugin.text import format_table
 
 WINDOW, WINDOWS = 512, 24
 FLOAT, MISSING = "float", "missing"
 SIMULATED = "simulated"
+# A simulation is repeated with embeddings disturbed by these parts: single roundings to 4 bits flip with the last bit
+# of the arithmetic, and with them everything behind, so that one run says little about a difference of 1 %.
+DISTURBANCES = (0, 1e-6, 2e-6, 3e-6)
 SEEDS = (0, 1, 2)
 HEADER = [
     "case", "target", "mean", *(f"seed {seed}" for seed in SEEDS), SIMULATED, "seconds", "CPU seconds", "GB"
@@ -91,14 +95,15 @@ class Result:
 
     Attributes:
         case, seed: of the run; "float" is the model before quantization.
-        served: perplexity through vLLM. simulated: in plain torch from the stored codes, None if not asked for.
+        served: perplexity through vLLM.
+        simulated: in plain torch from the stored codes, once per disturbance; empty if not asked for.
         cost: None where it was not measured.
     """
 
     case: str
     seed: int
     served: float
-    simulated: float | None = None
+    simulated: Sequence[float] = ()
     cost: Cost | None = None
 
 
@@ -150,8 +155,7 @@ def rows(results: Sequence[Result]) -> list[list[str]]:
         if served and name != FLOAT and len(served) < len(SEEDS):
             average += f" ({len(served)} of {len(SEEDS)} seeds)"
         by_seed = [f"{runs[seed].served:.2f}" if seed in runs else MISSING for seed in SEEDS]
-        in_order = [r for _, r in sorted(runs.items()) if r.simulated]
-        simulated = ", ".join(f"{r.simulated:.2f} ({100 * (r.simulated / r.served - 1):+.1f} %)" for r in in_order)
+        simulated = ", ".join(_beside_served(r) for _, r in sorted(runs.items()) if r.simulated)
         costs = [r.cost for r in runs.values() if r.cost]
         cost = ["", "", ""]
         if costs:
@@ -163,6 +167,11 @@ def rows(results: Sequence[Result]) -> list[list[str]]:
     return found
 
 
+def _beside_served(result: Result) -> str:
+    found = mean(result.simulated)
+    return f"{found:.2f} ({100 * (found / result.served - 1):+.1f} %)"
+
+
 def page(results: Sequence[Result], args: argparse.Namespace) -> str:
     """The Markdown page."""
     import torch
@@ -172,6 +181,8 @@ def page(results: Sequence[Result], args: argparse.Namespace) -> str:
         [case.name, f"`{' '.join(case.options)}`" + ("" if case.own_text else ", `--calib-file`")] for case in CASES
     ]
     tables.append("\n".join(f"| {' | '.join(line)} |" for line in [["case", "options"], ["---", "---"], *options]))
+    several = [r.simulated for r in results if len(r.simulated) > 1]
+    spread = f" {100 * mean(stdev(found) / mean(found) for found in several):.1f} %" if several else ""
     missing = sum(line.count(MISSING) for line in (row[3 : 3 + len(SEEDS)] for row in rows(results)))
     return (
         "# Quality of the calibration, measured\n\n"
@@ -183,8 +194,10 @@ def page(results: Sequence[Result], args: argparse.Namespace) -> str:
         + tables[0]
         + "\n\n"
         + (f"{missing} cells are {MISSING}: they were not measured. " if missing else "")
-        + f'"{SIMULATED}" is the same checkpoint in plain torch, without vLLM and this plugin\'s kernels, seed by '
-        "seed. `all-w4a4` and the cases called best continue the checkpoint of the case called not distilled with "
+        + f'"{SIMULATED}" is the same checkpoint in plain torch, without vLLM and this plugin\'s kernels, by seed: '
+        f"means of {len(DISTURBANCES)} runs with embeddings disturbed by up to {max(DISTURBANCES):g}, which have a "
+        f"standard deviation of{spread}, since roundings flip. A served figure is one run, with the same uncertainty. "
+        "`all-w4a4` and the cases called best continue the checkpoint of the case called not distilled with "
         "`--start-from`, which gives the bytes of a run of its own; their times, means over the seeds that were timed, "
         "are sums of both runs.\n\n"
         "Options of `vllm-w4a4 quantize`, beside `--seed`:\n\n" + tables[1] + "\n"
@@ -195,7 +208,7 @@ def _measured(args: argparse.Namespace, case: Case, seed: int) -> Result:
     output, cost = _quantized(args, case, seed)
     _run(["verify", str(output)])
     served = _served(args, output)
-    simulated = _simulated(args, output) if seed in args.simulate else None
+    simulated = _simulated(args, output) if seed in args.simulate else ()
     return Result(case.name, seed, served, simulated, cost)
 
 
@@ -225,7 +238,7 @@ def _served(args: argparse.Namespace, directory: Path) -> float:
     return float(next(line.split()[1] for line in output.splitlines() if line.startswith(str(directory))))
 
 
-def _simulated(args: argparse.Namespace, directory: Path) -> float:
+def _simulated(args: argparse.Namespace, directory: Path) -> list[float]:
     import torch
     from transformers import AutoTokenizer
 
@@ -233,11 +246,21 @@ def _simulated(args: argparse.Namespace, directory: Path) -> float:
     from vllm_w4a4_plugin.calibration.model import StreamedModel
     from vllm_w4a4_plugin.calibration.simulate import perplexity, quantized_logits
 
+    class Disturbed(StreamedModel):
+        def __init__(self, by: float) -> None:
+            super().__init__(args.model)
+            self._by = by
+
+        def start(self, ids: torch.Tensor) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+            hidden, arguments = super().start(ids)
+            noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0))
+            return hidden * (1 + self._by * noise), arguments
+
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     ids = tokenizer(SEPARATOR.join(read_texts(args.text)), add_special_tokens=False, verbose=False).input_ids
     count = min(WINDOWS, len(ids) // WINDOW)
     windows = torch.tensor(ids[: count * WINDOW]).view(count, WINDOW)
-    return perplexity(quantized_logits(StreamedModel(args.model), directory, windows), windows)
+    return [perplexity(quantized_logits(Disturbed(by), directory, windows), windows) for by in DISTURBANCES]
 
 
 def _timed(arguments: Sequence[str]) -> Cost:
