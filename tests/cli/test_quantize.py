@@ -14,6 +14,7 @@ import pytest
 from tests.calibration.conftest import _one_thread, float_model  # noqa: F401 - fixtures
 from vllm_w4a4_plugin.calibration import selfwrite
 from vllm_w4a4_plugin.calibration.block import BlockQuantizer
+from vllm_w4a4_plugin.calibration.pipeline import Quantization
 from vllm_w4a4_plugin.cli import main
 
 OPEN = {"meta", "path", "polyline"}
@@ -185,3 +186,26 @@ def test_text_once_written_is_kept_for_a_continued_run(
     monkeypatch.setattr(selfwrite, "write_text", interrupted)
     assert main([*command, "--resume"]) == 0
     assert {file.name for file in tmp_path.iterdir()} == {"out"}
+
+
+def test_text_that_another_model_wrote_is_not_taken(
+    float_model: Callable[..., Path],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    # Between the text and the file that says whose run this is.
+    monkeypatch.setattr(Quantization, "_open", interrupted)
+    rest = ["--output", str(tmp_path / "out"), "--calib-tokens", "1024"]
+    assert main(["quantize", str(float_model("llama")), *rest]) == 130
+    asked: list[Path] = []
+
+    def write(directory: Path, *_: object) -> None:
+        asked.append(directory)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(selfwrite, "write_text", write)
+    assert main(["quantize", str(float_model("mistral")), *rest]) == 130
+    assert asked == [float_model("mistral")]

@@ -274,15 +274,16 @@ class Quantization:
 
     def _identity(self) -> Mapping[str, Any]:
         return {
-            "model": _stamps(self.model.directory),
-            "start": _stamps(self.start_from.directory) if self.start_from else [],
+            "model": stamps(self.model.directory),
+            "start": stamps(self.start_from.directory) if self.start_from else [],
             "calibration text": hashlib.sha256(self.ids.numpy().tobytes()).hexdigest(),
             "recipe": [sorted(map(list, self.recipe.types.items())), list(map(list, self.recipe.exceptions))],
             "settings": asdict(self.settings),
         }
 
 
-def _stamps(directory: Path) -> list[list[Any]]:
+def stamps(directory: Path) -> list[list[Any]]:
+    """What tells a model or checkpoint from another, without reading it: name, size and time of its files."""
     files = sorted(directory.glob("*.safetensors"))
     return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
 

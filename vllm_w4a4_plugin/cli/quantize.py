@@ -284,16 +284,19 @@ def _devices(names: str) -> "list[torch.device]":
 
 def _own_text(args: argparse.Namespace, source: Path) -> "Tensor":
     """Text that the model writes, kept in the work directory for a run that is continued."""
+    import hashlib
+
     from safetensors.torch import load_file
 
     from vllm_w4a4_plugin.calibration.errors import CalibrationError
     from vllm_w4a4_plugin.calibration.files import save_tensors
-    from vllm_w4a4_plugin.calibration.pipeline import work_directory
+    from vllm_w4a4_plugin.calibration.pipeline import stamps, work_directory
     from vllm_w4a4_plugin.calibration.selfwrite import ROW_TOKENS, write_text
 
     length = min(args.seq_len, args.calib_tokens, ROW_TOKENS)
     rows = args.calib_tokens // length
-    file = work_directory(args.output) / f"text-{args.seed}-{rows}x{length}.safetensors"
+    key = hashlib.sha256(repr((stamps(source), args.seed, rows, length)).encode()).hexdigest()
+    file = work_directory(args.output) / f"text-{key[:16]}.safetensors"
     if file.exists():
         return load_file(file)["ids"]
     with tqdm(total=rows * length, unit=" tokens", desc=f"Writing {rows} texts", leave=False) as bar:
