@@ -249,8 +249,8 @@ def _simulated(args: argparse.Namespace, directory: Path) -> list[float]:
 
     class Disturbed(StreamedModel):
         def __init__(self, by: float) -> None:
+            self._by = by  # first: the structure is found by running a block
             super().__init__(args.model)
-            self._by = by
 
         def start(self, ids: torch.Tensor) -> tuple[torch.Tensor, list[dict[str, Any]]]:
             hidden, arguments = super().start(ids)

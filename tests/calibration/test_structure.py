@@ -39,13 +39,14 @@ def test_families(family: str, float_model: Callable[..., Path]) -> None:
         ("phi3", {"pad_token_id": 0}, "found linear layers self_attn.qkv_proj"),
         ("gemma", {}, "RMSNorm"),
         ("mixtral", {"num_local_experts": 2}, "mixture of experts"),
+        ("gpt2", {"n_inner": 160, "bos_token_id": 0, "eos_token_id": 2}, "found linear layers none"),
     ],
 )
 def test_other_structures_are_refused(
     family: str, changes: dict[str, int], message: str, float_model: Callable[..., Path]
 ) -> None:
     with pytest.raises(CalibrationError, match=message):
-        traced(float_model(family, **changes))
+        StreamedModel(float_model(family, **changes))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

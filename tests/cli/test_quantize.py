@@ -209,3 +209,21 @@ def test_text_that_another_model_wrote_is_not_taken(
     monkeypatch.setattr(selfwrite, "write_text", write)
     assert main(["quantize", str(float_model("mistral")), *rest]) == 130
     assert asked == [float_model("mistral")]
+
+
+def test_what_cannot_be_quantized_leaves_nothing_behind(
+    float_model: Callable[..., Path],  # noqa: F811
+    text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = text.rename(tmp_path / "calibration.json")
+    unsupported = float_model("gpt2", bos_token_id=0, eos_token_id=2)
+    foreign_tokenizer = float_model("llama", vocab_size=64)
+    for directory, message in [(unsupported, "Only dense models"), (foreign_tokenizer, "belong to another model")]:
+        command = ["quantize", str(directory), "--output", str(tmp_path / "out"), "--calib-file", str(text)]
+        assert main(command) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert message in error
+        assert str(directory) in error
+        assert [file.name for file in tmp_path.iterdir()] == ["calibration.json"]

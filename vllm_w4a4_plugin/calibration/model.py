@@ -3,6 +3,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,13 @@ from torch import Tensor, nn
 from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader, TensorInfo
 
 from .errors import CalibrationError
+from .structure import Group, Role, trace
 
 HEAD = "lm_head.weight"
 
 BlockArguments = dict[str, Any]
+
+_TRACE_TOKENS = 8
 
 
 class StreamedModel:
@@ -28,6 +33,9 @@ class StreamedModel:
         directory: of the float model.
         device: where blocks run.
         trust_remote_code: run the model's own Python code.
+
+    Attributes:
+        groups: of every block.
 
     Raises:
         CalibrationError: not a causal language model of supported structure, or tensors are missing.
@@ -58,6 +66,7 @@ class StreamedModel:
         setattr(parent, self.blocks_name.rpartition(".")[2], nn.ModuleList(self._stubs))
         self.tied = bool(self.config.get_text_config().tie_word_embeddings)
         self._load_outer()
+        self.groups = self._trace_blocks()
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -150,6 +159,31 @@ class StreamedModel:
             )
         return found[0]
 
+    def _trace_blocks(self) -> list[dict[Role, Group]]:
+        """Blocks with modules and parameters of the same names, types and shapes have the same groups."""
+        known: dict[tuple[Any, ...], dict[Role, Group]] = {}
+        result = []
+        try:
+            hidden, _ = self.start(torch.arange(_TRACE_TOKENS)[None])
+            for index, empty in enumerate(self._blocks):
+                key = tuple(
+                    [(n, type(m)) for n, m in empty.named_modules()]
+                    + [(n, p.shape) for n, p in empty.named_parameters()]
+                )
+                if key not in known:
+                    block = StreamedModel.load_block(self, index)  # as stored, whatever a subclass makes of it
+                    run = partial(self.run_block, block, index, hidden)
+                    known[key] = trace(block, run, f"{self.directory}: {self.block_name(index)}")
+                result.append(known[key])
+        except CalibrationError:
+            raise
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise CalibrationError(
+                f"{self.directory}: {type(self.skeleton).__name__} does not run as one decoder block after another "
+                f"({error}). Only dense decoder-only language models can be quantized."
+            ) from error
+        return result
+
     def _load_outer(self) -> None:
         for name, module in list(self.skeleton.named_children()):
             self._fill(module, name, self.device, skip=self.blocks_name)
@@ -210,10 +244,11 @@ class _Stub(nn.Module):
         except AttributeError:
             return getattr(object.__getattribute__(self, "_block"), name)  # e.g. attention_type
 
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.replacement is not None:
             return self.replacement
-        self.hidden, self.arguments = hidden_states, kwargs
+        _, *names = signature(object.__getattribute__(self, "_block").forward).parameters
+        self.hidden, self.arguments = hidden_states, {**dict(zip(names, args, strict=False)), **kwargs}
         return hidden_states
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from vllm_w4a4_plugin.checkpoint import CheckpointReader, QuantType
 from vllm_w4a4_plugin.checkpoint.writer import MODEL_QUANT_TYPE, stored_tensors, write_checkpoint
@@ -27,7 +27,7 @@ from .files import save_bytes, save_tensors
 from .model import HEAD, StreamedModel
 from .progress import Listener, Phase, Progress, silent
 from .recipe import Recipe
-from .structure import Group, Role, trace
+from .structure import Role
 from .team import Team
 
 WORK_SUFFIX = ".quantizing"
@@ -85,7 +85,8 @@ class Quantization:
 
     Raises:
         CalibrationError: the output exists, an interrupted run is there and `resume` was not asked for, it was
-            started with another model, text, recipe or other settings, or `start_from` is of another model.
+            started with another model, text, recipe or other settings, `start_from` is of another model, or the text
+            has tokens that the model does not know.
     """
 
     def __init__(
@@ -103,11 +104,16 @@ class Quantization:
         self.start_from = CheckpointReader(start_from) if start_from else None
         if self.start_from:
             check_origin(model, self.start_from)
+        vocabulary = len(model.skeleton.get_input_embeddings().weight)
+        if ids.max() >= vocabulary:
+            raise CalibrationError(
+                f"{model.directory}: the tokenizer gives token {ids.max()}, the embedding has {vocabulary} rows. The "
+                "tokenizer's files belong to another model."
+            )
         self.model, self.recipe, self.settings, self.ids, self.output = model, recipe, settings, ids, output
         self.work = work_directory(output)
         self.team = team or Team([model.device])
         self.activations = Activations(self.work if on_disk else None)
-        self._groups: dict[tuple[Any, ...], dict[Role, Group]] = {}
         self._open(resume)
 
     def run(
@@ -159,7 +165,7 @@ class Quantization:
 
     def _block(self, index: int, hidden: Tensor, progress: Callable[[str], None]) -> BlockRecord:
         block, name = self.model.load_block(index), self.model.block_name(index)
-        groups = self._trace(index, block, hidden)
+        groups = self.model.groups[index]
         types = self.recipe.of_block(name, groups)
         quantizer = BlockQuantizer(
             self.model,
@@ -191,21 +197,8 @@ class Quantization:
         """The record of a block of another checkpoint; its tensors are in a file afterwards."""
         tensors, types, reports = adopt_block(self.model, reader, index)
         save_tensors(tensors, self._file(index, "safetensors"))
-        hidden, _ = self.model.start(self.ids[:1])
-        groups = self._trace(index, self.model.load_block(index), hidden)
-        linears = [list(group.linears) for group in groups.values()]
+        linears = [list(group.linears) for group in self.model.groups[index].values()]
         return BlockRecord(self.model.block_name(index), types, linears, None, [asdict(r) for r in reports])
-
-    def _trace(self, index: int, block: nn.Module, hidden: Tensor) -> dict[Role, Group]:
-        """The block's groups; blocks with modules and parameters of the same names and shapes share them."""
-        signature = tuple(
-            [(n, type(m)) for n, m in block.named_modules()] + [(n, p.shape) for n, p in block.named_parameters()]
-        )
-        if signature not in self._groups:
-            first = hidden[:1].to(self.model.device)
-            name = self.model.block_name(index)
-            self._groups[signature] = trace(block, lambda: self.model.run_block(block, index, first), name)
-        return self._groups[signature]
 
     def _weights(self, index: int, role: Role) -> tuple[Tensor, Tensor] | None:
         if not self.settings.weigh_tokens:

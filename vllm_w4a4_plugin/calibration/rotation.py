@@ -12,9 +12,7 @@ from torch import Tensor, nn
 
 from .hadamard import random_flat_orthogonal
 from .model import StreamedModel
-from .structure import Role, linear, trace
-
-_TRACE_TOKENS = 8
+from .structure import Role, linear
 
 
 class RotatedModel(StreamedModel):
@@ -32,15 +30,12 @@ class RotatedModel(StreamedModel):
         super().__init__(directory, device, trust_remote_code)
         generator = torch.Generator().manual_seed(seed)
         self.rotation = random_flat_orthogonal(self.hidden_size, generator).to(self.device)
-        hidden, _ = self.start(torch.arange(_TRACE_TOKENS)[None])
-        first = super().load_block(0)
-        self._groups = trace(first, lambda: self.run_block(first, 0, hidden), self.block_name(0))
         self._rotate_outer()
 
     def load_block(self, index: int) -> nn.Module:
         """Block `index`, rotated; its norms' weights are ones."""
         block = super().load_block(index)
-        for group in self._groups.values():
+        for group in self.groups[index].values():
             for name in group.linears:
                 module = linear(block, name)
                 if group.norm:
@@ -52,7 +47,7 @@ class RotatedModel(StreamedModel):
                     module.weight.copy_(self.rotation.t() @ module.weight.double())
                     if module.bias is not None:
                         module.bias.copy_(module.bias.double() @ self.rotation)
-        for group in self._groups.values():
+        for group in self.groups[index].values():
             if group.norm:
                 nn.init.ones_(block.get_submodule(group.norm).weight)  # type: ignore[arg-type]
         return block

@@ -6,7 +6,6 @@ computed block by block: one forward pass that keeps every block's input, then t
 """
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from .files import save_tensors
 from .model import StreamedModel
 from .progress import Listener, Phase, Progress
-from .structure import Group, Role, trace
+from .structure import Group, Role
 
 ROWS_AT_ONCE = 2
 LARGEST_WEIGHT = 20.0  # of the mean: no token may outweigh the rest
@@ -49,9 +48,7 @@ def measure(model: StreamedModel, ids: Tensor, directory: Path, listener: Listen
     for index in reversed(missing):
         block = model.load_block(index)
         hidden = load_file(_float_file(directory, index))["hidden"]
-        first = hidden[:1].to(model.device)
-        groups = trace(block, partial(model.run_block, block, index, first), model.block_name(index))
-        tokens, weights, gradient = _backward(model, block, index, groups, hidden, gradient)
+        tokens, weights, gradient = _backward(model, block, index, model.groups[index], hidden, gradient)
         result = {f"tokens.{role}": value for role, value in tokens.items()}
         result |= {f"rows.{role}": value for role, value in weights.items()}
         save_tensors({"gradient": gradient}, _gradient_file(directory, index))
