@@ -20,6 +20,10 @@ from vllm_w4a4_plugin.cli import main
 OPEN = {"meta", "path", "polyline"}
 
 
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     file = tmp_path / "text.json"
@@ -161,9 +165,6 @@ def test_interrupt_says_how_to_go_on(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(BlockQuantizer, "run", interrupted)
     command = ["quantize", str(float_model("mistral")), "--output", str(tmp_path / "out"), "--calib-file", str(text)]
     assert main(command) == 130
@@ -175,9 +176,6 @@ def test_text_once_written_is_kept_for_a_continued_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
     output = tmp_path / "out"
     command = ["quantize", str(float_model("llama")), "--output", str(output), "--calib-tokens", "1024"]
     with monkeypatch.context() as patch:
@@ -193,9 +191,6 @@ def test_text_that_another_model_wrote_is_not_taken(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
     # Between the text and the file that says whose run this is.
     monkeypatch.setattr(Quantization, "_open", interrupted)
     rest = ["--output", str(tmp_path / "out"), "--calib-tokens", "1024"]
