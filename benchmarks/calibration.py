@@ -248,20 +248,22 @@ def _simulated(args: argparse.Namespace, directory: Path) -> list[float]:
     from vllm_w4a4_plugin.calibration.simulate import perplexity, quantized_logits
 
     class Disturbed(StreamedModel):
-        def __init__(self, by: float) -> None:
-            self._by = by  # first: the structure is found by running a block
-            super().__init__(args.model)
+        by = 0.0
 
         def start(self, ids: torch.Tensor) -> tuple[torch.Tensor, list[dict[str, Any]]]:
             hidden, arguments = super().start(ids)
             noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0))
-            return hidden * (1 + self._by * noise), arguments
+            return hidden * (1 + self.by * noise), arguments
 
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     ids = tokenizer(SEPARATOR.join(read_texts(args.text)), add_special_tokens=False, verbose=False).input_ids
     count = min(WINDOWS, len(ids) // WINDOW)
     windows = torch.tensor(ids[: count * WINDOW]).view(count, WINDOW)
-    return [perplexity(quantized_logits(Disturbed(by), directory, windows), windows) for by in DISTURBANCES]
+    model, found = Disturbed(args.model), []
+    for by in DISTURBANCES:
+        model.by = by
+        found.append(perplexity(quantized_logits(model, directory, windows), windows))
+    return found
 
 
 def _timed(arguments: Sequence[str]) -> Cost:
