@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from vllm_w4a4_plugin.calibration.pipeline import Quantization, Settings, work_directory
 
 from tests.calibration.test_pipeline import bytes_of, quantize
 from tests.conftest import MICRO
 from vllm_w4a4_plugin.calibration.errors import CalibrationError
 from vllm_w4a4_plugin.calibration.model import StreamedModel
-from vllm_w4a4_plugin.calibration.pipeline import Quantization, Settings, work_directory
 from vllm_w4a4_plugin.calibration.recipe import load_recipe
 from vllm_w4a4_plugin.checkpoint import CheckpointReader
 from vllm_w4a4_plugin.checkpoint.verify import header_findings, value_findings

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-
 from vllm_w4a4_plugin.calibration.budget import estimate
+
 from vllm_w4a4_plugin.calibration.recipe import RECIPES, load_recipe
 from vllm_w4a4_plugin.checkpoint import TensorInfo
 

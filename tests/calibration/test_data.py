@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 from transformers import AutoTokenizer
+from vllm_w4a4_plugin.calibration.structure import Group, Role
 
 from tests.conftest import MICRO
 from vllm_w4a4_plugin.calibration.data import read_texts, token_rows
 from vllm_w4a4_plugin.calibration.errors import CalibrationError
 from vllm_w4a4_plugin.calibration.recipe import RECIPES, load_recipe
-from vllm_w4a4_plugin.calibration.structure import Group, Role
 from vllm_w4a4_plugin.checkpoint import QuantType
 
 GROUPS = {

@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from vllm_w4a4_plugin.calibration.pipeline import Quantization, Settings, work_directory
+from vllm_w4a4_plugin.calibration.rotation import RotatedModel
+from vllm_w4a4_plugin.calibration.team import Team
 
 from tests.calibration.conftest import FAMILIES
 from tests.conftest import DATA, DESCRIPTION, INDEX, MICRO, WEIGHTS
 from vllm_w4a4_plugin.calibration import block, distill, pipeline
 from vllm_w4a4_plugin.calibration.errors import CalibrationError
 from vllm_w4a4_plugin.calibration.model import StreamedModel
-from vllm_w4a4_plugin.calibration.pipeline import Quantization, Settings, work_directory
 from vllm_w4a4_plugin.calibration.progress import Phase, Progress
 from vllm_w4a4_plugin.calibration.recipe import RECIPES, Recipe, load_recipe
-from vllm_w4a4_plugin.calibration.rotation import RotatedModel
 from vllm_w4a4_plugin.calibration.simulate import float_logits, quantized_logits
-from vllm_w4a4_plugin.calibration.team import Team
 from vllm_w4a4_plugin.checkpoint import CheckpointReader, QuantType, load_description
 from vllm_w4a4_plugin.checkpoint.verify import header_findings, value_findings
 

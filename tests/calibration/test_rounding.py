@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from vllm_w4a4_plugin.calibration.rounding import (
     GPTQ_DAMPING,
     best_activation_clip,
@@ -17,6 +16,7 @@ from vllm_w4a4_plugin.calibration.rounding import (
     round_codes,
     row_scale,
 )
+
 from vllm_w4a4_plugin.ops.reference import kronecker_quant
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from vllm_w4a4_plugin.calibration.selfwrite import write_text
 
 from vllm_w4a4_plugin.calibration import selfwrite
-from vllm_w4a4_plugin.calibration.selfwrite import write_text
 
 
 def test_same_seed_same_text(float_model: Callable[..., Path]) -> None:

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from vllm_w4a4_plugin.calibration.selfwrite import write_text
 
 from tests.calibration.test_pipeline import quantize
 from vllm_w4a4_plugin.calibration.model import StreamedModel
-from vllm_w4a4_plugin.calibration.selfwrite import write_text
 from vllm_w4a4_plugin.calibration.simulate import float_logits, perplexity, quantized_logits
 from vllm_w4a4_plugin.cli import eval as eval_command
 

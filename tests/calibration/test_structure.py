@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from vllm_w4a4_plugin.calibration.structure import Group, Role
 
 from tests.calibration.conftest import FAMILIES
 from vllm_w4a4_plugin.calibration.errors import CalibrationError
 from vllm_w4a4_plugin.calibration.model import StreamedModel
-from vllm_w4a4_plugin.calibration.structure import Group, Role
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from vllm_w4a4_plugin.calibration.team import Team
 
 from vllm_w4a4_plugin.calibration.activations import Activations
-from vllm_w4a4_plugin.calibration.team import Team
 
 
 @pytest.mark.parametrize("members", [1, 2, 3])

@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from vllm_w4a4_plugin.calibration.geometry import Transform, closed_form, geometric_mean
 from vllm_w4a4_plugin.calibration.hadamard import flat_orthogonal, random_flat_orthogonal
 from vllm_w4a4_plugin.calibration.kronecker import FactorSizes, apply_kronecker, factor_sizes, kronecker_inverse

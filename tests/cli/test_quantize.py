@@ -10,11 +10,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from vllm_w4a4_plugin.calibration.pipeline import Quantization
 
 from tests.calibration.conftest import _one_thread, float_model  # noqa: F401 - fixtures
 from vllm_w4a4_plugin.calibration import selfwrite
 from vllm_w4a4_plugin.calibration.block import BlockQuantizer
-from vllm_w4a4_plugin.calibration.pipeline import Quantization
 from vllm_w4a4_plugin.cli import main
 
 OPEN = {"meta", "path", "polyline"}

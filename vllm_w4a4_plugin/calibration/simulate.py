@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from vllm_w4a4_plugin.checkpoint import CheckpointReader, QuantType
 from vllm_w4a4_plugin.checkpoint.resolve import module_type
 
-from .kronecker import apply_kronecker
-from .model import HEAD, StreamedModel
-from .rounding import quantize_tokens
+from .block.rounding import quantize_tokens
+from .model.streamed import HEAD, StreamedModel
+from .transforms.kronecker import apply_kronecker
 
 
 def float_logits(model: StreamedModel, ids: Tensor) -> Iterator[Tensor]:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The transform of a group of linear layers in closed form.
 
-With T = diag(d) kron(L, R), activations become x T and weights W T^-T. Rounding the activations to 4 bits costs in
-proportion to tr(T' Sx T), the energy that is rounded, times tr(T^-1 Sw T^-T), the energy that the weights multiply it
-with; rounding the weights costs in proportion to the same product. Here Sx = E[x' x], Sw = W' W over all rows of the
-group. The product depends on L and R only through P = L L' and Q = R R', and for fixed others each of P, Q has the
-closed-form minimiser A^-1 # B, the matrix geometric mean. What is left free, L = P^(1/2) H, is an orthogonal H, chosen
-flat so that no coordinate of a token stands out.
+With T = diag(d) kron(L, R), activations become x T and weights W T^-T. The error of rounding the activations to 4 bits
+is proportional to tr(T' Sx T), the energy that is rounded, times tr(T^-1 Sw T^-T), the energy by which the weights
+multiply it; the error of rounding the weights is proportional to the same product. Here Sx = E[x' x], and Sw = W' W
+over all rows of the group. The product depends on L and R only through P = L L' and Q = R R', and while the other is
+fixed, each of P and Q has the closed-form minimiser A^-1 # B, the matrix geometric mean. This leaves an orthogonal H
+free in L = P^(1/2) H; a flat one is chosen, so that no coordinate of a token stands out.
 """
 
 from collections.abc import Iterator
@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from .hadamard import random_flat_orthogonal
-from .kronecker import FactorSizes
+from .sizes import FactorSizes
 
 ROUNDS = 6
-RIDGE = 1e-4  # of the mean eigenvalue: keeps Sx^-1 finite where the calibration text does not reach
-SLAB_ENTRIES = 2**23  # of a second moment, converted to float64 at a time
+RIDGE = 1e-4  # of the mean eigenvalue: keeps Sx^-1 finite in directions that the calibration text does not cover
+SLAB_ENTRIES = 2**23  # entries of a second moment that are converted to float64 at a time
 MAX_STEP = 4.0  # largest factor by which one round changes an entry of d
 
 
-@dataclass
+@dataclass(frozen=True)
 class Transform:
     """x -> (x * diagonal) kron(left, right); all float64.
 
@@ -51,11 +51,12 @@ def closed_form(
     """The transform that minimises tr(T' Sx T) tr(T^-1 Sw T^-T).
 
     Args:
-        sx, sw: [n, n], second moments of the inputs and of the weight rows.
+        sx, sw: [n, n], second moments of the inputs and of the weight rows, in float32.
         sizes: of the factors.
         generator: draws the flat rotations.
-        fit_diagonal: else d = 1. fit_right: else R = I.
-        tied: [n] class numbers; entries of d in one class are equal.
+        fit_diagonal: otherwise d = 1.
+        fit_right: otherwise R = I.
+        tied: [n] class numbers; entries of d in the same class are equal.
     """
     x, w = _Moment(sx, sizes), _Moment(sw, sizes)
     p = torch.eye(sizes.left, dtype=torch.float64)
@@ -77,9 +78,9 @@ def closed_form(
 
 
 class _Moment:
-    """A second moment [n, n] with a ridge, used in float64 a slab of rows at a time: a whole copy may not fit.
+    """A second moment [n, n] with a ridge, read in float64 a slab of rows at a time: a whole copy may not fit.
 
-    Indices split as (i, k) for rows and (j, l) for columns, i and j over the left factor.
+    Row indices split into (i, k) and column indices into (j, l), with i and j over the left factor.
     """
 
     def __init__(self, moment: Tensor, sizes: FactorSizes) -> None:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From real weights and activations to 4-bit (or 8-bit) codes."""
+"""Rounding of weights and activations to codes of a few bits.
+
+Codes are symmetric: weights use -top ... top, activations -top - 1 ... top, with top = 2^(bits-1) - 1.
+"""
 
 import torch
 from torch import Tensor
@@ -9,22 +12,29 @@ WEIGHT_CLIPS = tuple(c / 20 for c in range(10, 21))
 REFIT_RIDGE = 0.02  # of the Hessian's mean diagonal
 GPTQ_DAMPING = 0.01  # of the Hessian's mean diagonal
 GPTQ_BLOCK = 128
-DOUBLE_UP_TO = 8192  # input features; float64 beyond would take more memory than the rest of the run
-SWEEPS = 3
+DOUBLE_UP_TO = 8192  # input size; a larger matrix in float64 would need more memory than the rest of the run
+SWEEPS = 3  # of coordinate descent
+
+
+def largest_code(bits: int) -> int:
+    """The largest integer of a symmetric code."""
+    return 2 ** (bits - 1) - 1
 
 
 def quantize_tokens(x: Tensor, clip: float, bits: int = 4) -> Tensor:
-    """x [..., n] after dynamic per-token quantization, dequantized: scale = clip * max|x| / (2^(bits-1) - 1)."""
-    top = 2 ** (bits - 1) - 1
+    """x [..., n] after dynamic per-token quantization, dequantized: scale = clip * max|x| / top."""
+    top = largest_code(bits)
     scale = x.abs().amax(-1, keepdim=True).mul_(clip / top).clamp_min_(torch.finfo(x.dtype).tiny)
     return (x / scale).round_().clamp_(-top - 1, top).mul_(scale)
 
 
 def best_activation_clip(x: Tensor, weight_moment: Tensor, token_weight: Tensor) -> float:
-    """The clip ratio with the least output error: sum over tokens of weight * e Sw e', e = quantized - x.
+    """The clip ratio with the smallest output error: the sum over tokens of weight * e Sw e', e = quantized - x.
 
     Args:
-        x: [tokens, n], transformed; weight_moment: Sw [n, n]; token_weight: [tokens].
+        x: [tokens, n], transformed.
+        weight_moment: Sw [n, n].
+        token_weight: [tokens].
     """
 
     def cost(clip: float) -> float:
@@ -35,8 +45,8 @@ def best_activation_clip(x: Tensor, weight_moment: Tensor, token_weight: Tensor)
 
 
 def best_weight_scale(weight: Tensor, importance: Tensor, bits: int = 4) -> Tensor:
-    """Per-row scale [out, 1] with the least error, input features weighted by `importance` [n]."""
-    top = 2 ** (bits - 1) - 1
+    """Per-channel scale [output_size, 1] with the smallest error, inputs weighted by `importance` [input_size]."""
+    top = largest_code(bits)
     full = weight.abs().amax(1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny * 1e8) / top
     best, scale = torch.full_like(full, float("inf")), full
     for clip in WEIGHT_CLIPS:
@@ -48,12 +58,15 @@ def best_weight_scale(weight: Tensor, importance: Tensor, bits: int = 4) -> Tens
 
 
 def refit(weight: Tensor, quantized_moment: Tensor, cross_moment: Tensor, ridge: float = REFIT_RIDGE) -> Tensor:
-    """Weights whose product with the quantized input is nearest to `weight` times the exact input.
+    """Weights whose product with the quantized input is closest to that of `weight` with the exact input.
 
     Minimises |Xq V' - X W'|^2 + ridge * mean(diag) |V - W|^2.
 
     Args:
-        weight: W [out, n]; quantized_moment: Xq' Xq [n, n]; cross_moment: Xq' X [n, n].
+        weight: W [output_size, n].
+        quantized_moment: Xq' Xq [n, n].
+        cross_moment: Xq' X [n, n].
+        ridge: strength of the second term.
     """
     shift = ridge * quantized_moment.diagonal().mean()
     factor = quantized_moment.clone()
@@ -63,17 +76,21 @@ def refit(weight: Tensor, quantized_moment: Tensor, cross_moment: Tensor, ridge:
 
 
 def gptq(weight: Tensor, scale: Tensor, hessian: Tensor, bits: int = 4, damping: float = GPTQ_DAMPING) -> Tensor:
-    """Integer codes [out, n] (float dtype) that minimise the error under the Hessian, column by column.
+    """Integer codes [output_size, n], in a float dtype, that reduce the error under the Hessian column by column.
 
-    GPTQ (arXiv 2210.17323): round one column, then spread its error over the columns not yet rounded. Columns go in
-    order of falling Hessian diagonal.
+    GPTQ (arXiv 2210.17323): round one column, then spread its error over the columns not yet rounded. Columns are
+    taken in descending order of the Hessian's diagonal.
 
     Args:
-        weight: [out, n]; scale: [out, 1]; hessian: [n, n].
+        weight: [output_size, n].
+        scale: [output_size, 1].
+        hessian: [n, n].
+        bits: of the codes.
+        damping: added to the Hessian's diagonal, relative to its mean.
     """
-    top = 2 ** (bits - 1) - 1
+    top = largest_code(bits)
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
-    # Transposed: a column of W, which is what each step handles, is contiguous, and scales divide once.
+    # Transposed, so that a column of W, which one step handles, is contiguous; and divided by the scales only once.
     w = (weight / scale).t()[order].contiguous()
     h = hessian[order[:, None], order].to(torch.float64 if len(w) <= DOUBLE_UP_TO else torch.float32)
     h.diagonal().add_((damping * h.diagonal().mean()).clamp_min(1e-30))
@@ -95,18 +112,22 @@ def gptq(weight: Tensor, scale: Tensor, hessian: Tensor, bits: int = 4, damping:
     return codes[torch.argsort(order)].t().contiguous()
 
 
-def descend(
+def coordinate_descent(
     codes: Tensor, weight: Tensor, scale: Tensor, hessian: Tensor, bits: int = 4, sweeps: int = SWEEPS
 ) -> Tensor:
-    """Improve codes by coordinate descent: each in turn becomes the integer that is best while the others stay.
+    """Improve codes by coordinate descent: each in turn becomes the best integer while the others stay fixed.
 
-    GPTQ never comes back to a column; a few sweeps over all columns take another tenth off the same error.
+    GPTQ never returns to a column; a few sweeps over all columns reduce the same error by another tenth.
 
     Args:
-        codes: [out, n], to start from; weight: [out, n]; scale: [out, 1]; hessian: [n, n].
+        codes: [output_size, n], to start from.
+        weight: [output_size, n].
+        scale: [output_size, 1].
+        hessian: [n, n].
+        bits: of the codes.
         sweeps: over all columns.
     """
-    top = 2 ** (bits - 1) - 1
+    top = largest_code(bits)
     c, target = codes.t().contiguous(), (weight / scale).t().contiguous()
     curvature = hessian.diagonal().clamp_min(torch.finfo(hessian.dtype).tiny)
     for _ in range(sweeps):
@@ -123,17 +144,12 @@ def descend(
     return c.t().contiguous()
 
 
-def relative_error(difference: Tensor, reference: Tensor) -> float:
-    """|difference| / |reference|, Frobenius norms."""
-    return (difference.norm() / reference.norm().clamp_min(1e-30)).item()
-
-
-def round_codes(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """Round to nearest in the symmetric range."""
-    top = 2 ** (bits - 1) - 1
+def round_to_nearest(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """Codes of a weight [output_size, n], each rounded to the nearest integer."""
+    top = largest_code(bits)
     return (weight / scale).round_().clamp_(-top, top)
 
 
-def row_scale(weight: Tensor, bits: int) -> Tensor:
-    """Scale [out, 1] that just covers each row."""
-    return weight.abs().amax(1, keepdim=True).clamp_min(1e-30) / (2 ** (bits - 1) - 1)
+def absmax_scale(weight: Tensor, bits: int) -> Tensor:
+    """Scale [output_size, 1] with which the largest magnitude of each row gets the largest code."""
+    return weight.abs().amax(1, keepdim=True).clamp_min(1e-30) / largest_code(bits)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Orthogonal matrices with entries of nearly equal size: they spread a large value over all coordinates."""
+"""Orthogonal matrices with entries of nearly equal magnitude: they spread a large value over all coordinates."""
 
 from functools import lru_cache
 from math import pi, sqrt
@@ -10,10 +10,10 @@ from torch import Tensor
 
 @lru_cache(maxsize=64)
 def flat_orthogonal(n: int) -> Tensor:
-    """An orthogonal float64 [n, n] matrix, Hadamard (all entries +-1/sqrt(n)) where the constructions here give one.
+    """An orthogonal float64 [n, n] matrix; Hadamard (all entries +-1/sqrt(n)) for orders that are constructed here.
 
-    Sylvester doubling of Paley's two constructions (prime fields only); otherwise the Kronecker product of smaller
-    ones, and the discrete cosine transform for what is left.
+    These are Sylvester doublings of Paley's two constructions (prime fields only). Other orders get the Kronecker
+    product of the largest such matrix and a discrete cosine transform.
     """
     return _hadamard(n) if _has_hadamard(n) else _best_product(n)
 

@@ -1,26 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calibration text from files of several kinds."""
+"""Texts from a file of one of several kinds."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
+from ..errors import CalibrationError
 
-from .errors import CalibrationError
-
-SEPARATOR = "\n\n"
 JSONL_KEYS = ("inputs_pretokenized", "text")
-MINIMUM_TOKENS = 512
 
 
 def read_texts(file: Path) -> list[str]:
-    """Texts of a calibration file: `.json` (array of strings), `.jsonl` (`JSONL_KEYS`) or `.txt` (one text).
+    """The texts in a file: `.json` (array of strings), `.jsonl` (see `JSONL_KEYS`) or `.txt` (one text).
 
     Raises:
-        CalibrationError: missing, of another kind, malformed, or without any text.
+        CalibrationError: the file is missing, of another kind, malformed, or holds no text.
     """
     try:
         content = file.read_text(encoding="utf-8")
@@ -33,26 +27,6 @@ def read_texts(file: Path) -> list[str]:
     if not texts:
         raise CalibrationError(f"{file}: holds no text.")
     return texts
-
-
-def token_rows(texts: list[str], tokenizer: Any, length: int, limit: int, source: str) -> Tensor:
-    """Token ids [rows, n] of the texts, joined and cut into rows of equal length n <= length.
-
-    Args:
-        texts: joined by `SEPARATOR`.
-        tokenizer: Hugging Face tokenizer.
-        length: longest row; limit: most tokens in all.
-        source: name for messages.
-    """
-    ids = tokenizer(SEPARATOR.join(texts), add_special_tokens=False, verbose=False).input_ids[:limit]
-    if len(ids) < MINIMUM_TOKENS:
-        raise CalibrationError(
-            f"{source}: {len(ids)} tokens of text are too few to calibrate with; give at least {MINIMUM_TOKENS}, "
-            "better 8192."
-        )
-    rows = -(-len(ids) // length)
-    length = len(ids) // rows
-    return torch.tensor(ids[: rows * length]).view(rows, length)
 
 
 def _json(file: Path, content: str) -> list[str]:

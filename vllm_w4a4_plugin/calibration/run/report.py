@@ -4,8 +4,8 @@
 from collections.abc import Sequence
 from html import escape
 
-from .block import LayerReport
-from .pipeline import BlockRecord
+from ..block.report import LayerReport
+from .records import BlockRecord
 
 REPORT_FILE = "quantization_report.html"
 _WIDTH, _HEIGHT, _MARGIN = 420, 150, 30

@@ -1,71 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which linear layers of a decoder block share an input, found by running the block, not by a table of names."""
+"""Which linear layers of a decoder block share an input, found by running the block instead of a table of names."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .errors import CalibrationError
-
-
-class Role(StrEnum):
-    """The four inputs of a dense decoder block, in the order of execution."""
-
-    QKV = "qkv"
-    O = "o"  # noqa: E741 - the field's name
-    GATE_UP = "gate_up"
-    DOWN = "down"
-
-
-@dataclass(frozen=True)
-class Group:
-    """Linear layers with one common input.
-
-    Attributes:
-        role: which of the four it is.
-        linears: names within the block, in the order of execution.
-        norm: name of the norm whose output is the input, None where there is none.
-        source: name of the linear layer in whose output the input is linear (v for o, up for down), None if none.
-    """
-
-    role: Role
-    linears: tuple[str, ...]
-    norm: str | None = None
-    source: str | None = None
-
-
-def group_shapes(config: Any) -> dict[Role, tuple[int, int]]:
-    """[out, in] of each group's layers together, from transformers' text config; o's input is heads * head_dim."""
-    hidden, mlp, head = config.hidden_size, config.intermediate_size, head_dim(config)
-    heads, kv_heads = config.num_attention_heads * head, config.num_key_value_heads * head
-    return {
-        Role.QKV: (heads + 2 * kv_heads, hidden),
-        Role.O: (hidden, heads),
-        Role.GATE_UP: (2 * mlp, hidden),
-        Role.DOWN: (hidden, mlp),
-    }
-
-
-def head_dim(config: Any) -> int:
-    """Size of one attention head."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-
+from ..errors import CalibrationError
+from .structure import Group, Role
 
 Run = Callable[[], object]
 
 
 def trace(block: nn.Module, run: Run, name: str) -> dict[Role, Group]:
-    """The groups of a block.
+    """Find the groups of a block.
 
     Args:
         block: with weights.
         run: runs the block on some tokens.
-        name: the block's, for messages.
+        name: of the block, for messages.
 
     Raises:
         CalibrationError: the block is not attention (q, k, v, o) followed by a gated MLP (gate, up, down) with
@@ -119,7 +73,7 @@ def linear(block: nn.Module, name: str) -> nn.Linear:
 
 
 def _record(block: nn.Module, run: Run) -> tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]]:
-    """Inputs of the linear layers and outputs of the modules with one weight vector, in order of execution."""
+    """Inputs of the linear layers, and outputs of the modules whose weight is a vector, in order of execution."""
     inputs: list[tuple[str, Tensor]] = []
     outputs: list[tuple[str, Tensor]] = []
     hooks = []
@@ -162,7 +116,8 @@ def _linear_source(block: nn.Module, run: Run, target: str, value: Tensor, candi
 
 
 @contextmanager
-def _doubled(module: nn.Module):  # type: ignore[no-untyped-def]
+def _doubled(module: nn.Module) -> Iterator[None]:
+    """Inside, the module's output is twice what it was."""
     hook = module.register_forward_hook(lambda _, args, out: out * 2)
     try:
         yield
