@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from vllm_w4a4_plugin.quantization.ascend import AscendW4A4ModelSlimConfig
 
 from vllm_w4a4_plugin.ops import reference
-from vllm_w4a4_plugin.quantization.ascend import AscendW4A4ModelSlimConfig
 
 PACKED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
 FLATQUANT, DYNAMIC = "W4A4_FLATQUANT_DYNAMIC", "W4A4_DYNAMIC"

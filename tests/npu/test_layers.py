@@ -11,6 +11,7 @@ import torch_npu
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from vllm.config import VllmConfig
+from vllm_w4a4_plugin.npu_limits import KRONECKER, UNFUSED, UNTRANSFORMED
 
 from tests.npu.linears import DYNAMIC, Linear, inputs, load, open_config, relative_error
 from tests.npu.loading import distributed, engine_config, run_operators_on_cpu
@@ -19,7 +20,6 @@ from vllm_w4a4_plugin import npu_limits
 from vllm_w4a4_plugin.capacity import model as capacity_model
 from vllm_w4a4_plugin.capacity.kernels import NONE, choose_kernel
 from vllm_w4a4_plugin.checkpoint import CheckpointError
-from vllm_w4a4_plugin.npu_limits import KRONECKER, UNFUSED, UNTRANSFORMED
 from vllm_w4a4_plugin.ops import npu, npu_fused, reference
 
 SAME_ROUNDINGS = 8e-3

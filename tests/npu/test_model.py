@@ -15,6 +15,8 @@ from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.model_loader import get_model, get_model_loader
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm_w4a4_plugin.npu_limits import KRONECKER
+from vllm_w4a4_plugin.quantization.ascend import AscendModelSlimConfig, AscendW4A4ModelSlimConfig
 
 from tests.npu.linears import PACKED, inputs, relative_error
 from tests.npu.loading import distributed, engine_config, run_operators_on_cpu
@@ -23,9 +25,7 @@ from vllm_w4a4_plugin.capacity.devices import find_device
 from vllm_w4a4_plugin.capacity.memory import Serving, plan_memory
 from vllm_w4a4_plugin.capacity.model import read_model
 from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader
-from vllm_w4a4_plugin.npu_limits import KRONECKER
 from vllm_w4a4_plugin.ops import reference
-from vllm_w4a4_plugin.quantization.ascend import AscendModelSlimConfig, AscendW4A4ModelSlimConfig
 
 SAME_ROUNDINGS = 8e-3
 W4A4_LAYERS = {"self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj"), "mlp.gate_up_proj": ("gate_proj", "up_proj")}

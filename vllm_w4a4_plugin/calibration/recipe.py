@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from vllm_w4a4_plugin.checkpoint import QuantType
 
@@ -72,10 +71,6 @@ class Recipe:
                 raise CalibrationError(
                     f"pattern {pattern!r} matches no linear layer; their names look like {', '.join(names[:7])}."
                 )
-
-    def npu_notes(self, config: Any) -> list[str]:
-        """PLACEHOLDER."""
-        return []
 
     def _of_layer(self, name: str, role: Role) -> QuantType:
         matching = [kind for pattern, kind in self.exceptions if fnmatchcase(name, pattern)]

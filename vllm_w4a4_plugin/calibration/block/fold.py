@@ -21,9 +21,9 @@ from .plan import BlockPlan
 
 def has_foldable_source(group: Group, kind: QuantType) -> bool:
     """Whether a part of the group's transform is folded into another linear layer."""
-    if group.source is None or kind is QuantType.FLOAT:
+    if group.source is None or not kind.spec.is_quantized:
         return False
-    return group.role is Role.DOWN or kind is QuantType.W4A4_FLATQUANT_DYNAMIC
+    return group.role is Role.DOWN or kind.spec.has_transform
 
 
 def fold_into_source(block: LoadedBlock, group: Group, inputs: GroupInput, plan: BlockPlan) -> None:
@@ -73,7 +73,7 @@ def fold_into_norm(block: LoadedBlock, norm_name: str, diagonal: Tensor) -> Tens
 def _channel_scale(block: LoadedBlock, group: Group, inputs: GroupInput, plan: BlockPlan) -> Tensor:
     """Diagonal [n] for down's input, float64: the transform's, or without one, what balances x and W per channel."""
     weight = block.weight(group)
-    if plan.types[group.role] is QuantType.W4A4_FLATQUANT_DYNAMIC:
+    if plan.types[group.role].spec.has_transform:
         sizes, generator = factor_sizes(weight.shape[1]), plan.generator(group.role, block.index)
         return closed_form(inputs.moment(), weight_moment(weight), sizes, generator).diagonal
     ratio = weight.square().sum(0) / inputs.energy().clamp_min(1e-12)

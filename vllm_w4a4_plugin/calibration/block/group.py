@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from vllm_w4a4_plugin.checkpoint import QuantType
+from vllm_w4a4_plugin.checkpoint.types import TypeSpec
 
 from ..devices import DevicePool
 from ..model.block import LoadedBlock
@@ -40,24 +40,26 @@ def quantize_group(block: LoadedBlock, group: Group, inputs: GroupInput, plan: B
         inputs: what it receives now, with the layers before it quantized.
         plan: of the block.
     """
-    weight = block.weight(group)
-    if plan.types[group.role] is QuantType.W8A8_DYNAMIC:
-        return _to_nearest(weight, 8)
+    weight, kind = block.weight(group), plan.types[group.role].spec
+    if kind.weight_bits >= 8 and not kind.has_transform:
+        return _to_nearest(weight, kind)
     transform, clip = InputTransform(), 1.0
-    if plan.types[group.role] is QuantType.W4A4_FLATQUANT_DYNAMIC:
+    if kind.has_transform:
         transform = _transform(block, group, inputs, plan)
         weight = _inversely_transformed(weight, transform)
-        clip = _activation_clip(transform, weight, inputs)
-    quantizer = InputQuantizer(4, transform, clip)
+        clip = _activation_clip(transform, weight, inputs, kind.activation_bits)
+    quantizer = InputQuantizer(kind.activation_bits, transform, clip)
     refitted, hessian = _refitted(weight, quantizer, inputs)
-    scale = best_weight_scale(refitted, hessian.diagonal())
-    return QuantizedGroup(quantizer, weight, _codes(refitted, scale, hessian, inputs.devices), scale, 4)
+    scale = best_weight_scale(refitted, hessian.diagonal(), kind.weight_bits)
+    codes = _codes(refitted, scale, hessian, kind.weight_bits, inputs.devices)
+    return QuantizedGroup(quantizer, weight, codes, scale, kind.weight_bits)
 
 
-def _to_nearest(weight: Tensor, bits: int) -> QuantizedGroup:
+def _to_nearest(weight: Tensor, kind: TypeSpec) -> QuantizedGroup:
     """Rounded to nearest: at 8 bits its error is far below everything else's."""
-    scale = absmax_scale(weight, bits)
-    return QuantizedGroup(InputQuantizer(bits), weight, round_to_nearest(weight, scale, bits), scale, bits)
+    scale = absmax_scale(weight, kind.weight_bits)
+    codes = round_to_nearest(weight, scale, kind.weight_bits)
+    return QuantizedGroup(InputQuantizer(kind.activation_bits), weight, codes, scale, kind.weight_bits)
 
 
 def _transform(block: LoadedBlock, group: Group, inputs: GroupInput, plan: BlockPlan) -> InputTransform:
@@ -97,11 +99,11 @@ def _inversely_transformed(weight: Tensor, transform: InputTransform) -> Tensor:
     return torch.cat(parts)
 
 
-def _activation_clip(transform: InputTransform, weight: Tensor, inputs: GroupInput) -> float:
+def _activation_clip(transform: InputTransform, weight: Tensor, inputs: GroupInput, bits: int) -> float:
     """The best clip ratio on a sample of the tokens, as float32 stores it."""
     some = slice(None, None, max(1, len(inputs) // CLIP_TOKENS))
     sample = transform(inputs.x[some].to(weight.device))
-    clip = best_activation_clip(sample, weight_moment(weight), inputs.token_weights[some])
+    clip = best_activation_clip(sample, weight_moment(weight), inputs.token_weights[some], bits)
     return torch.tensor(clip, dtype=torch.float32).item()
 
 
@@ -117,12 +119,12 @@ def _refitted(weight: Tensor, quantizer: InputQuantizer, inputs: GroupInput) -> 
     return refit(weight, hessian, cross), hessian
 
 
-def _codes(weight: Tensor, scale: Tensor, hessian: Tensor, devices: DevicePool) -> Tensor:
+def _codes(weight: Tensor, scale: Tensor, hessian: Tensor, bits: int, devices: DevicePool) -> Tensor:
     """GPTQ followed by coordinate descent, with rows divided among the devices."""
 
     def round_rows(rows: tuple[Tensor, Tensor], position: int) -> Tensor:
         w, s, h = (t.to(devices.devices[position]) for t in (*rows, hessian))
-        return coordinate_descent(gptq(w, s, h), w, s, h)
+        return coordinate_descent(gptq(w, s, h, bits), w, s, h, bits)
 
     shares = zip(weight.chunk(len(devices)), scale.chunk(len(devices)), strict=True)
     return torch.cat([codes.to(weight) for codes in devices.map(round_rows, shares)])

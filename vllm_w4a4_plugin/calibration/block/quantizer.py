@@ -76,7 +76,7 @@ class BlockQuantizer:
         reports: list[LayerReport] = []
         for role, group in self.block.groups.items():
             progress(f"{role}")
-            if self.plan.types[role] is QuantType.FLOAT:
+            if not self.plan.types[role].spec.is_quantized:
                 reports += report_float(self.block, group)
                 continue
             inputs = self._input(group)

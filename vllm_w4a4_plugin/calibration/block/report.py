@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vllm_w4a4_plugin.checkpoint import QuantType
+from vllm_w4a4_plugin.checkpoint.types import CLIP_RATIO
 
 from ..model.block import LoadedBlock
 from ..model.structure import Group
@@ -75,7 +76,7 @@ def report_quantized(
     plain = quantize_tokens(sample, 1.0, quantized.input.bits) @ plain_weight.t()
     after = quantized.input(sample) @ quantized.dequantized().t()
     curves: list[list[list[float]]] = [[], []]
-    if stored[group.linears[0]].kind.is_w4a4:
+    if stored[group.linears[0]].kind.spec.weight_bits < 8:
         curves = [
             [_curve(sample), _curve(quantized.input.transform(sample))],
             [_curve(weight), _curve(quantized.weight)],
@@ -92,7 +93,7 @@ def report_quantized(
             stored[name].nbytes,
             _relative_error(layer_plain, layer_exact),
             _relative_error(layer_after, layer_exact),
-            quantized.input.clip if "clip_ratio" in stored[name].tensors else None,
+            quantized.input.clip if CLIP_RATIO in stored[name].tensors else None,
             factors,
             *curves,
         )

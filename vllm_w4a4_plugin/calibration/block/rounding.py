@@ -22,23 +22,29 @@ def largest_code(bits: int) -> int:
 
 
 def quantize_tokens(x: Tensor, clip: float, bits: int = 4) -> Tensor:
-    """x [..., n] after dynamic per-token quantization, dequantized: scale = clip * max|x| / top."""
+    """x [..., n] after dynamic per-token quantization, dequantized: scale = clip * max|x| / top.
+
+    16 bits stand for the model's own float dtype: x is returned as it is.
+    """
+    if bits == 16:
+        return x
     top = largest_code(bits)
     scale = x.abs().amax(-1, keepdim=True).mul_(clip / top).clamp_min_(torch.finfo(x.dtype).tiny)
     return (x / scale).round_().clamp_(-top - 1, top).mul_(scale)
 
 
-def best_activation_clip(x: Tensor, weight_moment: Tensor, token_weight: Tensor) -> float:
+def best_activation_clip(x: Tensor, weight_moment: Tensor, token_weight: Tensor, bits: int = 4) -> float:
     """The clip ratio with the smallest output error: the sum over tokens of weight * e Sw e', e = quantized - x.
 
     Args:
         x: [tokens, n], transformed.
         weight_moment: Sw [n, n].
         token_weight: [tokens].
+        bits: of the activations.
     """
 
     def cost(clip: float) -> float:
-        error = (quantize_tokens(x, clip) - x) * token_weight.sqrt()[:, None]
+        error = (quantize_tokens(x, clip, bits) - x) * token_weight.sqrt()[:, None]
         return torch.sum((error @ weight_moment) * error).item()
 
     return min(ACTIVATION_CLIPS, key=cost)
@@ -142,6 +148,25 @@ def coordinate_descent(
                 row.copy_(new)
             gradient[stop:] += hessian[stop:, start:stop] @ (c[start:stop] - before)
     return c.t().contiguous()
+
+
+def dequantize(codes: Tensor, scale: Tensor, offset: Tensor | None = None) -> Tensor:
+    """(codes - offset) * scale.
+
+    Args:
+        codes: [output_size, n], integers in a float dtype.
+        scale: [output_size] or [output_size, groups], each entry for n / groups neighbouring columns.
+        offset: of the same shape; None for zeros.
+    """
+    values = codes if offset is None else codes - _per_column(offset, codes)
+    return values * _per_column(scale, codes)
+
+
+def _per_column(grouped: Tensor, codes: Tensor) -> Tensor:
+    """[output_size, n], or [output_size, 1] if there is one group."""
+    grouped = grouped.reshape(len(codes), -1)
+    groups = grouped.shape[1]
+    return grouped if groups == 1 else grouped.repeat_interleave(codes.shape[1] // groups, 1)
 
 
 def round_to_nearest(weight: Tensor, scale: Tensor, bits: int) -> Tensor:

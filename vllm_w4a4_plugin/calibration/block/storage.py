@@ -8,6 +8,14 @@ import torch
 from torch import Tensor
 
 from vllm_w4a4_plugin.checkpoint import QuantType
+from vllm_w4a4_plugin.checkpoint.types import (
+    CLIP_RATIO,
+    LEFT_TRANS,
+    RIGHT_TRANS,
+    WEIGHT,
+    WEIGHT_OFFSET,
+    WEIGHT_SCALE,
+)
 
 from ..model.block import LoadedBlock
 from ..model.structure import Group
@@ -67,16 +75,17 @@ def collect_tensors(
 
 
 def _tensors(kind: QuantType, codes: Tensor, scale: Tensor, quantized: QuantizedGroup) -> dict[str, Tensor]:
-    tensors = {
-        "weight": codes.to(torch.int8),
-        "weight_scale": scale.float(),
-        "weight_offset": torch.zeros_like(scale, dtype=torch.float32),
+    """The tensors that layers of this type have, in msModelSlim's order; a factor that is the identity is left out."""
+    known = {
+        WEIGHT: codes.to(torch.int8),
+        WEIGHT_SCALE: scale.float(),
+        WEIGHT_OFFSET: torch.zeros_like(scale, dtype=torch.float32),
+        CLIP_RATIO: torch.tensor([quantized.input.clip], dtype=torch.float32),
+        LEFT_TRANS: quantized.input.transform.left,
+        RIGHT_TRANS: quantized.input.transform.right,
     }
-    if kind is QuantType.W4A4_FLATQUANT_DYNAMIC:
-        transform = quantized.input.transform
-        tensors["clip_ratio"] = torch.tensor([quantized.input.clip], dtype=torch.float32)
-        if transform.left is not None:
-            tensors["left_trans"] = transform.left.clone()
-        if transform.right is not None:
-            tensors["right_trans"] = transform.right.clone()
-    return {suffix: tensor.cpu().contiguous() for suffix, tensor in tensors.items()}
+    return {
+        suffix: tensor.to("cpu", copy=True).contiguous()
+        for suffix, tensor in known.items()
+        if tensor is not None and kind.spec.tensor(suffix)
+    }

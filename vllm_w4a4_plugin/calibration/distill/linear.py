@@ -6,7 +6,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..block.rounding import largest_code
+from vllm_w4a4_plugin.checkpoint.types import CLIP_RATIO, LEFT_TRANS, RIGHT_TRANS, WEIGHT, WEIGHT_OFFSET, WEIGHT_SCALE
+
+from ..block.rounding import dequantize, largest_code
 from ..transforms.kronecker import apply_kronecker
 
 SMALLEST_CLIP = 1e-3
@@ -27,9 +29,10 @@ class TrainableLinear(nn.Module):
     def __init__(self, tensors: Mapping[str, Tensor], bits: int, bias: Tensor | None) -> None:
         super().__init__()
         self.bits, self.bias = bits, bias
-        self.codes, self.scale = tensors["weight"].float(), tensors["weight_scale"]
-        self.left, self.right = tensors.get("left_trans"), tensors.get("right_trans")
-        self.clip = tensors.get("clip_ratio")
+        self.scale = tensors[WEIGHT_SCALE]
+        # The codes minus their offset: integers for symmetric weights.
+        self.codes = dequantize(tensors[WEIGHT].float(), torch.ones_like(self.scale), tensors.get(WEIGHT_OFFSET))
+        self.left, self.right, self.clip = (tensors.get(suffix) for suffix in (LEFT_TRANS, RIGHT_TRANS, CLIP_RATIO))
         self.log_scale = nn.Parameter(torch.zeros_like(self.scale))
         self.log_clip, self.left_change, self.right_change = (
             None if t is None else nn.Parameter(torch.zeros_like(t)) for t in (self.clip, self.left, self.right)
@@ -58,7 +61,7 @@ class TrainableLinear(nn.Module):
         if clip is not None:
             scale = scale * clip
         x = _round(x / scale).clamp(-top - 1, top) * scale
-        y = nn.functional.linear(x, self.codes) * (self.scale * self.log_scale.exp()).flatten()
+        y = self._product(x)
         return y if self.bias is None else y + self.bias
 
     @torch.no_grad()
@@ -66,8 +69,14 @@ class TrainableLinear(nn.Module):
         """The tensors that training changed, as stored, by suffix."""
         left, right = self.factors()
         scale = self.scale * self.log_scale.exp()
-        named = {"weight_scale": scale, "clip_ratio": self.clip_ratio(), "left_trans": left, "right_trans": right}
+        named = {WEIGHT_SCALE: scale, CLIP_RATIO: self.clip_ratio(), LEFT_TRANS: left, RIGHT_TRANS: right}
         return {suffix: tensor.cpu().contiguous() for suffix, tensor in named.items() if tensor is not None}
+
+    def _product(self, x: Tensor) -> Tensor:
+        scale = self.scale * self.log_scale.exp()
+        if scale.numel() == len(scale):
+            return nn.functional.linear(x, self.codes) * scale.flatten()
+        return nn.functional.linear(x, dequantize(self.codes, scale))
 
 
 class RelativeWeight(nn.Module):

@@ -81,14 +81,14 @@ class StudentBlock:
         for local, module in list(self.module.named_modules()):
             prefix = f"{self.name}.{local}."
             kind = self.quantized.types.get(f"{prefix}weight", QuantType.FLOAT)
-            if isinstance(module, nn.Linear) and kind is not QuantType.FLOAT:
+            if isinstance(module, nn.Linear) and kind.spec.is_quantized:
                 tensors = {
                     full.removeprefix(prefix): tensor.to(self.device)
                     for full, tensor in self.quantized.tensors.items()
                     if full.startswith(prefix)
                 }
-                bits = 4 if kind.is_w4a4 else 8
-                self.module.set_submodule(local, TrainableLinear(tensors, bits, module.bias))
+                trainable = TrainableLinear(tensors, kind.spec.activation_bits, module.bias)
+                self.module.set_submodule(local, trainable)
 
     def _share_in_groups(self) -> None:
         for group in self.quantized.groups:

@@ -7,7 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from vllm_w4a4_plugin.checkpoint import QuantType, TensorInfo
+from vllm_w4a4_plugin.checkpoint import TensorInfo
 
 from ..block.moments import TOKENS_AT_ONCE
 from ..block.rounding import DOUBLE_UP_TO
@@ -97,7 +97,7 @@ class _Sizes:
 
     def four_bits(self, recipe: Recipe) -> list[tuple[int, int]]:
         """(output_size, input_size) of the groups that a recipe quantizes to 4 bits."""
-        return [self.groups[role] for role, kind in recipe.types.items() if kind.is_w4a4]
+        return [self.groups[role] for role, kind in recipe.types.items() if kind.spec.weight_bits == 4]
 
     def activation_bytes(self, tokens: int) -> int:
         """Of what is kept of one block: outputs of its layers, its input and output, and the widest input."""
@@ -107,7 +107,7 @@ class _Sizes:
     def stored_block(self, recipe: Recipe) -> int:
         """Bytes of one quantized block: int4 values in int8, float values in 16 bits."""
         return sum(
-            out * n * (2 if recipe.types[role] is QuantType.FLOAT else 1) for role, (out, n) in self.groups.items()
+            out * n * (1 if recipe.types[role].spec.is_quantized else 2) for role, (out, n) in self.groups.items()
         )
 
 

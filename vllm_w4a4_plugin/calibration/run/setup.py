@@ -23,6 +23,7 @@ from ..progress import Listener, Phase, Progress
 from ..recipe import Recipe, load_recipe
 from .budget import Workload, estimate, free_disk, free_memory
 from .job import Job, Settings
+from .npu_notes import npu_notes
 from .start_from import StartingPoint
 from .work import WorkDirectory, fingerprint
 
@@ -115,6 +116,14 @@ class Setup:
             raise CalibrationError("`start_from` only distils: set `distill` to the number of steps.")
         return steps
 
+    def _kinds(self) -> set[tuple[Role, QuantType]]:
+        """Pairs of role and quant type in the model."""
+        return {
+            pair
+            for index, groups in enumerate(self.model.groups)
+            for pair in self.recipe.of_block(self.model.block_name(index), groups).items()
+        }
+
     def _generated_ids(self, progress: Listener) -> Tensor:
         options, device = self.options, str(self.devices.first)
         request = TextRequest.of_tokens(options.calib_tokens, options.seq_len, options.seed)
@@ -132,7 +141,7 @@ class Setup:
         workload = Workload(tokens, self.settings.gradients, distill, generated, self.options.activations_on_disk)
         need = estimate(config, self.model.weights.tensors, self.recipe, workload, device)
         logger.info("%s: %d blocks; needs %s", self.directory, len(self.model), need)
-        for note in self.recipe.npu_notes(config):
+        for note in npu_notes(config, self._kinds()):
             logger.warning("Note on NPUs: %s", note)
         memory = free_memory()
         if device == "cpu" and memory < need.memory:

@@ -8,14 +8,20 @@ import torch
 from torch import Tensor
 
 from vllm_w4a4_plugin.checkpoint import CheckpointReader, QuantType
+from vllm_w4a4_plugin.checkpoint.types import CLIP_RATIO, LEFT_TRANS, RIGHT_TRANS, WEIGHT, known_types
 from vllm_w4a4_plugin.checkpoint.verify import check_headers
 
 from ..block.report import LayerReport
 from ..errors import CalibrationError
 from ..model.streamed import StreamedModel
 
-_TRAINABLE = (QuantType.FLOAT, QuantType.W8A8_DYNAMIC, QuantType.W4A4_FLATQUANT_DYNAMIC)
-"""`W4A4_DYNAMIC` is missing: its rotation is folded into the outer tensors too, which come from the float model."""
+
+def trainable_types() -> tuple[QuantType, ...]:
+    """Quant types from which distillation can start: all whose tensors are described, with one exception.
+
+    The rotation of `W4A4_DYNAMIC` is folded into the outer tensors too, but those are taken from the float model.
+    """
+    return tuple(kind for kind in known_types() if kind.spec.is_described and kind is not QuantType.W4A4_DYNAMIC)
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ class StartingPoint:
 
     def _check_tensors(self) -> None:
         model, reader, types = self.model, self.reader, self.reader.description.tensors
+        trainable = trainable_types()
         for name, info in model.weights.tensors.items():
             found = reader.tensors.get(name)
             if found is None or found.shape != info.shape:
@@ -69,10 +76,10 @@ class StartingPoint:
                     f"{reader.directory}: tensor {name} {shape}, but {model.directory} has it with shape "
                     f"{list(info.shape)}. Give the float model that the checkpoint was made from."
                 )
-            if types[name] not in _TRAINABLE:
+            if types[name] not in trainable:
                 raise CalibrationError(
                     f"{reader.directory}: tensor {name} has quant type {types[name]}; distillation can only start "
-                    f"from {', '.join(_TRAINABLE)}."
+                    f"from {', '.join(trainable)}."
                 )
 
     def _check_embedding(self) -> None:
@@ -86,12 +93,12 @@ class StartingPoint:
 
 def _report(name: str, tensors: Mapping[str, Tensor], types: Mapping[str, str]) -> LayerReport:
     own = {full: tensor for full, tensor in tensors.items() if full.startswith(f"{name}.")}
-    clip = own.get(f"{name}.clip_ratio")
+    clip = own.get(f"{name}.{CLIP_RATIO}")
     return LayerReport(
         name,
-        types[f"{name}.weight"],
-        list(own[f"{name}.weight"].shape),
+        types[f"{name}.{WEIGHT}"],
+        list(own[f"{name}.{WEIGHT}"].shape),
         sum(tensor.nbytes for tensor in own.values()),
         clip=None if clip is None else clip.item(),
-        factors=[len(own[f]) for f in (f"{name}.left_trans", f"{name}.right_trans") if f in own],
+        factors=[len(own[f]) for f in (f"{name}.{LEFT_TRANS}", f"{name}.{RIGHT_TRANS}") if f in own],
     )
