@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The budget line: its claim for a large model, and its truth for a small one."""
+"""The estimate: what it says of a large model, and whether it is right for a small one."""
 
 import json
 import os
@@ -11,9 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from vllm_w4a4_plugin.calibration.budget import estimate
 
 from vllm_w4a4_plugin.calibration.recipe import RECIPES, load_recipe
+from vllm_w4a4_plugin.calibration.run.budget import Workload, estimate
 from vllm_w4a4_plugin.checkpoint import TensorInfo
 
 QWEN3_32B = SimpleNamespace(
@@ -32,7 +32,7 @@ OUTER = {
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_32b_model_fits_into_32_gb(recipe: str) -> None:
-    need = estimate(QWEN3_32B, OUTER, load_recipe(recipe), 16384, "cpu")
+    need = estimate(QWEN3_32B, OUTER, load_recipe(recipe), Workload(16384))
     assert 10e9 < need.memory < 32e9
     # 64 blocks: 0.49 GB of int4-in-int8 and int8 codes, or 0.62 GB with down_proj in bf16; kept twice while writing.
     assert 2 * 31e9 < need.disk < 2 * 50e9
@@ -40,19 +40,22 @@ def test_a_32b_model_fits_into_32_gb(recipe: str) -> None:
 
 
 def test_disk_instead_of_memory() -> None:
-    memory, disk = (estimate(QWEN3_32B, OUTER, load_recipe("tutorial"), 65536, "cpu", on_disk=d) for d in (False, True))
+    memory, disk = (
+        estimate(QWEN3_32B, OUTER, load_recipe("tutorial"), Workload(65536, activations_on_disk=on_disk))
+        for on_disk in (False, True)
+    )
     assert memory.memory - disk.memory == pytest.approx(disk.disk - memory.disk)
     assert disk.memory < memory.memory - 20e9
 
 
 def test_distillation_needs_the_whole_model() -> None:
-    need = estimate(QWEN3_32B, OUTER, load_recipe("tutorial"), 8192, "cpu", distill=8192)
+    need = estimate(QWEN3_32B, OUTER, load_recipe("tutorial"), Workload(8192, distill=8192))
     assert need.memory > 64 * 487e6 * 4
 
 
-def test_text_of_the_models_own_needs_the_whole_model() -> None:
+def test_self_generated_text_needs_the_whole_model() -> None:
     without, with_text = (
-        estimate(QWEN3_32B, OUTER, load_recipe("tutorial"), 16384, "cpu", own_text=tokens) for tokens in (0, 16384)
+        estimate(QWEN3_32B, OUTER, load_recipe("tutorial"), Workload(16384, generated=tokens)) for tokens in (0, 16384)
     )
     assert without.memory < 32e9 < 4 * 32.7e9 < with_text.memory < 150e9
     assert with_text.seconds > without.seconds
@@ -60,12 +63,14 @@ def test_text_of_the_models_own_needs_the_whole_model() -> None:
 
 @pytest.mark.parametrize("tokens", [1024, 8192])
 def test_memory_grows_with_tokens(tokens: int) -> None:
-    small, large = (estimate(QWEN3_32B, OUTER, load_recipe("tutorial"), t, "cpu").memory for t in (tokens, 2 * tokens))
+    small, large = (
+        estimate(QWEN3_32B, OUTER, load_recipe("tutorial"), Workload(t)).memory for t in (tokens, 2 * tokens)
+    )
     assert large > small
 
 
-def test_the_estimate_is_true(float_model: Callable[..., Path], tmp_path: Path) -> None:
-    """Peak resident memory of a real process, on a block wide enough to count beside Python and torch."""
+def test_the_estimate_is_right(float_model: Callable[..., Path], tmp_path: Path) -> None:
+    """Peak resident memory of a real process, on a block wide enough to matter compared with Python and torch."""
     directory = float_model("llama", num_hidden_layers=1, hidden_size=768, intermediate_size=2048, head_dim=192)
     text = tmp_path / "text.json"
     text.write_text(json.dumps(["The quick brown fox jumps over the lazy dog. " * 2000]))

@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text that the model writes: the model's own distribution, nothing special in it, the same for the same seed."""
+"""Text that the model generates: from its own distribution, without special tokens, the same for the same seed."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from vllm_w4a4_plugin.calibration.selfwrite import write_text
 
-from vllm_w4a4_plugin.calibration import selfwrite
+from vllm_w4a4_plugin.calibration.data import self_generated_text
+from vllm_w4a4_plugin.calibration.data.self_generated_text import TextRequest, generate_text
 
 
 def test_same_seed_same_text(float_model: Callable[..., Path]) -> None:
     directory = float_model("qwen3")
-    text = write_text(directory, "cpu", 3, 20, 7, False)
+    text = generate_text(directory, TextRequest(3, 20, 7))
     assert text.shape == (3, 20)
-    assert torch.equal(text, write_text(directory, "cpu", 3, 20, 7, False))
-    assert not torch.equal(text, write_text(directory, "cpu", 3, 20, 8, False))
+    assert torch.equal(text, generate_text(directory, TextRequest(3, 20, 7)))
+    assert not torch.equal(text, generate_text(directory, TextRequest(3, 20, 8)))
 
 
 def test_no_special_tokens_and_progress(float_model: Callable[..., Path]) -> None:
@@ -24,33 +24,33 @@ def test_no_special_tokens_and_progress(float_model: Callable[..., Path]) -> Non
 
     directory = float_model("qwen3")
     seen: list[int] = []
-    text = write_text(directory, "cpu", 50, 12, 0, False, seen.append)
+    text = generate_text(directory, TextRequest(50, 12, 0), progress=seen.append)
     assert not set(text.flatten().tolist()) & set(AutoTokenizer.from_pretrained(directory).all_special_ids)
     assert seen == [50 * count for count in range(2, 13)]
 
 
-def test_many_rows_are_written_some_at_a_time(
+def test_many_rows_are_generated_some_at_a_time(
     float_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = float_model("qwen3")
     seen: list[int] = []
-    monkeypatch.setattr(selfwrite, "ROWS_AT_ONCE", 2)
-    text = write_text(directory, "cpu", 5, 6, 0, False, seen.append)
-    assert torch.equal(text, write_text(directory, "cpu", 5, 6, 0, False))
+    monkeypatch.setattr(self_generated_text, "ROWS_AT_ONCE", 2)
+    text = generate_text(directory, TextRequest(5, 6, 0), progress=seen.append)
+    assert torch.equal(text, generate_text(directory, TextRequest(5, 6, 0)))
     assert seen == sorted(set(seen))
     assert seen[-1] == text.numel()
     assert len({tuple(row) for row in text.tolist()}) == 5
-    # What is written first does not depend on what follows.
-    monkeypatch.setattr(selfwrite, "ROWS_AT_ONCE", 5)
-    assert torch.equal(text[:, 0], write_text(directory, "cpu", 5, 6, 0, False)[:, 0])
+    # First tokens do not depend on what follows.
+    monkeypatch.setattr(self_generated_text, "ROWS_AT_ONCE", 5)
+    assert torch.equal(text[:, 0], generate_text(directory, TextRequest(5, 6, 0))[:, 0])
 
 
 def test_second_token_follows_the_models_distribution(float_model: Callable[..., Path]) -> None:
-    """Its unlikely end included: frequencies against the mean of the model's own probabilities."""
+    """Unlikely tokens included: frequencies against the mean of the model's own probabilities."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     directory = float_model("qwen3")
-    text = write_text(directory, "cpu", 20_000, 2, 3, False)
+    text = generate_text(directory, TextRequest(20_000, 2, 3))
     tokenizer = AutoTokenizer.from_pretrained(directory)
     with torch.no_grad():
         model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)

@@ -9,43 +9,25 @@ from typing import Any
 
 import pytest
 import torch
-from vllm_w4a4_plugin.calibration.pipeline import Quantization, Settings, work_directory
-from vllm_w4a4_plugin.calibration.rotation import RotatedModel
-from vllm_w4a4_plugin.calibration.team import Team
 
 from tests.calibration.conftest import FAMILIES
+from tests.calibration.running import bytes_of, job, quantize, relative_logit_error
 from tests.conftest import DATA, DESCRIPTION, INDEX, MICRO, WEIGHTS
-from vllm_w4a4_plugin.calibration import block, distill, pipeline
+from vllm_w4a4_plugin.calibration.block import moments
+from vllm_w4a4_plugin.calibration.devices import DevicePool
+from vllm_w4a4_plugin.calibration.distill import training
 from vllm_w4a4_plugin.calibration.errors import CalibrationError
-from vllm_w4a4_plugin.calibration.model import StreamedModel
 from vllm_w4a4_plugin.calibration.progress import Phase, Progress
 from vllm_w4a4_plugin.calibration.recipe import RECIPES, Recipe, load_recipe
-from vllm_w4a4_plugin.calibration.simulate import float_logits, quantized_logits
+from vllm_w4a4_plugin.calibration.run import pipeline
+from vllm_w4a4_plugin.calibration.run.pipeline import Quantization
+from vllm_w4a4_plugin.calibration.run.records import BlockRecord
+from vllm_w4a4_plugin.calibration.run.work import WorkDirectory
 from vllm_w4a4_plugin.checkpoint import CheckpointReader, QuantType, load_description
 from vllm_w4a4_plugin.checkpoint.verify import header_findings, value_findings
 
 TINY = DATA / "tiny-qwen3-w4a4-w8a8down"
 WIDTH = {"F32": 4, "BF16": 2, "I8": 1}
-
-
-def quantize(
-    directory: Path,
-    output: Path,
-    ids: torch.Tensor,
-    recipe: str | Recipe = "tutorial",
-    resume: bool = False,
-    **settings,
-) -> Path:
-    recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
-    model = (RotatedModel if recipe.rotates_residual else StreamedModel)(directory)
-    Quantization(model, recipe, Settings(**settings), ids, output, resume).run()
-    return output
-
-
-def relative_logit_error(directory: Path, checkpoint: Path, ids: torch.Tensor) -> float:
-    exact = torch.stack(list(float_logits(StreamedModel(directory), ids)))
-    found = torch.stack(list(quantized_logits(StreamedModel(directory), checkpoint, ids)))
-    return ((found - exact).norm() / exact.norm()).item()
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -59,7 +41,7 @@ def test_every_recipe_on_every_family(
     assert [*header_findings(reader), *value_findings(reader)] == []
     # A fold on one side only (norm, v, up, bias) or a wrong transform gives an error near or above 1.
     assert relative_logit_error(directory, output, ids[:4]) < 0.45
-    assert not work_directory(output).exists()
+    assert not WorkDirectory(output).path.exists()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -121,10 +103,6 @@ def test_tensors_of_all_w4a4(float_model: Callable[..., Path], ids: torch.Tensor
         assert {written.description.tensors[prefix + n] for n in tensors} == {QuantType.W4A4_FLATQUANT_DYNAMIC}
 
 
-def bytes_of(directory: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in directory.iterdir()}
-
-
 class Interrupted(Exception):
     pass
 
@@ -145,26 +123,25 @@ def test_resumed_run_gives_the_same_bytes(
     moment: Progress, float_model: Callable[..., Path], ids: torch.Tensor, tmp_path: Path
 ) -> None:
     directory = float_model("qwen3")
-    settings = Settings(weigh_tokens=True, distill=4)
-    whole = quantize(directory, tmp_path / "whole", ids, weigh_tokens=True, distill=4)
+    whole = quantize(directory, tmp_path / "whole", ids, gradients=True, distill=4)
 
     def interrupt(progress: Progress) -> None:
         if progress == moment:
             raise Interrupted
 
     output = tmp_path / "interrupted"
-    first = Quantization(StreamedModel(directory), load_recipe("tutorial"), settings, ids, output, False)
+    first = Quantization(job(directory, ids, gradients=True, distill=4), output)
     with pytest.raises(Interrupted):
         first.run(interrupt)
     assert not output.exists()
-    assert bytes_of(quantize(directory, output, ids, resume=True, weigh_tokens=True, distill=4)) == bytes_of(whole)
+    assert bytes_of(quantize(directory, output, ids, resume=True, gradients=True, distill=4)) == bytes_of(whole)
 
 
 def test_distillation_goes_on_from_its_last_kept_step(
     float_model: Callable[..., Path], ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = float_model("qwen3")
-    monkeypatch.setattr(distill, "STEPS_KEPT", 2)
+    monkeypatch.setattr(training, "STEPS_KEPT", 2)
     whole = quantize(directory, tmp_path / "whole", ids, distill=5)
     steps: list[int] = []
 
@@ -176,10 +153,10 @@ def test_distillation_goes_on_from_its_last_kept_step(
         if progress == Progress(Phase.DISTILLING, 3, 5):
             raise Interrupted
 
-    settings, recipe, output = Settings(distill=5), load_recipe("tutorial"), tmp_path / "interrupted"
+    output = tmp_path / "interrupted"
     with pytest.raises(Interrupted):
-        Quantization(StreamedModel(directory), recipe, settings, ids, output, False).run(interrupt)
-    Quantization(StreamedModel(directory), recipe, settings, ids, output, True).run(listen)
+        Quantization(job(directory, ids, distill=5), output).run(interrupt)
+    Quantization(job(directory, ids, distill=5), output, resume=True).run(listen)
     assert steps == [2, 3, 4, 5]
     assert bytes_of(output) == bytes_of(whole)
 
@@ -190,11 +167,10 @@ def test_two_devices_give_what_one_gives(
 ) -> None:
     """Sums over tokens differ in order only: the first codes are the same, and later ones are as good."""
     directory = float_model("qwen2")
-    monkeypatch.setattr(block, "TOKENS_AT_ONCE", 200)
+    monkeypatch.setattr(moments, "TOKENS_AT_ONCE", 200)
     one = quantize(directory, tmp_path / "one", ids, recipe)
-    team = Team([torch.device("cpu")] * 2)
-    model, two = StreamedModel(directory), tmp_path / "two"
-    Quantization(model, load_recipe(recipe), Settings(), ids, two, False, on_disk=True, team=team).run()
+    devices, two = DevicePool([torch.device("cpu")] * 2), tmp_path / "two"
+    Quantization(job(directory, ids, recipe), two, devices=devices, activations_on_disk=True).run()
     reader = CheckpointReader(two)
     assert [*header_findings(reader), *value_findings(reader)] == []
     for layer in ("q", "k", "v"):
@@ -208,12 +184,12 @@ def test_interrupted_run_is_not_overwritten_nor_continued_with_other_settings(
     float_model: Callable[..., Path], ids: torch.Tensor, tmp_path: Path
 ) -> None:
     directory, output = float_model("qwen3"), tmp_path / "out"
-    Quantization(StreamedModel(directory), load_recipe("tutorial"), Settings(), ids, output, False)
-    with pytest.raises(CalibrationError, match="--resume"):
+    Quantization(job(directory, ids), output)
+    with pytest.raises(CalibrationError, match="with `resume`"):
         quantize(directory, output, ids)
-    with pytest.raises(CalibrationError, match="another settings"):
+    with pytest.raises(CalibrationError, match="different settings"):
         quantize(directory, output, ids, resume=True, seed=3)
-    with pytest.raises(CalibrationError, match="another calibration text"):
+    with pytest.raises(CalibrationError, match="different calibration text"):
         quantize(directory, output, ids.flip(0), resume=True)
 
 
@@ -221,12 +197,9 @@ def test_progress_counts_every_phase_up_to_its_total(
     float_model: Callable[..., Path], ids: torch.Tensor, tmp_path: Path
 ) -> None:
     heard: dict[Phase, list[Progress]] = {}
-    settings = Settings(weigh_tokens=True, distill=3)
-    run = Quantization(
-        StreamedModel(float_model("llama")), load_recipe("tutorial"), settings, ids, tmp_path / "o", False
-    )
+    run = Quantization(job(float_model("llama"), ids, gradients=True, distill=3), tmp_path / "o")
     run.run(lambda progress: heard.setdefault(progress.phase, []).append(progress))
-    assert list(heard) == list(Phase)
+    assert list(heard) == [phase for phase in Phase if phase is not Phase.GENERATING_TEXT]
     for news in heard.values():
         assert [p.done for p in news] == sorted(p.done for p in news)
         assert news[-1].done == news[-1].total
@@ -252,13 +225,13 @@ def test_further_files_appear_with_the_checkpoint(
     float_model: Callable[..., Path], ids: torch.Tensor, tmp_path: Path
 ) -> None:
     directory, output = float_model("llama"), tmp_path / "out"
-    run = Quantization(StreamedModel(directory), load_recipe("tutorial"), Settings(), ids, output, False)
+    run = Quantization(job(directory, ids), output)
 
-    def extras(records: list[pipeline.BlockRecord], nbytes: int) -> dict[str, str]:
+    def extras(records: list[BlockRecord], nbytes: int) -> dict[str, str]:
         assert not output.exists()
         return {"size.txt": f"{len(records)} blocks, {nbytes} bytes"}
 
-    _, nbytes = run.run(extras=extras)
+    _, nbytes = run.run(extra_files=extras)
     assert nbytes == sum(tensor.nbytes for tensor in CheckpointReader(output).tensors.values())
     assert (output / "size.txt").read_text() == f"2 blocks, {nbytes} bytes"
 

@@ -5,18 +5,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vllm_w4a4_plugin.calibration.rounding import (
+
+from vllm_w4a4_plugin.calibration.block.rounding import (
     GPTQ_DAMPING,
+    absmax_scale,
     best_activation_clip,
     best_weight_scale,
-    descend,
+    coordinate_descent,
     gptq,
     quantize_tokens,
     refit,
-    round_codes,
-    row_scale,
+    round_to_nearest,
 )
-
 from vllm_w4a4_plugin.ops.reference import kronecker_quant
 
 
@@ -41,8 +41,8 @@ def correlated(tokens: int, n: int) -> torch.Tensor:
 
 def test_gptq_beats_rounding_to_nearest_and_stays_in_range() -> None:
     x, weight = correlated(400, 160), torch.randn(20, 160, generator=torch.Generator().manual_seed(4))
-    scale = row_scale(weight, 4)
-    codes, nearest = gptq(weight, scale, x.t() @ x / 400), round_codes(weight, scale, 4)
+    scale = absmax_scale(weight, 4)
+    codes, nearest = gptq(weight, scale, x.t() @ x / 400), round_to_nearest(weight, scale, 4)
     assert torch.equal(codes, codes.round())
     assert codes.abs().max() <= 7
     error = [((c * scale - weight) @ x.t()).norm() for c in (codes, nearest)]
@@ -67,7 +67,7 @@ def column_by_column(weight: torch.Tensor, scale: torch.Tensor, hessian: torch.T
 def test_gptq_is_its_formula() -> None:
     x = correlated(400, 160).double()
     weight = torch.randn(9, 160, generator=torch.Generator().manual_seed(4)).double()
-    scale, hessian = row_scale(weight, 4), x.t() @ x / 400
+    scale, hessian = absmax_scale(weight, 4), x.t() @ x / 400
     assert torch.equal(gptq(weight, scale, hessian), column_by_column(weight, scale, hessian, GPTQ_DAMPING))
 
 
@@ -75,14 +75,14 @@ def test_gptq_is_its_formula() -> None:
 def test_descent_lowers_the_error_and_ends_where_no_single_code_helps(n: int) -> None:
     x = correlated(500, n).double()
     weight = torch.randn(4, n, generator=torch.Generator().manual_seed(n)).double()
-    hessian, scale = x.t() @ x / 500, row_scale(weight, 4)
+    hessian, scale = x.t() @ x / 500, absmax_scale(weight, 4)
 
     def error(codes: torch.Tensor) -> torch.Tensor:
         difference = codes * scale - weight
         return torch.einsum("...i,ij,...j->...", difference, hessian, difference)
 
     start = gptq(weight, scale, hessian)
-    few, many = (descend(start, weight, scale, hessian, sweeps=sweeps) for sweeps in (1, 40))
+    few, many = (coordinate_descent(start, weight, scale, hessian, sweeps=sweeps) for sweeps in (1, 40))
     assert (error(few) <= error(start) * (1 + 1e-9)).all()
     assert error(few).sum() < 0.98 * error(start).sum()
     assert torch.equal(many, many.round())
@@ -94,8 +94,8 @@ def test_descent_lowers_the_error_and_ends_where_no_single_code_helps(n: int) ->
 
 def test_gptq_with_uncorrelated_inputs_is_rounding_to_nearest() -> None:
     weight = torch.randn(6, 32, generator=torch.Generator().manual_seed(4))
-    scale = row_scale(weight, 4)
-    assert torch.equal(gptq(weight, scale, torch.eye(32)), round_codes(weight, scale, 4))
+    scale = absmax_scale(weight, 4)
+    assert torch.equal(gptq(weight, scale, torch.eye(32)), round_to_nearest(weight, scale, 4))
 
 
 def test_refit_solves_the_ridge_problem() -> None:
@@ -118,6 +118,6 @@ def test_clips_are_the_best_of_their_grids() -> None:
     assert chosen <= min((quantize_tokens(x, c) - x).norm() for c in (0.6, 0.7, 0.8, 0.9, 1.0)) + 1e-6
     weight = torch.randn(5, 64, generator=torch.Generator().manual_seed(2)) ** 3
     scale = best_weight_scale(weight, torch.ones(64))
-    assert (round_codes(weight, scale, 4) * scale - weight).norm() < (
-        round_codes(weight, row_scale(weight, 4), 4) * row_scale(weight, 4) - weight
+    assert (round_to_nearest(weight, scale, 4) * scale - weight).norm() < (
+        round_to_nearest(weight, absmax_scale(weight, 4), 4) * absmax_scale(weight, 4) - weight
     ).norm()

@@ -5,12 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from vllm_w4a4_plugin.calibration.structure import Group, Role
 
 from tests.calibration.conftest import FAMILIES
 from vllm_w4a4_plugin.calibration.errors import CalibrationError
-from vllm_w4a4_plugin.calibration.model import StreamedModel
+from vllm_w4a4_plugin.calibration.model.streamed import StreamedModel
+from vllm_w4a4_plugin.calibration.model.structure import Group, Role
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -41,26 +40,3 @@ def test_other_structures_are_refused(
 ) -> None:
     with pytest.raises(CalibrationError, match=message):
         StreamedModel(float_model(family, **changes))
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_streamed_model_computes_what_transformers_does(family: str, float_model: Callable[..., Path]) -> None:
-    from transformers import AutoModelForCausalLM
-
-    directory = float_model(family)
-    ids = torch.randint(3, 512, (2, 48), generator=torch.Generator().manual_seed(0))
-    expected = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)(ids).logits
-    model = StreamedModel(directory)
-    hidden, _ = model.start(ids)
-    with torch.no_grad():
-        for index in range(len(model)):
-            hidden = model.run_block(model.load_block(index), index, hidden)
-        assert torch.allclose(model.logits(hidden), expected, atol=1e-4)
-
-
-def test_directories_without_a_usable_model_are_refused(tmp_path: Path, float_model: Callable[..., Path]) -> None:
-    with pytest.raises(CalibrationError, match=r"no config\.json"):
-        StreamedModel(tmp_path)
-    (tmp_path / "config.json").write_text((float_model("llama") / "config.json").read_text())
-    with pytest.raises(CalibrationError, match=r"no \*\.safetensors"):
-        StreamedModel(tmp_path)

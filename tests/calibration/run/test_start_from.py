@@ -3,30 +3,32 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from vllm_w4a4_plugin.calibration.pipeline import Quantization, Settings, work_directory
 
-from tests.calibration.test_pipeline import bytes_of, quantize
+from tests.calibration.running import bytes_of, job, quantize
 from tests.conftest import MICRO
 from vllm_w4a4_plugin.calibration.errors import CalibrationError
-from vllm_w4a4_plugin.calibration.model import StreamedModel
-from vllm_w4a4_plugin.calibration.recipe import load_recipe
+from vllm_w4a4_plugin.calibration.run.pipeline import Quantization
+from vllm_w4a4_plugin.calibration.run.start_from import StartingPoint
+from vllm_w4a4_plugin.calibration.run.work import WorkDirectory
 from vllm_w4a4_plugin.checkpoint import CheckpointReader
 from vllm_w4a4_plugin.checkpoint.verify import header_findings, value_findings
 from vllm_w4a4_plugin.cli import main
 
 
 def distilled(directory: Path, start: Path, output: Path, ids: torch.Tensor, steps: int) -> Path:
-    model, recipe, settings = StreamedModel(directory), load_recipe("tutorial"), Settings(distill=steps)
-    Quantization(model, recipe, settings, ids, output, False, start_from=start).run()
+    plain = job(directory, ids, distill=steps)
+    started = replace(plain, start_from=StartingPoint(plain.model, CheckpointReader(start)))
+    Quantization(started, output).run()
     return output
 
 
 @pytest.mark.parametrize("recipe", ["tutorial", "all-w4a4"])
-def test_it_gives_the_bytes_of_one_run(
+def test_the_result_is_byte_identical_to_that_of_one_run(
     recipe: str, float_model: Callable[..., Path], ids: torch.Tensor, tmp_path: Path
 ) -> None:
     directory = float_model("llama")
@@ -34,7 +36,7 @@ def test_it_gives_the_bytes_of_one_run(
     start = quantize(directory, tmp_path / "start", ids, recipe)
     output = distilled(directory, start, tmp_path / "out", ids, 3)
     assert bytes_of(output) == bytes_of(whole) != bytes_of(start)
-    assert not work_directory(output).exists()
+    assert not WorkDirectory(output).path.exists()
 
 
 def test_a_checkpoint_of_the_official_tool_is_distilled(tmp_path: Path) -> None:
@@ -85,8 +87,8 @@ def test_what_cannot_be_started_from_is_refused(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--recipe", "tutorial"], "leave out --recipe"),
-        (["--distill", "0"], "for how many steps"),
+        (["--recipe", "tutorial"], "leave out --recipe, --keep-float and --gradients"),
+        (["--distill", "0"], "set --distill to a number of steps"),
         ([], ""),
     ],
 )
@@ -105,4 +107,4 @@ def test_from_the_command_line(
     assert main([*command, "--calib-file", str(text), *arguments]) == bool(message)
     assert message in capsys.readouterr().err
     assert output.exists() == (not message)
-    assert not work_directory(output).exists()
+    assert not WorkDirectory(output).path.exists()
