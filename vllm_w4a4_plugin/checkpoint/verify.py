@@ -100,14 +100,12 @@ def _check_layer(name: str, inventory: Inventory) -> None:
 
 
 def _fused_value_findings(reader: CheckpointReader, shards: list[str]) -> Iterator[str]:
-    import torch
-
     if not module_type(reader.description, shards[0]).spec.has_transform:
         return
     for suffix in (LEFT_TRANS, RIGHT_TRANS):
         names = [f"{name}.{suffix}" for name in shards if f"{name}.{suffix}" in reader.tensors]
         for name in names[1:]:
-            if not torch.equal(reader.load(names[0]), reader.load(name)):
+            if not reader.load(names[0]).equal(reader.load(name)):
                 yield f"tensors {names[0]} and {name} differ, but their layers are computed as one matrix product"
     clips = {f"{name}.{CLIP_RATIO}": reader.load(f"{name}.{CLIP_RATIO}").item() for name in shards}
     yield from _caught(partial(merge_clip_ratios, clips))
