@@ -27,8 +27,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "quantize", help="make a W4A4 checkpoint from a float Hugging Face model", argument_default=argparse.SUPPRESS
     )
     # The second spelling of an argument is that of msModelSlim's script, so that its command lines work here.
-    parser.add_argument("model", nargs="?", type=Path, help="directory of the float model")
-    parser.add_argument("--model_path", dest="model", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("model", nargs="?", default=None, type=Path, help="directory of the float model")
+    parser.add_argument("--model_path", default=None, type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--output", "--save_directory", type=Path, required=True, help="directory to make")
     parser.add_argument(
         "--calib-file", "--calib_file", type=Path,
@@ -84,11 +84,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Quantize; returns 0."""
     given = {name: value for name, value in vars(args).items() if name in QuantizeOptions.model_fields}
-    if "model" not in args:
+    model = args.model or args.model_path
+    if model is None:
         raise CalibrationError("give the directory of the float model: vllm-w4a4 quantize MODEL --output DIR")
     with _options_as_flags(), _log_to_stderr(), _Bars() as bars:
         try:
-            report = calibration.quantize(args.model, args.output, QuantizeOptions(**given), bars.show)
+            report = calibration.quantize(model, args.output, QuantizeOptions(**given), bars.show)
         except KeyboardInterrupt:
             print(f"\n{bars}; the same command with --resume continues.")
             raise
