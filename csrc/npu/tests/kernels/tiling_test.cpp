@@ -15,7 +15,7 @@ namespace {
 
 constexpr uint64_t kUb = 192 * 1024, kL1 = 512 * 1024, kL0 = 64 * 1024, kL0C = 128 * 1024;
 
-// `l1`: bytes that the GEMM takes of it.
+// `l1`: bytes of L1 that the GEMM uses.
 void check_pipelined(const Tiling& t, uint64_t l1, const std::string& what) {
   const TilingData& d = t.data;
   check(d.resident && !d.replicated && d.groups == 1 && t.token_class == TokenClass::kRows128, what + ": chunks");
@@ -90,7 +90,7 @@ void check_workspace(const Tiling& t, const std::string& what) {
   }
 }
 
-// The busiest core's columns over a perfect share, in percent.
+// The busiest core's columns, in percent of an even share.
 int64_t imbalance(const Tiling& t) {
   const TilingData& d = t.data;
   const int64_t tiles = int64_t{d.row_tiles} * d.column_tiles;
@@ -126,7 +126,7 @@ void test_models() {
 }
 
 void test_balance() {
-  // No core of the Qwen3-32B linears has more than this share, in percent of an even one.
+  // In none of the Qwen3-32B linears does a core have more than this, in percent of an even share.
   struct Case {
     int64_t tokens, in, out, left, right, percent;
   };
