@@ -10,11 +10,22 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from tests.npu.processes import MICRO
+from vllm_w4a4_plugin.capacity.kernels import kernel_of
+from vllm_w4a4_plugin.capacity.model import read_model
+from vllm_w4a4_plugin.checkpoint import QuantType
+from vllm_w4a4_plugin.checkpoint.spec import LinearSpec
 from vllm_w4a4_plugin.ops import reference
-from vllm_w4a4_plugin.quantization.ascend import AscendW4A4ModelSlimConfig
+from vllm_w4a4_plugin.quantization.ascend_config import AscendW4A4ModelSlimConfig
 
 PACKED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
 FLATQUANT, DYNAMIC = "W4A4_FLATQUANT_DYNAMIC", "W4A4_DYNAMIC"
+
+SAME_ROUNDINGS = 8e-3
+"""Relative error between the operators and the reference with their roundings: bfloat16 outputs, few flips."""
+
+OTHER_ROUNDINGS = 6e-2
+"""Between an operator path in bfloat16 and the formula in float32: more int4 values fall the other way."""
 
 
 @dataclass
@@ -93,3 +104,15 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     assert found.shape == expected.shape
     assert found.dtype == expected.dtype
     return ((found.float() - expected.float()).norm() / expected.float().norm()).item()
+
+
+def output(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    return layer(x)[0]
+
+
+def planned_kernel(linear: Linear) -> tuple[str, str]:
+    """What `vllm-w4a4 doctor` would have said."""
+    kind = QuantType(linear.kind)
+    layer = LinearSpec("up", kind, linear.out, linear.features, linear.groups, linear.left, linear.right)
+    choice = kernel_of(layer, read_model(MICRO), 1)
+    return choice.kernel, choice.reason

@@ -1,89 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """vllm-ascend's real linear layers with our method, on the stand-in's operators, against the reference."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch_npu
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from vllm.config import VllmConfig
 
-from tests.npu.linears import DYNAMIC, Linear, inputs, load, open_config, relative_error
-from tests.npu.loading import distributed, engine_config, run_operators_on_cpu
-from tests.npu.processes import MICRO
-from vllm_w4a4_plugin import npu_limits
-from vllm_w4a4_plugin.capacity import model as capacity_model
-from vllm_w4a4_plugin.capacity.kernels import NONE, choose_kernel
+from tests.npu.linears import (
+    DYNAMIC,
+    OTHER_ROUNDINGS,
+    SAME_ROUNDINGS,
+    Linear,
+    inputs,
+    load,
+    open_config,
+    output,
+    planned_kernel,
+    relative_error,
+)
 from vllm_w4a4_plugin.checkpoint import CheckpointError
-from vllm_w4a4_plugin.npu_limits import KRONECKER, UNFUSED, UNTRANSFORMED
-from vllm_w4a4_plugin.ops import npu, npu_fused, reference
+from vllm_w4a4_plugin.ops.npu import cann
+from vllm_w4a4_plugin.ops.npu.select import Kernel
 
-SAME_ROUNDINGS = 8e-3
-"""Relative error between the operators and the reference with their roundings: bfloat16 outputs, few flips."""
-
-OTHER_ROUNDINGS = 6e-2
-"""Between an operator path in bfloat16 and the formula in float32: more int4 values fall the other way."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def micro() -> Iterator[VllmConfig]:
-    config = engine_config(MICRO)
-    with distributed(config):
-        run_operators_on_cpu()
-        yield config
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
-    """Names and keyword arguments of the operators called."""
-    seen: list[tuple[str, Any]] = []
-
-    def watched(name: str, operator: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            seen.append((name, kwargs))
-            return operator(*args, **kwargs)
-
-        return call
-
-    for name in ("npu_kronecker_quant", "npu_dynamic_quant", "npu_quant_matmul", "npu_convert_weight_to_int4pack"):
-        monkeypatch.setattr(torch_npu, name, watched(name, getattr(torch_npu, name)))
-    return seen
-
-
-@pytest.fixture
-def column(tmp_path: Path) -> Callable[..., Any]:
-    """A loaded column-parallel layer `mlp.up` with one linear."""
-
-    def make(linear: Linear, **arguments: Any) -> Any:
-        from vllm_ascend.ops.linear import AscendColumnParallelLinear
-
-        layer = AscendColumnParallelLinear(
-            linear.features,
-            linear.out,
-            bias=linear.bias,
-            quant_config=open_config(tmp_path, {"mlp.up": linear}),
-            prefix="model.layers.0.mlp.up",
-            **{"params_dtype": torch.bfloat16, **arguments},
-        )
-        return load(layer, {None: linear})
-
-    return make
-
-
-def output(layer: Any, x: torch.Tensor) -> torch.Tensor:
-    return layer(x)[0]
-
-
-def planned_kernel(linear: Linear) -> tuple[str, str]:
-    """What `vllm-w4a4 doctor` would have said."""
-    layer = capacity_model.Linear(
-        "up", linear.kind, linear.out, linear.features, linear.groups, linear.left, linear.right
-    )
-    return choose_kernel(layer, capacity_model.read_model(MICRO), 1)
+pytestmark = pytest.mark.usefixtures("config")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -96,9 +39,9 @@ def test_kronecker_path(column: Callable[..., Any], clip: float, dtype: torch.dt
     found = output(layer, x)
     assert [name for name, _ in calls] == ["npu_kronecker_quant", "npu_quant_matmul"]
     assert relative_error(found, linear.expected(x)) < SAME_ROUNDINGS
-    assert layer.quant_method.scheme.operator == KRONECKER
+    assert layer.quant_method.scheme.operator == Kernel.KRONECKER
     assert layer.quant_method.scheme.remark == ""
-    assert planned_kernel(linear) == (KRONECKER, "")
+    assert planned_kernel(linear) == (Kernel.KRONECKER, "")
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -172,9 +115,9 @@ def test_fallback(
     assert [name for name, _ in calls] == ["npu_dynamic_quant", "npu_quant_matmul"]
     assert relative_error(found, linear.expected(x, with_npu_roundings=False)) < OTHER_ROUNDINGS
     (row,) = layer.quant_config.report.table().splitlines()[2:]
-    assert UNFUSED in row
+    assert Kernel.UNFUSED in row
     assert reason in row
-    assert planned_kernel(linear) == (UNFUSED, reason.removeprefix("up: "))
+    assert planned_kernel(linear) == (Kernel.UNFUSED, reason.removeprefix("up: "))
 
 
 def test_fallback_with_a_small_clip_ratio_says_what_it_cannot(column: Callable[..., Any]) -> None:
@@ -191,8 +134,8 @@ def test_layers_without_a_transform(column: Callable[..., Any], calls: list[Any]
     found = output(layer, x)
     assert [name for name, _ in calls] == ["npu_dynamic_quant", "npu_quant_matmul"]
     assert relative_error(found, linear.expected(x, with_npu_roundings=False)) < SAME_ROUNDINGS
-    assert layer.quant_method.scheme.operator == UNTRANSFORMED
-    assert planned_kernel(linear) == (UNTRANSFORMED, "")
+    assert layer.quant_method.scheme.operator == Kernel.UNTRANSFORMED
+    assert planned_kernel(linear) == (Kernel.UNTRANSFORMED, "")
 
 
 def test_weights_are_packed_tensor_by_tensor(column: Callable[..., Any], calls: list[Any]) -> None:
@@ -205,47 +148,14 @@ def test_weights_are_packed_tensor_by_tensor(column: Callable[..., Any], calls: 
 
 def test_packing_in_parts_is_packing_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randint(-8, 8, (37, 64), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
-    whole = npu.pack_int4(weight, weight.device)
-    monkeypatch.setattr(npu, "PACKED_AT_ONCE", 5 * 64)
-    assert torch.equal(npu.pack_int4(weight, weight.device), whole)
+    whole = cann.pack_int4(weight, weight.device)
+    monkeypatch.setattr(cann, "PACKED_AT_ONCE", 5 * 64)
+    assert torch.equal(cann.pack_int4(weight, weight.device), whole)
 
 
 def test_no_token_at_all(column: Callable[..., Any]) -> None:
     assert output(column(Linear(48, 192)), inputs(192, 0)).shape == (0, 48)
     assert output(column(Linear(48, 192, kind=DYNAMIC)), inputs(192, 0)).shape == (0, 48)
-
-
-class TestTokenLimit:
-    @pytest.fixture(autouse=True)
-    def untried(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        monkeypatch.setattr(npu, "_token_limit", npu_limits.KRONECKER_TOKENS_OLD_CANN)
-        npu._try_tokens.cache_clear()
-        yield
-        npu._try_tokens.cache_clear()
-
-    def test_nothing_is_tried_unless_it_matters(self, calls: list[Any]) -> None:
-        assert npu.find_token_limit(32768, torch.device("cpu")) == 32768
-        assert calls == []
-
-    @pytest.mark.parametrize("limit", [32768, 262144])
-    def test_found_once(self, limit: int, monkeypatch: pytest.MonkeyPatch, calls: list[Any]) -> None:
-        monkeypatch.setattr(torch_npu.operators, "kronecker_token_limit", limit)
-        for _ in range(3):
-            assert npu.find_token_limit(65536, torch.device("cpu")) == limit
-        assert len(calls) == 1
-
-    def test_split_only_beyond_it(
-        self, column: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, calls: list[Any]
-    ) -> None:
-        linear = Linear(48, 192)
-        layer, x = column(linear), inputs(192, 40)
-        whole = output(layer, x)
-        monkeypatch.setattr(torch_npu.operators, "kronecker_token_limit", 16)
-        monkeypatch.setattr(npu, "_token_limit", 16)
-        for tokens, expected in ((16, 1), (17, 2), (40, 3)):
-            calls.clear()
-            assert torch.equal(output(layer, x[:tokens]), whole[:tokens])
-            assert [name for name, _ in calls].count("npu_kronecker_quant") == expected
 
 
 def test_row_parallel_layers_gather_before_they_quantize(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,87 +205,4 @@ def test_what_no_kernel_can_do_is_refused(column: Callable[..., Any], linear: Li
         column(linear)
     assert problem in str(error.value)
     if not linear.offset:  # a value, which only loading sees
-        assert planned_kernel(linear)[0] == NONE
-
-
-class TestFusedLibrary:
-    """A library in Python in place of csrc/npu's: the same operator, checked as torch_operator.cpp checks it."""
-
-    @pytest.fixture(autouse=True)
-    def library(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        from vllm_w4a4_plugin.ops.nz import unpack_nz
-
-        def flatquant_linear(
-            x: torch.Tensor,
-            weight: torch.Tensor,
-            weight_scale: torch.Tensor,
-            left_trans: torch.Tensor | None,
-            right_trans: torch.Tensor | None,
-            clip_ratio: float,
-            bias: torch.Tensor | None = None,
-        ) -> torch.Tensor:
-            assert x.is_contiguous()
-            assert weight_scale.shape[0] == 1
-            assert bias is None or bias.dtype == torch.float32
-            assert all(factor is None or factor.dtype == x.dtype for factor in (left_trans, right_trans))
-            rows = weight_scale.shape[1]
-            unpacked = unpack_nz(weight, rows, x.shape[-1])
-            y = reference.flatquant_linear(
-                x.float(), unpacked, weight_scale[0], left_trans, right_trans, clip_ratio, bias
-            )
-            return y.to(x.dtype)
-
-        library = torch.library.Library("vllm_w4a4_npu", "FRAGMENT")
-        library.define(
-            "flatquant_linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? left_trans, Tensor? right_trans, "
-            "float clip_ratio, Tensor? bias=None) -> Tensor"
-        )
-        library.impl("flatquant_linear", flatquant_linear, "CPU")
-        monkeypatch.setattr(npu_fused, "absence", lambda: "")
-        yield
-        library._destroy()
-
-    @pytest.mark.parametrize(("left", "right", "kind"), [(12, 16, None), (12, None, None), (None, None, DYNAMIC)])
-    def test_it_is_preferred(
-        self, column: Callable[..., Any], left: int | None, right: int | None, kind: str | None, calls: list[Any]
-    ) -> None:
-        linear = Linear(48, 192, left, right, bias=True, **({"kind": kind} if kind else {}))
-        layer = column(linear)
-        calls.clear()
-        x = inputs(192)
-        assert relative_error(output(layer, x), linear.expected(x, with_npu_roundings=False)) < 0.03
-        assert calls == []
-        assert layer.quant_method.scheme.operator == npu_fused.OPERATOR
-        assert npu_fused.OPERATOR in layer.quant_config.report.table()
-
-    def test_weights_are_loaded_again(self, column: Callable[..., Any]) -> None:
-        layer, other = column(Linear(48, 192)), Linear(48, 192, seed=7)
-        x = inputs(192)
-        assert relative_error(output(load(layer, {None: other}), x), other.expected(x, with_npu_roundings=False)) < 0.03
-
-    def test_what_it_cannot_do_goes_to_the_next_and_is_named(
-        self, column: Callable[..., Any], calls: list[Any]
-    ) -> None:
-        linear = Linear(40, 192)
-        layer = column(linear)
-        x = inputs(192)
-        assert relative_error(output(layer, x), linear.expected(x)) < SAME_ROUNDINGS
-        assert layer.quant_method.scheme.operator == KRONECKER
-        assert "weight 40 x 192 is not made of 16 x 64 fractals" in layer.quant_config.report.table()
-
-
-def test_without_a_built_library_the_reason_is_known() -> None:
-    npu_fused.absence.cache_clear()
-    assert npu_fused.absence() == "libvllm_w4a4_npu.so is not built"
-
-
-def test_a_library_that_does_not_load_is_not_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    file = tmp_path / npu_fused.LIBRARY
-    file.write_bytes(b"not a library")
-    monkeypatch.setattr(npu_fused, "library_places", lambda name: iter([file]))
-    npu_fused.absence.cache_clear()
-    assert "does not load" in npu_fused.absence()
-    assert f"The fused NPU library {file} does not load" in caplog.text
-    npu_fused.absence.cache_clear()
+        assert planned_kernel(linear)[0] == Kernel.NONE

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fused NPU library: it is preferred, the table names what it cannot run, and a broken one is not used."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.npu.linears import DYNAMIC, SAME_ROUNDINGS, Linear, inputs, load, output, relative_error
+from vllm_w4a4_plugin.ops import reference
+from vllm_w4a4_plugin.ops.npu import fused
+from vllm_w4a4_plugin.ops.npu.select import Kernel
+
+pytestmark = pytest.mark.usefixtures("config")
+
+
+class TestFusedLibrary:
+    """A library in Python in place of csrc/npu's: the same operator, checked as torch_operator.cpp checks it."""
+
+    @pytest.fixture(autouse=True)
+    def library(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        from vllm_w4a4_plugin.ops.npu.nz import unpack_nz
+
+        def flatquant_linear(
+            x: torch.Tensor,
+            weight: torch.Tensor,
+            weight_scale: torch.Tensor,
+            left_trans: torch.Tensor | None,
+            right_trans: torch.Tensor | None,
+            clip_ratio: float,
+            bias: torch.Tensor | None = None,
+        ) -> torch.Tensor:
+            assert x.is_contiguous()
+            assert weight_scale.shape[0] == 1
+            assert bias is None or bias.dtype == torch.float32
+            assert all(factor is None or factor.dtype == x.dtype for factor in (left_trans, right_trans))
+            rows = weight_scale.shape[1]
+            unpacked = unpack_nz(weight, rows, x.shape[-1])
+            y = reference.flatquant_linear(
+                x.float(), unpacked, weight_scale[0], left_trans, right_trans, clip_ratio, bias
+            )
+            return y.to(x.dtype)
+
+        library = torch.library.Library("vllm_w4a4_npu", "FRAGMENT")
+        library.define(
+            "flatquant_linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? left_trans, Tensor? right_trans, "
+            "float clip_ratio, Tensor? bias=None) -> Tensor"
+        )
+        library.impl("flatquant_linear", flatquant_linear, "CPU")
+        monkeypatch.setattr(fused, "unavailable_reason", lambda: "")
+        yield
+        library._destroy()
+
+    @pytest.mark.parametrize(("left", "right", "kind"), [(12, 16, None), (12, None, None), (None, None, DYNAMIC)])
+    def test_it_is_preferred(
+        self, column: Callable[..., Any], left: int | None, right: int | None, kind: str | None, calls: list[Any]
+    ) -> None:
+        linear = Linear(48, 192, left, right, bias=True, **({"kind": kind} if kind else {}))
+        layer = column(linear)
+        calls.clear()
+        x = inputs(192)
+        assert relative_error(output(layer, x), linear.expected(x, with_npu_roundings=False)) < 0.03
+        assert calls == []
+        assert layer.quant_method.scheme.operator == Kernel.FUSED
+        assert Kernel.FUSED in layer.quant_config.report.table()
+
+    def test_weights_are_loaded_again(self, column: Callable[..., Any]) -> None:
+        layer, other = column(Linear(48, 192)), Linear(48, 192, seed=7)
+        x = inputs(192)
+        assert relative_error(output(load(layer, {None: other}), x), other.expected(x, with_npu_roundings=False)) < 0.03
+
+    def test_what_it_cannot_do_goes_to_the_next_and_is_named(
+        self, column: Callable[..., Any], calls: list[Any]
+    ) -> None:
+        linear = Linear(40, 192)
+        layer = column(linear)
+        x = inputs(192)
+        assert relative_error(output(layer, x), linear.expected(x)) < SAME_ROUNDINGS
+        assert layer.quant_method.scheme.operator == Kernel.KRONECKER
+        assert "weight 40 x 192 is not made of 16 x 64 fractals" in layer.quant_config.report.table()
+
+
+def test_without_a_built_library_the_reason_is_known() -> None:
+    fused.unavailable_reason.cache_clear()
+    assert fused.unavailable_reason() == "libvllm_w4a4_npu.so is not built"
+
+
+def test_a_library_that_does_not_load_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / fused.LIBRARY
+    file.write_bytes(b"not a library")
+    monkeypatch.setattr(fused, "library_places", lambda name: iter([file]))
+    fused.unavailable_reason.cache_clear()
+    assert "does not load" in fused.unavailable_reason()
+    assert f"The fused NPU library {file} does not load" in caplog.text
+    fused.unavailable_reason.cache_clear()
