@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from vllm_w4a4_plugin import ops
-from vllm_w4a4_plugin.checkpoint.layer import kronecker_sizes
+from vllm_w4a4_plugin.checkpoint.spec import kronecker_sizes
 
 from . import limits
 from .measure import interleaved, median_ratio

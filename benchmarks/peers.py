@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vllm_w4a4_plugin import ops
-from vllm_w4a4_plugin.checkpoint.layer import kronecker_sizes
+from vllm_w4a4_plugin.checkpoint.spec import kronecker_sizes
 
 from .ggml import GgmlLinear, GgmlUnavailable
 from .shapes import Linear

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vllm_w4a4_plugin.checkpoint import DESCRIPTION_FILE, QuantType
-from vllm_w4a4_plugin.checkpoint.layer import kronecker_sizes
+from vllm_w4a4_plugin.checkpoint.spec import kronecker_sizes
 
 from .shapes import Model
 

@@ -77,7 +77,7 @@ logging.basicConfig(format="%(message)s")
 vllm.__version__ = "0.99.1"
 import vllm_w4a4_plugin
 records = []
-vllm_w4a4_plugin.logger.addFilter(lambda record: records.append(record.getMessage()) or True)
+logging.getLogger("vllm.plugins.w4a4").addFilter(lambda record: records.append(record.getMessage()) or True)
 vllm_w4a4_plugin.register()
 print(records)
 """

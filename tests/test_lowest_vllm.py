@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-import vllm_w4a4_plugin
 from tools import npu_environment
+from vllm_w4a4_plugin.constants import TESTED_VLLM
 
 ROOT = Path(__file__).parents[1]
-LOWEST = f"{vllm_w4a4_plugin.TESTED_VLLM[0]}.0"
-TESTS = ["tests/quantization", "tests/test_detection.py", "tests/test_import.py"]
+LOWEST = f"{TESTED_VLLM[0]}.0"
+TESTS = ["tests/quantization", "tests/platforms/test_detection.py", "tests/test_import.py"]
 
 
 @pytest.fixture(scope="module")

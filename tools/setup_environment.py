@@ -197,6 +197,9 @@ def install_plugin(environment: Environment) -> None:
 def source_fingerprint() -> str:
     """Changes when the package must be built again."""
     digest = hashlib.sha256(str(ROOT).encode())
+    # The editable installation has a list of the package's modules.
+    for file in sorted((ROOT / "vllm_w4a4_plugin").rglob("*.py")):
+        digest.update(str(file.relative_to(ROOT)).encode())
     for file in [ROOT / "pyproject.toml", ROOT / "CMakeLists.txt", *sorted((ROOT / "csrc").rglob("*"))]:
         if file.is_file() and "npu" not in file.relative_to(ROOT).parts:
             digest.update(str(file.relative_to(ROOT)).encode() + file.read_bytes())

@@ -8,9 +8,11 @@ import pytest
 
 from tests.conftest import MICRO
 from vllm_w4a4_plugin.capacity.devices import GIB, find_device
-from vllm_w4a4_plugin.capacity.memory import RUNTIME_BYTES, Serving, plan_memory, shape_on_rank
-from vllm_w4a4_plugin.capacity.model import Linear, read_model
-from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader
+from vllm_w4a4_plugin.capacity.memory import RUNTIME_BYTES, Serving, plan_memory
+from vllm_w4a4_plugin.capacity.model import read_model
+from vllm_w4a4_plugin.capacity.partition import sizes_on_rank
+from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader, QuantType
+from vllm_w4a4_plugin.checkpoint.spec import LinearSpec
 
 DEVICE = find_device("910B2")
 
@@ -50,11 +52,11 @@ def test_devices_share(config_only: Callable[..., Path], ranks: int) -> None:
 
 def test_heads_are_copied_beyond_their_number(config_only: Callable[..., Path]) -> None:
     model = read_model(config_only())
-    k_proj = Linear("model.layers.0.self_attn.k_proj", "FLOAT", 1024, 5120)
-    assert shape_on_rank(k_proj, model, 16) == (128, 5120)
+    k_proj = LinearSpec("model.layers.0.self_attn.k_proj", QuantType.FLOAT, 1024, 5120)
+    assert sizes_on_rank(k_proj, model, 16) == (128, 5120)
     assert plan_memory(model, DEVICE, Serving(16)).kv_per_token == 2 * 64 * 128 * 2
     with pytest.raises(CheckpointError, match="8 key-value heads cannot be shared evenly by 12"):
-        shape_on_rank(k_proj, model, 12)
+        sizes_on_rank(k_proj, model, 12)
 
 
 def test_what_cannot_be_divided_is_refused(config_only: Callable[..., Path]) -> None:
@@ -67,7 +69,7 @@ def test_a_checkpoint_is_read_from_its_headers() -> None:
     assert model.stored_bytes == sum(info.nbytes for info in reader.tensors.values())
     assert len(model.linears) == 14
     q_proj = next(linear for linear in model.linears if linear.name == "model.layers.0.self_attn.q_proj")
-    assert (q_proj.out_features, q_proj.in_features, q_proj.left, q_proj.right) == (256, 192, 12, 16)
+    assert (q_proj.output_size, q_proj.input_size, q_proj.left, q_proj.right) == (256, 192, 12, 16)
     norms = sum(info.nbytes for name, info in reader.tensors.items() if "norm" in name)
     assert model.other_bytes == norms
 

@@ -4,8 +4,8 @@
 import pytest
 
 from vllm_w4a4_plugin.capacity.devices import find_device
-from vllm_w4a4_plugin.capacity.model import Linear
 from vllm_w4a4_plugin.capacity.roofline import linear_time
+from vllm_w4a4_plugin.checkpoint import QuantType
 
 DEVICE = find_device("910B2")
 SHAPES = {"qkv": (10240, 5120), "o": (5120, 8192), "gate_up": (51200, 5120), "down": (5120, 25600)}
@@ -20,9 +20,9 @@ SHAPES = {"qkv": (10240, 5120), "o": (5120, 8192), "gate_up": (51200, 5120), "do
     ],
 )
 def test_w4a4_linears(tokens: int, microseconds: dict[str, int]) -> None:
-    for name, (rows, columns) in SHAPES.items():
-        linear = Linear(name, "W4A4_FLATQUANT_DYNAMIC", rows, columns)
-        assert 1e6 * linear_time(linear, rows, columns, tokens, DEVICE) == pytest.approx(
+    for name, (output_size, input_size) in SHAPES.items():
+        kind = QuantType.W4A4_FLATQUANT_DYNAMIC
+        assert 1e6 * linear_time(kind, output_size, input_size, tokens, DEVICE) == pytest.approx(
             microseconds[name], rel=2e-3, abs=0.6
         )
 
@@ -33,18 +33,18 @@ def test_w4a4_linears(tokens: int, microseconds: dict[str, int]) -> None:
 )
 def test_64_layers(kind: str, milliseconds: tuple[float, ...]) -> None:
     for tokens, expected in zip((1, 1024, 4096), milliseconds, strict=True):
-        seconds = 64 * sum(linear_time(Linear("x", kind, *s), *s, tokens, DEVICE) for s in SHAPES.values())
+        seconds = 64 * sum(linear_time(QuantType(kind), *s, tokens, DEVICE) for s in SHAPES.values())
         assert 1e3 * seconds == pytest.approx(expected, rel=0.01)
 
 
 def test_w4a4_turns_from_memory_to_compute_at_221_tokens() -> None:
-    linear = Linear("x", "W4A4_DYNAMIC", 10240, 5120)
-    one = linear_time(linear, 10240, 5120, 1, DEVICE)
-    assert linear_time(linear, 10240, 5120, 221, DEVICE) == one
-    assert linear_time(linear, 10240, 5120, 223, DEVICE) > one
+    kind = QuantType.W4A4_DYNAMIC
+    one = linear_time(kind, 10240, 5120, 1, DEVICE)
+    assert linear_time(kind, 10240, 5120, 221, DEVICE) == one
+    assert linear_time(kind, 10240, 5120, 223, DEVICE) > one
 
 
 def test_20_cubes_are_slower_than_24() -> None:
-    linear = Linear("x", "W4A4_DYNAMIC", 10240, 5120)
-    slow, fast = (linear_time(linear, 10240, 5120, 4096, find_device(name)) for name in ("910B3", "910B2"))
+    kind = QuantType.W4A4_DYNAMIC
+    slow, fast = (linear_time(kind, 10240, 5120, 4096, find_device(name)) for name in ("910B3", "910B2"))
     assert slow / fast == pytest.approx(1.2, rel=0.01)

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_w4a4_plugin import __version__
 from vllm_w4a4_plugin.capacity.versions import NOT_FOUND, found_versions
+from vllm_w4a4_plugin.constants import VERSION
 
 
 @pytest.fixture(autouse=True)
@@ -15,7 +15,7 @@ def no_toolkit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_machine_without_an_npu(tmp_path: Path) -> None:
     found = found_versions(tmp_path)
-    assert found["vllm-w4a4-plugin"] == __version__
+    assert found["vllm-w4a4-plugin"] == VERSION
     assert {found[name] for name in ("CANN", "driver", "torch-npu")} == {NOT_FOUND}
 
 

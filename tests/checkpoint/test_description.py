@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import MICRO
 from vllm_w4a4_plugin.checkpoint import CheckpointError, QuantDescription, QuantType, load_description
+from vllm_w4a4_plugin.checkpoint.types import known_types
 
 ENTRY = {"model.layers.0.mlp.up_proj.weight": "FLOAT"}
 
@@ -20,7 +21,7 @@ def test_reads_what_the_real_tool_wrote() -> None:
     assert description.tensors["model.layers.0.self_attn.q_proj.weight"] == QuantType.W4A4_FLATQUANT_DYNAMIC
     assert description.tensors["model.layers.0.self_attn.o_proj.weight"] == QuantType.W8A8_DYNAMIC
     assert description.tensors["model.layers.1.mlp.down_proj.weight"] == QuantType.FLOAT
-    assert len(description.type_names()) == 2 * 11 + 3
+    assert len(description.modules) == 2 * 11 + 3
 
 
 def test_accepts_the_file_itself() -> None:
@@ -84,9 +85,11 @@ def test_any_json_object_parses_or_is_refused_clearly(data: dict[str, object]) -
     assert description.tensors == {key: value for key, value in data.items() if "." in key}
 
 
-@given(st.dictionaries(st.from_regex(r"[a-z]{1,5}\.[a-z]{1,5}\.weight", fullmatch=True), st.sampled_from(QuantType)))
+@given(
+    st.dictionaries(st.from_regex(r"[a-z]{1,5}\.[a-z]{1,5}\.weight", fullmatch=True), st.sampled_from(known_types()))
+)
 def test_renaming_keeps_types(tensors: dict[str, QuantType]) -> None:
     description = QuantDescription(tensors={name: kind.value for name, kind in tensors.items()})
     renamed = description.renamed(lambda names: {f"x.{name}": kind for name, kind in names.items()})
     assert renamed.tensors == {f"x.{name}": kind for name, kind in tensors.items()}
-    assert renamed.type_names().keys() == {f"x.{name.removesuffix('.weight')}" for name in tensors}
+    assert renamed.modules.keys() == {f"x.{name.removesuffix('.weight')}" for name in tensors}

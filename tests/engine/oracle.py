@@ -38,7 +38,7 @@ def prompt_logprobs(directory: Path, tokens: list[int]) -> torch.Tensor:
     """Log probability, float32 [len(tokens) - 1], of each token but the first given those before it."""
     reader = CheckpointReader(directory)
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory), dtype=torch.float32).eval()
-    for name in reader.description.type_names():
+    for name in reader.description.modules:
         kind = module_type(reader.description, name)
         if kind is not QuantType.FLOAT:
             model.set_submodule(name, ReferenceLinear(reader, name, kind))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""These tests run beside vllm-ascend, on the stand-in for torch_npu: `make test-npu`, tests/test_beside_ascend.py."""
+"""These tests run inside vllm-ascend, on the stand-in for torch_npu: `make test-npu`, platforms/test_vllm_ascend.py."""
 
 import os
 from collections.abc import Callable, Iterator

@@ -11,10 +11,12 @@ import torch
 from safetensors.torch import save_file
 
 from tests.npu.processes import MICRO
-from vllm_w4a4_plugin.capacity import model as capacity_model
-from vllm_w4a4_plugin.capacity.kernels import choose_kernel
+from vllm_w4a4_plugin.capacity.kernels import kernel_of
+from vllm_w4a4_plugin.capacity.model import read_model
+from vllm_w4a4_plugin.checkpoint import QuantType
+from vllm_w4a4_plugin.checkpoint.spec import LinearSpec
 from vllm_w4a4_plugin.ops import reference
-from vllm_w4a4_plugin.quantization.ascend import AscendW4A4ModelSlimConfig
+from vllm_w4a4_plugin.quantization.ascend_config import AscendW4A4ModelSlimConfig
 
 PACKED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
 FLATQUANT, DYNAMIC = "W4A4_FLATQUANT_DYNAMIC", "W4A4_DYNAMIC"
@@ -110,7 +112,7 @@ def output(layer: Any, x: torch.Tensor) -> torch.Tensor:
 
 def planned_kernel(linear: Linear) -> tuple[str, str]:
     """What `vllm-w4a4 doctor` would have said."""
-    layer = capacity_model.Linear(
-        "up", linear.kind, linear.out, linear.features, linear.groups, linear.left, linear.right
-    )
-    return choose_kernel(layer, capacity_model.read_model(MICRO), 1)
+    kind = QuantType(linear.kind)
+    layer = LinearSpec("up", kind, linear.out, linear.features, linear.groups, linear.left, linear.right)
+    choice = kernel_of(layer, read_model(MICRO), 1)
+    return choice.kernel, choice.reason

@@ -52,7 +52,7 @@ def loaded_model(directory: Path, **arguments: Any) -> Iterator[torch.nn.Module]
 @cache
 def run_operators_on_cpu() -> None:
     """Let our operators, which are registered for NPUs, take the stand-in's tensors."""
-    from vllm_w4a4_plugin.ops import npu, npu_fused
+    from vllm_w4a4_plugin.ops.npu import cann, fused
 
-    npu.register_kernels("CPU")
-    npu_fused.register_kernel("CPU")
+    cann.register_kernels("CPU")
+    fused.register_kernel("CPU")

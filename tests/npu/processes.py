@@ -63,9 +63,9 @@ def of_the_user(*steps: str, **environment: str) -> dict[str, Any]:
 
 def pretending(version: str, force: str = "0") -> dict[str, Any]:
     """Register with another version of vllm-ascend."""
-    from vllm_w4a4_plugin import beside_ascend
+    from vllm_w4a4_plugin.platforms import vllm_ascend
 
-    beside_ascend._version = lambda: version
+    vllm_ascend._version = lambda: version
     return of_the_user("platform", "plugin", VLLM_W4A4_FORCE=force)
 
 
@@ -99,7 +99,7 @@ def pickled_configuration() -> bytes:
 def unpickled(data: bytes) -> tuple[str, str, int]:
     """A worker process that gets a configuration before it has loaded any plugin: (class, description, tensors)."""
     config = pickle.loads(data)
-    return type(config).__name__, config.quant_description["model_quant_type"], len(config._tensors)
+    return type(config).__name__, config.quant_description["model_quant_type"], len(config.inventory.tensors)
 
 
 def fingerprint(**environment: str) -> dict[str, str]:

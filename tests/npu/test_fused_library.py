@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from tests.npu.linears import DYNAMIC, SAME_ROUNDINGS, Linear, inputs, load, output, relative_error
-from vllm_w4a4_plugin.npu_limits import KRONECKER
-from vllm_w4a4_plugin.ops import npu_fused, reference
+from vllm_w4a4_plugin.ops import reference
+from vllm_w4a4_plugin.ops.npu import fused
+from vllm_w4a4_plugin.ops.npu.select import Kernel
 
 pytestmark = pytest.mark.usefixtures("config")
 
@@ -20,7 +21,7 @@ class TestFusedLibrary:
 
     @pytest.fixture(autouse=True)
     def library(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        from vllm_w4a4_plugin.ops.nz import unpack_nz
+        from vllm_w4a4_plugin.ops.npu.nz import unpack_nz
 
         def flatquant_linear(
             x: torch.Tensor,
@@ -48,7 +49,7 @@ class TestFusedLibrary:
             "float clip_ratio, Tensor? bias=None) -> Tensor"
         )
         library.impl("flatquant_linear", flatquant_linear, "CPU")
-        monkeypatch.setattr(npu_fused, "absence", lambda: "")
+        monkeypatch.setattr(fused, "unavailable_reason", lambda: "")
         yield
         library._destroy()
 
@@ -62,8 +63,8 @@ class TestFusedLibrary:
         x = inputs(192)
         assert relative_error(output(layer, x), linear.expected(x, with_npu_roundings=False)) < 0.03
         assert calls == []
-        assert layer.quant_method.scheme.operator == npu_fused.OPERATOR
-        assert npu_fused.OPERATOR in layer.quant_config.report.table()
+        assert layer.quant_method.scheme.operator == Kernel.FUSED
+        assert Kernel.FUSED in layer.quant_config.report.table()
 
     def test_weights_are_loaded_again(self, column: Callable[..., Any]) -> None:
         layer, other = column(Linear(48, 192)), Linear(48, 192, seed=7)
@@ -77,22 +78,22 @@ class TestFusedLibrary:
         layer = column(linear)
         x = inputs(192)
         assert relative_error(output(layer, x), linear.expected(x)) < SAME_ROUNDINGS
-        assert layer.quant_method.scheme.operator == KRONECKER
+        assert layer.quant_method.scheme.operator == Kernel.KRONECKER
         assert "weight 40 x 192 is not made of 16 x 64 fractals" in layer.quant_config.report.table()
 
 
 def test_without_a_built_library_the_reason_is_known() -> None:
-    npu_fused.absence.cache_clear()
-    assert npu_fused.absence() == "libvllm_w4a4_npu.so is not built"
+    fused.unavailable_reason.cache_clear()
+    assert fused.unavailable_reason() == "libvllm_w4a4_npu.so is not built"
 
 
 def test_a_library_that_does_not_load_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    file = tmp_path / npu_fused.LIBRARY
+    file = tmp_path / fused.LIBRARY
     file.write_bytes(b"not a library")
-    monkeypatch.setattr(npu_fused, "library_places", lambda name: iter([file]))
-    npu_fused.absence.cache_clear()
-    assert "does not load" in npu_fused.absence()
+    monkeypatch.setattr(fused, "library_places", lambda name: iter([file]))
+    fused.unavailable_reason.cache_clear()
+    assert "does not load" in fused.unavailable_reason()
     assert f"The fused NPU library {file} does not load" in caplog.text
-    npu_fused.absence.cache_clear()
+    fused.unavailable_reason.cache_clear()

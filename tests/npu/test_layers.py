@@ -22,10 +22,9 @@ from tests.npu.linears import (
     planned_kernel,
     relative_error,
 )
-from vllm_w4a4_plugin.capacity.kernels import NONE
 from vllm_w4a4_plugin.checkpoint import CheckpointError
-from vllm_w4a4_plugin.npu_limits import KRONECKER, UNFUSED, UNTRANSFORMED
-from vllm_w4a4_plugin.ops import npu
+from vllm_w4a4_plugin.ops.npu import cann
+from vllm_w4a4_plugin.ops.npu.select import Kernel
 
 pytestmark = pytest.mark.usefixtures("config")
 
@@ -40,9 +39,9 @@ def test_kronecker_path(column: Callable[..., Any], clip: float, dtype: torch.dt
     found = output(layer, x)
     assert [name for name, _ in calls] == ["npu_kronecker_quant", "npu_quant_matmul"]
     assert relative_error(found, linear.expected(x)) < SAME_ROUNDINGS
-    assert layer.quant_method.scheme.operator == KRONECKER
+    assert layer.quant_method.scheme.operator == Kernel.KRONECKER
     assert layer.quant_method.scheme.remark == ""
-    assert planned_kernel(linear) == (KRONECKER, "")
+    assert planned_kernel(linear) == (Kernel.KRONECKER, "")
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -116,9 +115,9 @@ def test_fallback(
     assert [name for name, _ in calls] == ["npu_dynamic_quant", "npu_quant_matmul"]
     assert relative_error(found, linear.expected(x, with_npu_roundings=False)) < OTHER_ROUNDINGS
     (row,) = layer.quant_config.report.table().splitlines()[2:]
-    assert UNFUSED in row
+    assert Kernel.UNFUSED in row
     assert reason in row
-    assert planned_kernel(linear) == (UNFUSED, reason.removeprefix("up: "))
+    assert planned_kernel(linear) == (Kernel.UNFUSED, reason.removeprefix("up: "))
 
 
 def test_fallback_with_a_small_clip_ratio_says_what_it_cannot(column: Callable[..., Any]) -> None:
@@ -135,8 +134,8 @@ def test_layers_without_a_transform(column: Callable[..., Any], calls: list[Any]
     found = output(layer, x)
     assert [name for name, _ in calls] == ["npu_dynamic_quant", "npu_quant_matmul"]
     assert relative_error(found, linear.expected(x, with_npu_roundings=False)) < SAME_ROUNDINGS
-    assert layer.quant_method.scheme.operator == UNTRANSFORMED
-    assert planned_kernel(linear) == (UNTRANSFORMED, "")
+    assert layer.quant_method.scheme.operator == Kernel.UNTRANSFORMED
+    assert planned_kernel(linear) == (Kernel.UNTRANSFORMED, "")
 
 
 def test_weights_are_packed_tensor_by_tensor(column: Callable[..., Any], calls: list[Any]) -> None:
@@ -149,9 +148,9 @@ def test_weights_are_packed_tensor_by_tensor(column: Callable[..., Any], calls: 
 
 def test_packing_in_parts_is_packing_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randint(-8, 8, (37, 64), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
-    whole = npu.pack_int4(weight, weight.device)
-    monkeypatch.setattr(npu, "PACKED_AT_ONCE", 5 * 64)
-    assert torch.equal(npu.pack_int4(weight, weight.device), whole)
+    whole = cann.pack_int4(weight, weight.device)
+    monkeypatch.setattr(cann, "PACKED_AT_ONCE", 5 * 64)
+    assert torch.equal(cann.pack_int4(weight, weight.device), whole)
 
 
 def test_no_token_at_all(column: Callable[..., Any]) -> None:
@@ -206,4 +205,4 @@ def test_what_no_kernel_can_do_is_refused(column: Callable[..., Any], linear: Li
         column(linear)
     assert problem in str(error.value)
     if not linear.offset:  # a value, which only loading sees
-        assert planned_kernel(linear)[0] == NONE
+        assert planned_kernel(linear)[0] == Kernel.NONE

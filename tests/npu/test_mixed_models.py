@@ -13,7 +13,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 
 from tests.npu.linears import PACKED
 from vllm_w4a4_plugin.checkpoint import CheckpointError
-from vllm_w4a4_plugin.quantization.ascend import AscendModelSlimConfig, AscendW4A4ModelSlimConfig
+from vllm_w4a4_plugin.quantization.ascend_config import AscendModelSlimConfig, AscendW4A4ModelSlimConfig
 
 TYPES = {
     "self_attn.q_proj": "W4A4_FLATQUANT_DYNAMIC",
@@ -132,7 +132,7 @@ def test_a_w4a4_layer_that_only_vllm_ascend_finds_is_not_silent(
 ) -> None:
     """Were its name resolution ahead of ours, its own scheme would run; that is said and shown in the table."""
     ours = AscendW4A4ModelSlimConfig({"model.layers.0.mlp.up_proj.weight": "W4A4_DYNAMIC"})
-    monkeypatch.setattr(AscendW4A4ModelSlimConfig, "_has_w4a4_shard", lambda self, prefix: False)
+    monkeypatch.setattr(AscendW4A4ModelSlimConfig, "_has_shard_of_ours", lambda self, prefix: False)
     method = ours.get_quant_method(linear(), "model.layers.0.mlp.up_proj")
     assert classes(method)[1] == "AscendW4A4LaosDynamicLinearMethod"
     assert "not found in the description by the plugin" in ours.report.table()

@@ -11,8 +11,8 @@ from vllm_w4a4_plugin.capacity.devices import find_device
 from vllm_w4a4_plugin.capacity.memory import Serving, plan_memory
 from vllm_w4a4_plugin.capacity.model import read_model
 from vllm_w4a4_plugin.checkpoint import CheckpointReader
-from vllm_w4a4_plugin.npu_limits import KRONECKER
 from vllm_w4a4_plugin.ops import reference
+from vllm_w4a4_plugin.ops.npu.select import Kernel
 
 
 def test_layers_get_the_right_classes(model: torch.nn.Module) -> None:
@@ -58,7 +58,7 @@ def test_the_table_names_every_kernel(config: VllmConfig, model: torch.nn.Module
     rows = [line.split("  ") for line in config.quant_config.report.table().splitlines()[2:]]
     assert [[cell.strip() for cell in row if cell] for row in rows] == [
         ["FLOAT", "2", "0.3 MiB", "vllm-ascend AscendUnquantizedLinearMethod"],
-        ["W4A4_FLATQUANT_DYNAMIC", "4", "0.2 MiB", KRONECKER],
+        ["W4A4_FLATQUANT_DYNAMIC", "4", "0.2 MiB", Kernel.KRONECKER],
         ["W8A8_DYNAMIC", "2", "0.1 MiB", "vllm-ascend AscendW8A8DynamicLinearMethod"],
     ]
 

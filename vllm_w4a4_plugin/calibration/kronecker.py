@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vllm_w4a4_plugin.checkpoint.layer import kronecker_sizes
+from vllm_w4a4_plugin.checkpoint.spec import kronecker_sizes
 
 NPU_MULTIPLE = 8  # aclnnFlatQuant: N % 8 == 0
 NPU_MAXIMUM = 256  # aclnnFlatQuant: M, N <= 256

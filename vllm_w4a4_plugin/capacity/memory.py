@@ -5,21 +5,17 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vllm_w4a4_plugin.checkpoint import CheckpointError
+from vllm_w4a4_plugin.checkpoint.spec import LinearSpec
 
 from .devices import GIB, Device
-from .model import COLUMN, ROW, VOCABULARY, Linear, Model
-
-VOCABULARY_MULTIPLE = 64
-"""vLLM pads a vocabulary to a multiple of it before it is divided."""
+from .model import Model
+from .partition import holds_transform, padded_vocabulary, sizes_on_rank
 
 RUNTIME_BYTES = 2 * GIB
 """Assumed, not measured: CANN's runtime and kernels, communication buffers, captured graphs."""
 
 STAGING_BYTES = 4 << 25
-"""Weights that are widened to int32 at a time while they are packed (ops.npu.PACKED_AT_ONCE)."""
-
-_KV_SHARDS = ("k_proj", "v_proj")
+"""Weights that are widened to int32 at a time while they are packed (ops.npu.cann.PACKED_AT_ONCE)."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +77,11 @@ def plan_memory(model: Model, device: Device, serving: Serving) -> Memory:
     unpacked = 0
     for linear in (*model.linears, *([model.head] if model.head else [])):
         weights[linear.quant_type] += resident_bytes(linear, model, ranks)
-        if linear.weight_bits == 4:
-            rows, columns = shape_on_rank(linear, model, ranks)
-            unpacked += rows * columns // 2
+        if linear.quant_type.spec.weight_bits == 4:
+            output_size, input_size = sizes_on_rank(linear, model, ranks)
+            unpacked += output_size * input_size // 2
     vocabulary, hidden = model.embedding
-    weights["embeddings and norms"] = 2 * _padded(vocabulary, ranks) * hidden + model.other_bytes
+    weights["embeddings and norms"] = 2 * padded_vocabulary(vocabulary, ranks) * hidden + model.other_bytes
     total = sum(weights.values())
     activations = _activations(model, serving)
     kv_per_token = 2 * 2 * model.layers * max(1, model.kv_heads // ranks) * model.head_dim
@@ -101,42 +97,17 @@ def plan_memory(model: Model, device: Device, serving: Serving) -> Memory:
     )
 
 
-def shape_on_rank(linear: Linear, model: Model, ranks: int) -> tuple[int, int]:
-    """[out, in] of a linear layer on one of `ranks` devices.
-
-    Raises:
-        CheckpointError: it cannot be divided.
-    """
-    rows, columns = linear.out_features, linear.in_features
-    if linear.split == VOCABULARY:
-        return _padded(rows, ranks), columns
-    if linear.leaf in _KV_SHARDS and ranks > model.kv_heads:
-        if ranks % model.kv_heads:
-            raise CheckpointError(f"{model.kv_heads} key-value heads cannot be shared evenly by {ranks} devices.")
-        return rows // model.kv_heads, columns
-    divided = {COLUMN: rows, ROW: columns}.get(linear.split, ranks)
-    if divided % ranks:
-        raise CheckpointError(f"layer {linear.name}: {rows} x {columns} cannot be divided over {ranks} devices.")
-    if linear.split == COLUMN:
-        return rows // ranks, columns
-    return (rows, columns // ranks) if linear.split == ROW else (rows, columns)
-
-
-def resident_bytes(linear: Linear, model: Model, ranks: int) -> int:
+def resident_bytes(linear: LinearSpec, model: Model, ranks: int) -> int:
     """Bytes of a linear layer on one device after loading: weight, scales, offsets, transform, bias."""
-    rows, columns = shape_on_rank(linear, model, ranks)
-    values = rows * columns * linear.weight_bits // 8
-    bias = 2 * rows if linear.has_bias else 0
-    if linear.weight_bits == 16:
+    output_size, input_size = sizes_on_rank(linear, model, ranks)
+    values = output_size * input_size * linear.quant_type.spec.weight_bits // 8
+    bias = 2 * output_size if linear.has_bias else 0
+    if not linear.quant_type.spec.is_quantized:
         return values + bias
     # W4A4: scale and offset in float32. vllm-ascend's W8A8 holds both in the model's dtype and the scale in float32.
-    scales = 8 * rows * linear.groups
-    factors = sum(2 * size**2 for size in (linear.left, linear.right) if size) if linear.holds_transform else 0
+    scales = 8 * output_size * linear.groups
+    factors = sum(2 * size**2 for size in (linear.left, linear.right) if size) if holds_transform(linear) else 0
     return values + scales + factors + bias
-
-
-def _padded(vocabulary: int, ranks: int) -> int:
-    return -(-vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE // ranks
 
 
 def _activations(model: Model, serving: Serving) -> int:

@@ -7,69 +7,14 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from vllm_w4a4_plugin.checkpoint import DESCRIPTION_FILE, CheckpointError, CheckpointReader, QuantType
-from vllm_w4a4_plugin.checkpoint.layer import TENSORS_OF, linear_spec
+from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader, QuantType
+from vllm_w4a4_plugin.checkpoint.plan import Inventory, plan_layer
+from vllm_w4a4_plugin.checkpoint.spec import LinearSpec
+from vllm_w4a4_plugin.checkpoint.types import WEIGHT
 from vllm_w4a4_plugin.checkpoint.verify import linear_modules
+from vllm_w4a4_plugin.constants import DESCRIPTION_FILE
 
-COLUMN, ROW, WHOLE, VOCABULARY = "column", "row", "whole", "vocabulary"
-_SPLIT = {
-    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), COLUMN),
-    **dict.fromkeys(("o_proj", "down_proj"), ROW),
-    "lm_head": VOCABULARY,
-}
-
-_LATER_SHARDS = ("k_proj", "v_proj", "up_proj")
-"""Their transform is that of the first projection of the fused layer, which holds it once."""
-
-
-@dataclass(frozen=True)
-class Linear:
-    """One linear layer.
-
-    Attributes:
-        name: module name in the checkpoint.
-        quant_type: as the description spells it.
-        out_features, in_features: of the weight.
-        groups: scales per output row.
-        left, right: sizes of the transform's factors, None where there is none.
-        has_bias: whether it has one.
-    """
-
-    name: str
-    quant_type: str
-    out_features: int
-    in_features: int
-    groups: int = 1
-    left: int | None = None
-    right: int | None = None
-    has_bias: bool = False
-
-    @property
-    def leaf(self) -> str:
-        """Last part of the name."""
-        return self.name.rpartition(".")[2]
-
-    @property
-    def split(self) -> str:
-        """How tensor parallelism divides it."""
-        return _SPLIT.get(self.leaf, WHOLE)
-
-    @property
-    def holds_transform(self) -> bool:
-        """Whether its factors are resident, not those of another projection of the same fused layer."""
-        return self.leaf not in _LATER_SHARDS
-
-    @property
-    def activation_bits(self) -> int:
-        """Operand width of the product; types that are not known count as 16 bits."""
-        digits = self.quant_type.partition("_")[0].partition("A")[2]
-        return int(digits) if digits in ("4", "8") else 16
-
-    @property
-    def weight_bits(self) -> int:
-        """Stored width of a weight on the device."""
-        digits = self.quant_type.partition("A")[0].removeprefix("W")
-        return int(digits) if digits in ("4", "8") else 16
+from .partition import VOCABULARY, split_of
 
 
 @dataclass(frozen=True)
@@ -87,8 +32,8 @@ class Model:
         source: what it was read from, in words.
     """
 
-    linears: tuple[Linear, ...]
-    head: Linear | None
+    linears: tuple[LinearSpec, ...]
+    head: LinearSpec | None
     embedding: tuple[int, int]
     other_bytes: int
     layers: int
@@ -110,39 +55,28 @@ def read_model(directory: Path, recipe: str = "tutorial") -> Model:
     for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
         if not isinstance(config.get(key), int):
             raise CheckpointError(f"{directory}/config.json: {key} is missing, so the model cannot be planned.")
-    has_weights = reader.index_file is not None or any(directory.glob("*.safetensors"))
-    if has_weights and (directory / DESCRIPTION_FILE).exists():
+    if reader.has_weights and (directory / DESCRIPTION_FILE).exists():
         return _from_headers(reader, config)
     return _from_config(directory, config, recipe)
 
 
 def _from_headers(reader: CheckpointReader, config: Mapping[str, Any]) -> Model:
+    inventory = Inventory.of(reader)
     linears = []
-    for name in linear_modules(reader):
-        kind = reader.description.tensors[f"{name}.weight"]
-        if kind in TENSORS_OF:
-            spec = linear_spec(reader.tensors, name, QuantType(kind))
-            linears.append(
-                Linear(
-                    name,
-                    kind,
-                    spec.out_features,
-                    spec.in_features,
-                    spec.groups,
-                    spec.left,
-                    spec.right,
-                    spec.has_bias,
-                )
-            )
-        elif (info := reader.tensors.get(f"{name}.weight")) and len(info.shape) == 2:
-            linears.append(Linear(name, kind, *info.shape))
+    for name in linear_modules(inventory):
+        plan = plan_layer(name, inventory, {})
+        weight = inventory.module(name).get(WEIGHT)
+        if plan.spec is not None:
+            linears.append(plan.spec)
+        elif weight is not None and len(weight.shape) == 2:
+            linears.append(LinearSpec(name, plan.quant_type, *weight.shape))
     of_linears = {linear.name for linear in linears}
     others = [
         info
         for name, info in reader.tensors.items()
         if name.rpartition(".")[0] not in of_linears and "embed_tokens" not in name
     ]
-    heads = [linear for linear in linears if linear.split == VOCABULARY]
+    heads = [linear for linear in linears if split_of(linear) == VOCABULARY]
     tied = bool(config.get("tie_word_embeddings"))
     return Model(
         tuple(linear for linear in linears if linear not in heads),
@@ -180,11 +114,14 @@ def _from_config(directory: Path, config: Mapping[str, Any], recipe: str) -> Mod
     for number in range(layers):
         block = f"model.layers.{number}"
         for name, kind in _recipe_types(recipe, block).items():
-            out_features, in_features = sizes[name]
-            left, right = _factors(kind, name, in_features, head)
+            output_size, input_size = sizes[name]
+            left, right = _factors(kind, name, input_size, head)
             has_bias = bool(biased and name.startswith("self_attn") and not name.endswith("o_proj"))
-            linears.append(Linear(f"{block}.{name}", kind.value, out_features, in_features, 1, left, right, has_bias))
-    head_linear = Linear("lm_head", QuantType.FLOAT.value, vocabulary, hidden)
+            has_offset = kind.spec.is_quantized
+            linears.append(
+                LinearSpec(f"{block}.{name}", kind, output_size, input_size, 1, left, right, has_offset, has_bias)
+            )
+    head_linear = LinearSpec("lm_head", QuantType.FLOAT, vocabulary, hidden)
     tied = bool(config.get("tie_word_embeddings"))
     norms = layers * (2 * hidden + (2 * head if config.get("model_type") == "qwen3" else 0)) + hidden
     return Model(
@@ -219,23 +156,23 @@ def _recipe_types(recipe: str, block: str) -> dict[str, QuantType]:
     return {name: types[role] for role, names in groups.items() for name in names}
 
 
-def _factors(kind: QuantType, name: str, in_features: int, head_dim: int) -> tuple[int | None, int | None]:
+def _factors(kind: QuantType, name: str, input_size: int, head_dim: int) -> tuple[int | None, int | None]:
     from vllm_w4a4_plugin.calibration.kronecker import factor_sizes
 
-    if kind is not QuantType.W4A4_FLATQUANT_DYNAMIC:
+    if not kind.spec.has_transform:
         return None, None
     if name.endswith("o_proj"):
-        return in_features // head_dim, None  # the factor over head_dim is folded into v_proj
-    sizes = factor_sizes(in_features)
+        return input_size // head_dim, None  # the factor over head_dim is folded into v_proj
+    sizes = factor_sizes(input_size)
     return sizes.left, sizes.right
 
 
-def _stored(linear: Linear) -> int:
+def _stored(linear: LinearSpec) -> int:
     """Bytes in the files: int4 values one to a byte, scales and offsets in float32."""
-    values = linear.out_features * linear.in_features
-    bias = 2 * linear.out_features if linear.has_bias else 0
-    if linear.weight_bits == 16:
+    values = linear.output_size * linear.input_size
+    bias = 2 * linear.output_size if linear.has_bias else 0
+    if not linear.quant_type.spec.is_quantized:
         return 2 * values + bias
     factors = 4 * sum(size**2 for size in (linear.left, linear.right) if size)
     factors += 4 if factors else 0  # clip_ratio
-    return values + 8 * linear.out_features * linear.groups + factors + bias
+    return values + 8 * linear.output_size * linear.groups + factors + bias

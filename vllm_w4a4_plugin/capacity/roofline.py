@@ -3,9 +3,13 @@
 
 from dataclasses import dataclass
 
+from vllm_w4a4_plugin.checkpoint import QuantType
+from vllm_w4a4_plugin.checkpoint.spec import LinearSpec
+
 from .devices import Device
-from .memory import Memory, shape_on_rank
-from .model import Linear, Model
+from .memory import Memory
+from .model import Model
+from .partition import sizes_on_rank
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,11 @@ class StepTime:
         return self.linears + self.head + self.kv_cache
 
 
-def linear_time(linear: Linear, rows: int, columns: int, tokens: int, device: Device) -> float:
-    """Seconds of one product of [tokens, columns] with a weight [rows, columns]."""
-    weight_bytes = rows * columns * linear.weight_bits / 8
-    operations = 2 * tokens * rows * columns
-    return max(weight_bytes / device.bandwidth, operations / device.operations(linear.activation_bits))
+def linear_time(quant_type: QuantType, output_size: int, input_size: int, tokens: int, device: Device) -> float:
+    """Seconds of one product of [tokens, input_size] with a weight [output_size, input_size]."""
+    weight_bytes = output_size * input_size * quant_type.spec.weight_bits / 8
+    operations = 2 * tokens * output_size * input_size
+    return max(weight_bytes / device.bandwidth, operations / device.operations(quant_type.spec.activation_bits))
 
 
 def step_time(model: Model, device: Device, memory: Memory, ranks: int, tokens: int, context: int) -> StepTime:
@@ -46,10 +50,10 @@ def step_time(model: Model, device: Device, memory: Memory, ranks: int, tokens: 
     """
     sequences = tokens if tokens * context <= memory.kv_tokens else 1
 
-    def time_of(linear: Linear, tokens: int = tokens) -> float:
-        return linear_time(linear, *shape_on_rank(linear, model, ranks), tokens, device)
+    def time_of(linear: LinearSpec, tokens: int = tokens) -> float:
+        return linear_time(linear.quant_type, *sizes_on_rank(linear, model, ranks), tokens, device)
 
-    head = model.head or Linear("lm_head", "FLOAT", *model.embedding)
+    head = model.head or LinearSpec("lm_head", QuantType.FLOAT, *model.embedding)
     return StepTime(
         tokens,
         sequences,

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Versions of everything below a served model, as found on this machine."""
 
-import os
 import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from vllm_w4a4_plugin import envs
 
 NOT_FOUND = "not found"
 PACKAGES = ("vllm-w4a4-plugin", "vllm", "vllm-ascend", "torch", "torch-npu")
@@ -27,8 +28,7 @@ def _package(name: str) -> str:
 
 
 def _cann(root: Path) -> str:
-    home = os.environ.get("ASCEND_HOME_PATH") or os.environ.get("ASCEND_TOOLKIT_HOME")
-    places = [Path(home)] if home else []
+    places = [Path(envs.ASCEND_HOME_PATH)] if envs.ASCEND_HOME_PATH else []
     places += [root / "usr/local/Ascend" / name for name in ("cann", "ascend-toolkit/latest", "nnrt/latest")]
     for place in places:
         # Its name holds the machine's architecture.

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading and checking msModelSlim checkpoints. Imports neither vLLM nor torch."""
 
-from .description import DESCRIPTION_FILE, QuantDescription, QuantType, load_description
+from vllm_w4a4_plugin.constants import DESCRIPTION_FILE
+
+from .description import QuantDescription, load_description
 from .errors import CheckpointError
 from .reader import CheckpointReader, TensorInfo
 from .resolve import resolve
+from .types import QuantType, TypeSpec, register_type
 
 __all__ = [
     "DESCRIPTION_FILE",
@@ -13,6 +16,8 @@ __all__ = [
     "QuantDescription",
     "QuantType",
     "TensorInfo",
+    "TypeSpec",
     "load_description",
+    "register_type",
     "resolve",
 ]

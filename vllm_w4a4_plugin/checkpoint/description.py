@@ -3,44 +3,16 @@
 
 import json
 from collections.abc import Callable, Mapping
-from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from vllm_w4a4_plugin.constants import DESCRIPTION_FILE
+
 from .errors import CheckpointError
-
-DESCRIPTION_FILE = "quant_model_description.json"
-
-
-class QuantType(StrEnum):
-    """Quantization type of one linear layer, spelled as in the description file.
-
-    `W4A4_DYNAMIC` covers per-channel and per-group weights: the shape of `weight_scale` tells them apart.
-    """
-
-    FLOAT = "FLOAT"
-    W8A8 = "W8A8"
-    W8A8_DYNAMIC = "W8A8_DYNAMIC"
-    W8A8_FLATQUANT_DYNAMIC = "W8A8_FLATQUANT_DYNAMIC"
-    W4A4_FLATQUANT_DYNAMIC = "W4A4_FLATQUANT_DYNAMIC"
-    W4A4_DYNAMIC = "W4A4_DYNAMIC"
-    W4A8_DYNAMIC = "W4A8_DYNAMIC"
-    W8A8_MIX = "W8A8_MIX"
-    W8A16 = "W8A16"
-    W4A16 = "W4A16"
-    W8A8FP8_DYNAMIC = "W8A8FP8_DYNAMIC"
-    W8A8_MXFP8 = "W8A8_MXFP8"
-    W4A8_MXFP = "W4A8_MXFP"
-    W4A4_MXFP4 = "W4A4_MXFP4"
-    W4A4_MXFP4_FLATQUANT = "W4A4_MXFP4_FLATQUANT"
-    W4A16_MXFP4 = "W4A16_MXFP4"
-
-    @property
-    def is_w4a4(self) -> bool:
-        """True for the types whose linear runs as an int4 x int4 product."""
-        return self in (QuantType.W4A4_FLATQUANT_DYNAMIC, QuantType.W4A4_DYNAMIC)
+from .types import QuantType
 
 
 class QuantDescription(BaseModel):
@@ -107,11 +79,29 @@ class QuantDescription(BaseModel):
 
     def renamed(self, rename: Callable[[dict[str, str]], dict[str, str]]) -> "QuantDescription":
         """The same description with tensor names mapped by `rename` (a dict of names in, a dict of names out)."""
-        return self.model_copy(update={"tensors": rename(dict(self.tensors))})
+        copy = self.model_copy(update={"tensors": rename(dict(self.tensors))})
+        for derived in ("modules", "children"):
+            copy.__dict__.pop(derived, None)
+        return copy
 
-    def type_names(self) -> dict[str, str]:
+    @cached_property
+    def modules(self) -> dict[str, str]:
         """Module name -> type as written, for every module that has a `weight` entry."""
         return {name.removesuffix(".weight"): t for name, t in self.tensors.items() if name.endswith(".weight")}
+
+    @cached_property
+    def children(self) -> dict[str, list[str]]:
+        """Name of a module -> names of the modules right below it; "" -> the top ones. Only paths to `modules`."""
+        children: dict[str, dict[str, None]] = {}
+        for name in self.modules:
+            while name:
+                parent = name.rpartition(".")[0]
+                siblings = children.setdefault(parent, {})
+                if name in siblings:
+                    break
+                siblings[name] = None
+                name = parent
+        return {parent: list(names) for parent, names in children.items()}
 
 
 def load_description(path: str | Path) -> QuantDescription:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from vllm_w4a4_plugin.constants import INDEX_SUFFIX
+
 from .description import QuantDescription, load_description, read_json_object, unreadable
 from .errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
-
-INDEX_SUFFIX = ".safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,11 @@ class CheckpointReader:
     def config(self) -> dict[str, Any]:
         """`config.json`, decoded."""
         return read_json_object(self.directory / "config.json")
+
+    @cached_property
+    def has_weights(self) -> bool:
+        """Whether there is an index or a safetensors file."""
+        return self.index_file is not None or any(self.directory.glob("*.safetensors"))
 
     @cached_property
     def index_file(self) -> Path | None:

@@ -5,11 +5,11 @@ Names are matched as whole dotted names, never by prefix: `mlp.gate` is not `mlp
 """
 
 import difflib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from .description import QuantDescription, QuantType
+from .description import QuantDescription
 from .errors import CheckpointError
+from .types import QuantType, known_types
 
 WRAPPER = "language_model"
 LM_HEAD = "lm_head"
@@ -64,7 +64,7 @@ def module_type(description: QuantDescription, name: str) -> QuantType:
     except ValueError:
         raise CheckpointError(
             f"quant_model_description.json: tensor '{found}.weight' has the unknown quant type {written!r}. "
-            f"Known types: {', '.join(QuantType)}. A newer plugin may know it; otherwise quantize this layer with "
+            f"Known types: {', '.join(known_types())}. A newer plugin may know it; otherwise quantize this layer with "
             "another type."
         ) from None
 
@@ -100,12 +100,9 @@ def resolve_experts(description: QuantDescription, prefix: str) -> QuantType:
     """
     types: dict[QuantType, str] = {}
     for spelled in spellings(prefix):
-        expert = re.compile(re.escape(spelled) + r"(\.\d+)?\.[^.]+(\.weight)?")
-        names = [name for name in description.tensors if expert.fullmatch(name)]
-        modules = sorted({name.removesuffix(".weight") for name in names if name.endswith(".weight")})
-        for module in modules:
-            types.setdefault(module_type(description, module), module)
-        if modules:
+        if modules := sorted(_expert_projections(description, spelled)):
+            for module in modules:
+                types.setdefault(module_type(description, module), module)
             break
     if not types:
         raise CheckpointError(_missing(description, prefix))
@@ -118,8 +115,16 @@ def resolve_experts(description: QuantDescription, prefix: str) -> QuantType:
     return next(iter(types))
 
 
+def _expert_projections(description: QuantDescription, prefix: str) -> Iterator[str]:
+    """Described modules `prefix.<projection>` and `prefix.<number>.<projection>`."""
+    for child in description.children.get(prefix, ()):
+        is_expert = child.rpartition(".")[2].isdecimal()
+        candidates = description.children.get(child, ()) if is_expert else (child,)
+        yield from (name for name in candidates if name in description.modules)
+
+
 def _missing(description: QuantDescription, name: str) -> str:
-    modules = list(description.type_names())
+    modules = list(description.modules)
     near = difflib.get_close_matches(name, modules, n=4, cutoff=0.5)
     hint = f"The nearest names there are {', '.join(near)}." if near else f"It describes {len(modules)} modules."
     return (

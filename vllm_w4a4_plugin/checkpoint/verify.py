@@ -4,24 +4,12 @@
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from .description import QuantType
 from .errors import CheckpointError
-from .layer import (
-    CLIP_RATIO,
-    LEFT_TRANS,
-    RIGHT_TRANS,
-    TENSORS_OF,
-    agreeing_spec,
-    check_values,
-    common_clip,
-    linear_spec,
-    unsupported,
-)
+from .plan import USUALLY_FUSED, Inventory, plan_layer
 from .reader import CheckpointReader
 from .resolve import module_type
-
-USUALLY_FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Projections that vLLM's decoder models compute as one matrix product."""
+from .spec import check_values, merge_clip_ratios, unsupported_type
+from .types import CLIP_RATIO, CPU, LEFT_TRANS, RIGHT_TRANS, WEIGHT, QuantType
 
 
 def check_headers(reader: CheckpointReader) -> None:
@@ -39,10 +27,11 @@ def check_headers(reader: CheckpointReader) -> None:
 def header_findings(reader: CheckpointReader) -> Iterator[str]:
     """Everything wrong with a checkpoint that its description, index and headers show; one text each."""
     try:
-        described, stored = reader.description.tensors, reader.tensors
+        inventory = Inventory.of(reader)
     except CheckpointError as error:
         yield str(error)
         return
+    described, stored = inventory.description.tensors, inventory.tensors
     for name in described:
         if name not in stored:
             yield (
@@ -55,76 +44,71 @@ def header_findings(reader: CheckpointReader) -> Iterator[str]:
                 f"{info.file}: tensor {name} has no entry in {reader.directory.name}/quant_model_description.json. "
                 "Description and weights come from different runs; copy the whole directory again."
             )
-    for name in linear_modules(reader):
-        yield from _caught(partial(_check_linear, reader, name))
-    for group in _fused_groups(reader):
-        yield from _caught(partial(_check_fused_headers, reader, group))
+    faulty: set[str] = set()
+    for name in linear_modules(inventory):
+        for finding in _caught(partial(_check_layer, name, inventory)):
+            faulty.add(name)
+            yield finding
+    for prefix, shards in _fused_layers(inventory).items():
+        if not faulty.intersection(shards):
+            yield from _caught(partial(plan_layer, prefix, inventory, USUALLY_FUSED))
 
 
 def value_findings(reader: CheckpointReader, progress: Callable[[], None] = lambda: None) -> Iterator[str]:
     """Everything wrong with the values of a checkpoint whose headers are in order; reads one tensor at a time."""
-    for name in linear_modules(reader):
-        kind = module_type(reader.description, name)
-        for suffix in TENSORS_OF[kind]:
-            tensor = f"{name}.{suffix}"
-            if tensor in reader.tensors:
-                if problem := check_values(suffix, reader.load(tensor), kind):
+    inventory = Inventory.of(reader)
+    for name in linear_modules(inventory):
+        kind = module_type(inventory.description, name)
+        for described in kind.spec.tensors:
+            tensor = f"{name}.{described.suffix}"
+            if described.check is not None and tensor in reader.tensors:
+                if problem := check_values(described.suffix, reader.load(tensor), kind):
                     yield f"{reader.tensors[tensor].file}: layer {name}, tensor {tensor}: {problem}"
                 progress()
-    for group in _fused_groups(reader):
-        yield from _fused_value_findings(reader, group)
+    for shards in _fused_layers(inventory).values():
+        yield from _fused_value_findings(reader, shards)
 
 
-def linear_modules(reader: CheckpointReader) -> list[str]:
+def linear_modules(inventory: Inventory) -> list[str]:
     """Modules that are linear layers: quantized, or FLOAT with a two-dimensional weight other than an embedding."""
     names = []
-    for name in reader.description.type_names():
-        info = reader.tensors.get(f"{name}.weight")
+    for name, written in inventory.description.modules.items():
+        info = inventory.module(name).get(WEIGHT)
         is_matrix = info is not None and len(info.shape) == 2 and "embed" not in name
-        if is_matrix or reader.description.tensors[f"{name}.weight"] != QuantType.FLOAT:
+        if is_matrix or written != QuantType.FLOAT:
             names.append(name)
     return names
 
 
-def _fused_groups(reader: CheckpointReader) -> list[list[str]]:
-    modules = set(linear_modules(reader))
-    groups = []
-    for leaves in USUALLY_FUSED:
+def _fused_layers(inventory: Inventory) -> dict[str, list[str]]:
+    """Names of the layers that vLLM's decoder models make of several modules -> those modules."""
+    modules = set(linear_modules(inventory))
+    layers = {}
+    for fused, leaves in USUALLY_FUSED.items():
         for name in sorted(modules):
             parent, _, leaf = name.rpartition(".")
-            group = [f"{parent}.{other}" for other in leaves]
-            if leaf == leaves[0] and modules.issuperset(group):
-                groups.append(group)
-    return groups
+            shards = [f"{parent}.{other}" for other in leaves]
+            if leaf == leaves[0] and modules.issuperset(shards):
+                layers[f"{parent}.{fused}"] = shards
+    return layers
 
 
-def _check_linear(reader: CheckpointReader, name: str) -> None:
-    quant_type = module_type(reader.description, name)
-    if quant_type not in TENSORS_OF:
-        raise CheckpointError(unsupported(name, quant_type))
-    linear_spec(reader.tensors, name, quant_type)
+def _check_layer(name: str, inventory: Inventory) -> None:
+    plan = plan_layer(name, inventory, {})
+    if CPU not in plan.quant_type.spec.runs_on:
+        raise CheckpointError(unsupported_type(name, plan.quant_type))
 
 
-def _check_fused_headers(reader: CheckpointReader, group: list[str]) -> None:
-    types = {name: module_type(reader.description, name) for name in group}
-    if len(set(types.values())) > 1:
-        listing = ", ".join(f"{name}: {kind}" for name, kind in types.items())
-        raise CheckpointError(f"layers that are computed as one matrix product differ in quant type: {listing}")
-    agreeing_spec(group[0], [linear_spec(reader.tensors, name, kind) for name, kind in types.items()])
-
-
-def _fused_value_findings(reader: CheckpointReader, group: list[str]) -> Iterator[str]:
-    import torch
-
-    if module_type(reader.description, group[0]) is not QuantType.W4A4_FLATQUANT_DYNAMIC:
+def _fused_value_findings(reader: CheckpointReader, shards: list[str]) -> Iterator[str]:
+    if not module_type(reader.description, shards[0]).spec.has_transform:
         return
     for suffix in (LEFT_TRANS, RIGHT_TRANS):
-        first, *others = (f"{name}.{suffix}" for name in group if f"{name}.{suffix}" in reader.tensors)
-        for other in others:
-            if not torch.equal(reader.load(first), reader.load(other)):
-                yield f"tensors {first} and {other} differ, but their layers are computed as one matrix product"
-    clips = {f"{name}.{CLIP_RATIO}": reader.load(f"{name}.{CLIP_RATIO}").item() for name in group}
-    yield from _caught(partial(common_clip, clips))
+        names = [f"{name}.{suffix}" for name in shards if f"{name}.{suffix}" in reader.tensors]
+        for name in names[1:]:
+            if not reader.load(names[0]).equal(reader.load(name)):
+                yield f"tensors {names[0]} and {name} differ, but their layers are computed as one matrix product"
+    clips = {f"{name}.{CLIP_RATIO}": reader.load(f"{name}.{CLIP_RATIO}").item() for name in shards}
+    yield from _caught(partial(merge_clip_ratios, clips))
 
 
 def _caught(check: Callable[[], object]) -> Iterator[str]:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .description import DESCRIPTION_FILE, QuantType, read_json_object
+from vllm_w4a4_plugin.constants import DESCRIPTION_FILE, INDEX_SUFFIX
+
+from .description import read_json_object
 from .errors import CheckpointError
-from .reader import INDEX_SUFFIX
+from .types import QuantType
 
 MODEL_QUANT_TYPE = "W4A4_FLATQUANT_DYNAMIC"
 FORMAT_VERSION = "1.0.0"

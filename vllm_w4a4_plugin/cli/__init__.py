@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from vllm_w4a4_plugin import __version__
 from vllm_w4a4_plugin.checkpoint import CheckpointError
+from vllm_w4a4_plugin.constants import VERSION
 
 COMMANDS = ("inspect", "verify", "quantize", "eval", "doctor")
 """Modules of this package; each has `add_parser(subparsers)`, which sets `func(args) -> exit code`."""
@@ -19,7 +19,7 @@ INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="vllm-w4a4", description="Tools for W4A4 FlatQuant checkpoints.")
-    parser.add_argument("--version", action="version", version=f"vllm-w4a4-plugin {__version__}")
+    parser.add_argument("--version", action="version", version=f"vllm-w4a4-plugin {VERSION}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name in COMMANDS:
         import_module(f"{__name__}.{name}").add_parser(subparsers)

@@ -34,12 +34,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the answer; returns 0 if the model fits and every layer has a kernel, else 1."""
     from vllm_w4a4_plugin.capacity.devices import find_device
-    from vllm_w4a4_plugin.capacity.kernels import NONE, choose_kernels
+    from vllm_w4a4_plugin.capacity.kernels import kernels_of
     from vllm_w4a4_plugin.capacity.memory import Serving, plan_memory
     from vllm_w4a4_plugin.capacity.model import read_model
     from vllm_w4a4_plugin.capacity.roofline import step_time
     from vllm_w4a4_plugin.capacity.versions import found_versions
     from vllm_w4a4_plugin.checkpoint import CheckpointError
+    from vllm_w4a4_plugin.ops.npu.select import Kernel
 
     ranks = args.tensor_parallel_size
     if ranks < 1 or args.max_model_len < 1 or args.max_num_batched_tokens < 1:
@@ -50,9 +51,9 @@ def run(args: argparse.Namespace) -> int:
     model = read_model(args.model, args.recipe)
     serving = Serving(ranks, args.gpu_memory_utilization, args.max_model_len, args.max_num_batched_tokens)
     memory = plan_memory(model, device, serving)
-    kernels = list(choose_kernels(model, ranks))
+    kernels = list(kernels_of(model, ranks))
     steps = [step_time(model, device, memory, ranks, tokens, args.max_model_len) for tokens in STEPS]
-    problems = [f"{k.layers}: {k.reason}" for k in kernels if k.kernel == NONE]
+    problems = [f"{k.layers}: {k.reason}" for k in kernels if k.kernel == Kernel.NONE]
     if memory.kv_tokens < serving.max_model_len:
         problems.append(
             f"the KV cache would hold {memory.kv_tokens} tokens, one sequence has {serving.max_model_len}: "

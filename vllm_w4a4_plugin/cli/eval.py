@@ -2,7 +2,6 @@
 """`vllm-w4a4 eval DIR --text F`: perplexity of a checkpoint served by vLLM, and its distance from the float model's."""
 
 import argparse
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,9 @@ from math import exp
 from pathlib import Path
 from typing import Any
 
-from vllm_w4a4_plugin.checkpoint import DESCRIPTION_FILE, CheckpointError
+from vllm_w4a4_plugin import envs
+from vllm_w4a4_plugin.checkpoint import CheckpointError
+from vllm_w4a4_plugin.constants import DESCRIPTION_FILE
 from vllm_w4a4_plugin.text import format_table
 
 
@@ -62,7 +63,7 @@ def perplexity(directory: Path, rows: Sequence[Sequence[int]], dtype: str = "aut
         rows: windows of text.
         dtype: of activations.
     """
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    envs.set_default("VLLM_CPU_KVCACHE_SPACE", "1")
     from vllm import LLM, SamplingParams
 
     window = max(map(len, rows))

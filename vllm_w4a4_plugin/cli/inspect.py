@@ -7,9 +7,9 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-from vllm_w4a4_plugin.checkpoint import CheckpointReader, QuantType
-from vllm_w4a4_plugin.checkpoint.layer import TENSORS_OF, linear_spec
-from vllm_w4a4_plugin.checkpoint.resolve import module_type
+from vllm_w4a4_plugin.checkpoint import CheckpointReader
+from vllm_w4a4_plugin.checkpoint.plan import Inventory, plan_layer
+from vllm_w4a4_plugin.checkpoint.spec import LinearSpec
 from vllm_w4a4_plugin.checkpoint.verify import linear_modules
 from vllm_w4a4_plugin.text import format_table
 
@@ -25,23 +25,21 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print a summary by quantization type."""
     reader = CheckpointReader(args.directory)
-    layers = [
-        linear_spec(reader.tensors, name, kind)
-        for name in linear_modules(reader)
-        if (kind := module_type(reader.description, name)) in TENSORS_OF
-    ]
+    inventory = Inventory.of(reader)
+    plans = (plan_layer(name, inventory, {}) for name in linear_modules(inventory))
+    layers = [plan.spec for plan in plans if plan.spec is not None]
     if args.json:
         summary: dict[str, Any] = {
             "directory": str(reader.directory),
             "architectures": reader.config.get("architectures"),
             "total_bytes": sum(info.nbytes for info in reader.tensors.values()),
-            "linear_layers": [asdict(layer) for layer in layers],
+            "linear_layers": [_json(layer) for layer in layers],
         }
         print(json.dumps(summary, indent=2))
         return 0
     kinds = Counter(
-        (layer.name.rpartition(".")[2], layer.quant_type.value, f"{layer.out_features} x {layer.in_features}",
-         _transform(layer.left, layer.right, layer.quant_type), str(layer.groups))
+        (layer.leaf, layer.quant_type.value, f"{layer.output_size} x {layer.input_size}", _transform(layer),
+         str(layer.groups))
         for layer in layers
     )  # fmt: skip
     rows = [(*kind, str(count)) for kind, count in kinds.items()]
@@ -51,7 +49,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _transform(left: int | None, right: int | None, quant_type: QuantType) -> str:
-    if quant_type is not QuantType.W4A4_FLATQUANT_DYNAMIC:
+def _transform(layer: LinearSpec) -> str:
+    if not layer.quant_type.spec.has_transform:
         return ""
-    return " x ".join("I" if size is None else str(size) for size in (left, right))
+    return " x ".join("I" if size is None else str(size) for size in (layer.left, layer.right))
+
+
+def _json(layer: LinearSpec) -> dict[str, Any]:
+    """The layer under the names that the command has always printed."""
+    names = {"output_size": "out_features", "input_size": "in_features"}
+    return {names.get(key, key): value for key, value in asdict(layer).items()}

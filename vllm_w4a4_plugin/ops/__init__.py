@@ -1,16 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The W4A4 operators: one contract each, a kernel per device, and `reference` as the oracle.
+"""The W4A4 operators: one contract each (`api`), a reference implementation, and a kernel per device.
 
-Shapes: x is [..., in]; left_trans [M, M] and right_trans [N, N] with M * N == in; a missing factor is the identity,
-both missing means no transform. q holds int4 values one per int8. Every tensor is contiguous.
+Names are imported when they are first used, so that `ops.npu.select`, which is pure logic, does not import torch.
 """
 
-import torch
-from torch import Tensor
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from . import reference
-from .cpu import cpu_available_instruction_sets, cpu_instruction_set, load_library
-from .layout import INT4_GROUP_MULTIPLE, INT4_TILE_ROWS, packed_int4_shape, packed_int8_shape
+if TYPE_CHECKING:
+    from . import reference
+    from .api import (
+        flatquant_linear,
+        int4_linear,
+        kronecker_quant,
+        pack_int4,
+        pack_int4_rows_,
+        pack_int8_rows_,
+        unpack_int4,
+        w8a8_linear,
+    )
+    from .cpu import cpu_available_instruction_sets, cpu_instruction_set, load_library
+    from .layout import INT4_GROUP_MULTIPLE, INT4_TILE_ROWS, packed_int4_shape, packed_int8_shape
 
 __all__ = [
     "INT4_GROUP_MULTIPLE",
@@ -31,114 +41,15 @@ __all__ = [
     "w8a8_linear",
 ]
 
-
-def flatquant_linear(
-    x: Tensor,
-    weight_packed: Tensor,
-    weight_scale: Tensor,
-    left_trans: Tensor | None,
-    right_trans: Tensor | None,
-    clip_ratio: Tensor | float = 1.0,
-    bias: Tensor | None = None,
-    *,
-    weight_offset: Tensor | None = None,
-) -> Tensor:
-    """Transform, quantize per token, multiply in integers, dequantize: a W4A4 linear in one call.
-
-    Args:
-        x: float32, bfloat16 or float16 [..., in].
-        weight_packed: from `pack_int4`, int8 or uint8 `packed_int4_shape(out, in)`.
-        weight_scale: float32 [out], or [out, groups] for equal groups of input features.
-        left_trans, right_trans: float32 Kronecker factors or None.
-        clip_ratio: in (0, 1]. As a tensor (its first element counts) it stays exchangeable in compiled graphs.
-        bias: [out], any float dtype, or None.
-        weight_offset: float32, shaped like weight_scale, subtracted from the int4 weights; None for symmetric ones.
-
-    Returns:
-        [..., out] in x's dtype.
-
-    Raises:
-        RuntimeError: an argument does not fit; the text names it, what was expected and what was found.
-    """
-    load_library()
-    return torch.ops.vllm_w4a4.flatquant_linear(
-        x, weight_packed, weight_scale, left_trans, right_trans, _as_tensor(clip_ratio), bias, weight_offset
-    )
+_MODULES = ("layout", "api", "cpu", "reference")
 
 
-def kronecker_quant(
-    x: Tensor, left_trans: Tensor | None, right_trans: Tensor | None, clip_ratio: Tensor | float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """The activation half of `flatquant_linear`.
-
-    Returns:
-        (q int8 [..., in] in [-8, 7], scale float32 [...]): x @ kron(left_trans, right_trans) is about q * scale.
-    """
-    load_library()
-    return torch.ops.vllm_w4a4.kronecker_quant(x, left_trans, right_trans, _as_tensor(clip_ratio))
-
-
-def int4_linear(
-    q: Tensor,
-    scale: Tensor,
-    weight_packed: Tensor,
-    weight_scale: Tensor,
-    bias: Tensor | None,
-    weight_offset: Tensor | None,
-    out_dtype: torch.dtype,
-) -> Tensor:
-    """The matrix half of `flatquant_linear`, on tokens from `kronecker_quant`.
-
-    Returns:
-        [..., out] of `out_dtype`.
-    """
-    load_library()
-    return torch.ops.vllm_w4a4.int4_linear(q, scale, weight_packed, weight_scale, bias, weight_offset, out_dtype)
-
-
-def pack_int4(weight: Tensor) -> Tensor:
-    """Pack int8 [out, in], values in [-8, 7], into uint8 `packed_int4_shape(out, in)`: half a byte per value.
-
-    Raises:
-        RuntimeError: a value is outside int4; the text gives it with its row and column.
-    """
-    load_library()
-    return torch.ops.vllm_w4a4.pack_int4(weight)
-
-
-def pack_int4_rows_(packed: Tensor, weight: Tensor, first_row: int) -> None:
-    """Write the rows of `weight`, int8 [n, in], over rows `first_row`... of a packed weight, in place."""
-    load_library()
-    torch.ops.vllm_w4a4.pack_int4_rows_(packed, weight, first_row)
-
-
-def w8a8_linear(x: Tensor, weight_packed: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """W8A8_DYNAMIC in one call, exact in integers; for CPUs on which vLLM's own int8 kernels are not.
-
-    Args:
-        x: float32, bfloat16 or float16 [..., in]; quantized per token with scale max|x| / 127.
-        weight_packed: filled by `pack_int8_rows_`, int8 `packed_int8_shape(out, in)`.
-        weight_scale: float32 [out].
-        bias: [out], any float dtype, or None.
-
-    Returns:
-        [..., out] in x's dtype.
-    """
-    load_library()
-    return torch.ops.vllm_w4a4.w8a8_linear(x, weight_packed, weight_scale, bias)
-
-
-def pack_int8_rows_(packed: Tensor, weight: Tensor, first_row: int) -> None:
-    """Write the rows of `weight`, int8 [n, in], over rows `first_row`... of a packed int8 weight, in place."""
-    load_library()
-    torch.ops.vllm_w4a4.pack_int8_rows_(packed, weight, first_row)
-
-
-def unpack_int4(packed: Tensor, out_features: int, in_features: int) -> Tensor:
-    """The inverse of `pack_int4`: int8 [out_features, in_features]."""
-    load_library()
-    return torch.ops.vllm_w4a4.unpack_int4(packed, out_features, in_features)
-
-
-def _as_tensor(clip_ratio: Tensor | float) -> Tensor:
-    return clip_ratio if isinstance(clip_ratio, Tensor) else torch.tensor([clip_ratio], dtype=torch.float32)
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
+    modules = (import_module(f".{module}", __name__) for module in _MODULES)
+    value = next(getattr(module, name) for module in modules if hasattr(module, name))
+    globals()[name] = value
+    return value

@@ -9,8 +9,9 @@ roundings that CANN documents for aclnnFlatQuant (not compared with a device).
 import torch
 from torch import Tensor
 
+from vllm_w4a4_plugin.constants import INT4_MAX, INT4_MIN
+
 ACTIVATION_MAX = 7
-INT4_MIN, INT4_MAX = -8, 7
 
 
 def kronecker_transform(x: Tensor, left_trans: Tensor | None, right_trans: Tensor | None) -> Tensor:

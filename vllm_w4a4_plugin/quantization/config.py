@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's quantization method "ascend": msModelSlim checkpoints, one linear method per layer."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,16 +10,15 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.platforms import current_platform
 
-from vllm_w4a4_plugin import METHOD
-from vllm_w4a4_plugin.checkpoint import CheckpointError, QuantDescription, QuantType, TensorInfo
-from vllm_w4a4_plugin.checkpoint.layer import LinearSpec, agreeing_spec, assumed_spec, linear_spec, unsupported
-from vllm_w4a4_plugin.checkpoint.resolve import checkpoint_name, module_type, resolve, resolve_experts, shard_names
+from vllm_w4a4_plugin.checkpoint import CheckpointError, QuantDescription, QuantType
+from vllm_w4a4_plugin.checkpoint.plan import Inventory, plan_layer
+from vllm_w4a4_plugin.checkpoint.resolve import checkpoint_name, module_type, resolve_experts
+from vllm_w4a4_plugin.checkpoint.spec import unsupported_type
+from vllm_w4a4_plugin.constants import METHOD
 
-from .cpu_dtype import cost_of_float32
 from .linear import AscendW4A4LinearMethod
-from .parameters import LayerSource
 from .report import LoadReport
-from .schemes import SCHEMES
+from .schemes import new_scheme
 from .source import loads_dummy_weights, open_checkpoint
 
 if TYPE_CHECKING:
@@ -37,11 +35,8 @@ class AscendW4A4Config(QuantizationConfig):
     def __init__(self) -> None:
         super().__init__()
         self.model = ""
-        self.description = QuantDescription()
+        self.inventory = Inventory(QuantDescription())
         self.report = LoadReport()
-        # Both keyed by tensor names as vLLM spells them; the values keep the checkpoint's names.
-        self._original: dict[str, str] = {}
-        self._tensors: Mapping[str, TensorInfo] = {}
 
     @classmethod
     def get_name(cls) -> str:
@@ -80,67 +75,41 @@ class AscendW4A4Config(QuantizationConfig):
         if not current_platform.is_cpu():
             raise CheckpointError(where_it_runs())
         self.model = model_name
-        self.description, tensors = open_checkpoint(model_name, revision)
-        self._original = {name: name for name in self.description.tensors}
-        self._tensors = tensors
+        self.inventory = open_checkpoint(model_name, revision)
         self._refuse_quantized_cache()
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: "WeightsMapper") -> None:
         """Spell tensor names as vLLM does."""
-        self._original = hf_to_vllm_mapper.apply_dict(self._original)
-        self._tensors = hf_to_vllm_mapper.apply_dict(dict(self._tensors))
-        self.description = self.description.renamed(hf_to_vllm_mapper.apply_dict)
+        self.inventory = self.inventory.renamed(hf_to_vllm_mapper.apply_dict)
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
+        description = self.inventory.description
         if isinstance(layer, LinearBase):
             return self._linear_method(layer, prefix)
         if isinstance(layer, VocabParallelEmbedding):
-            name = checkpoint_name(self.description, prefix)
-            if name is not None and module_type(self.description, name) is not QuantType.FLOAT:
-                raise CheckpointError(unsupported(prefix, module_type(self.description, name)))
+            name = checkpoint_name(description, prefix)
+            if name is not None and module_type(description, name) is not QuantType.FLOAT:
+                raise CheckpointError(unsupported_type(prefix, module_type(description, name)))
         elif isinstance(layer, RoutedExperts):
-            expert_type = resolve_experts(self.description, prefix)
+            expert_type = resolve_experts(description, prefix)
             if expert_type is not QuantType.FLOAT:
-                raise CheckpointError(unsupported(prefix, expert_type))
+                raise CheckpointError(unsupported_type(prefix, expert_type))
         return None
 
-    def bytes_of_float32(self) -> int:
-        """Bytes that the unquantized parameters take more in float32 than in the dtype they are stored in."""
-        return cost_of_float32(self._tensors.values())
-
     def _linear_method(self, layer: LinearBase, prefix: str) -> QuantizeMethodBase:
-        quant_type = resolve(self.description, prefix, self.packed_modules_mapping)
-        shards = [
-            checkpoint_name(self.description, shard) or shard
-            for shard in shard_names(prefix, self.packed_modules_mapping)
-        ]
-        if quant_type is QuantType.FLOAT:
-            self.report.float_layer(sum(self._weight_bytes(shard) for shard in shards))
+        sizes = (layer.input_size, layer.output_size)
+        plan = plan_layer(prefix, self.inventory, self.packed_modules_mapping, sizes)
+        if not plan.quant_type.spec.is_quantized:
+            self.report.float_layer(plan.weight_bytes)
             return UnquantizedLinearMethod()
-        if quant_type not in SCHEMES:
-            raise CheckpointError(unsupported(prefix, quant_type))
-        spec = agreeing_spec(prefix, [self._spec(layer, shard, quant_type) for shard in shards])
-        source = LayerSource(
-            prefix=prefix,
-            quant_type=quant_type,
-            shards=tuple(self._original.get(f"{s}.weight", f"{s}.weight").removesuffix(".weight") for s in shards),
-            files={i.name: i.file for s in shards for n, i in self._tensors.items() if n.startswith(f"{s}.")},
-            on_packed=self.report.packed,
-        )
-        return AscendW4A4LinearMethod(SCHEMES[quant_type](spec, source), self.report, not loads_dummy_weights())
-
-    def _spec(self, layer: LinearBase, shard: str, quant_type: QuantType) -> LinearSpec:
-        if self._tensors:
-            return linear_spec(self._tensors, shard, quant_type)
-        return assumed_spec(self.description, shard, quant_type, layer.input_size, layer.output_size)
-
-    def _weight_bytes(self, shard: str) -> int:
-        info = self._tensors.get(f"{shard}.weight")
-        return info.nbytes if info else 0
+        scheme = new_scheme(plan, self.report.packed)
+        if scheme is None:
+            raise CheckpointError(unsupported_type(prefix, plan.quant_type))
+        return AscendW4A4LinearMethod(scheme, self.report, not loads_dummy_weights())
 
     def _refuse_quantized_cache(self) -> None:
         for key in ("kv_quant_type", "kv_cache_type", "fa_quant_type"):
-            value = getattr(self.description, key)
+            value = getattr(self.inventory.description, key)
             if value not in (None, "", QuantType.FLOAT.value):
                 raise CheckpointError(
                     f"{self.model}/quant_model_description.json: {key} is {value!r}, but a quantized KV cache or "

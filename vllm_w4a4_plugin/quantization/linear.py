@@ -41,11 +41,11 @@ class AscendW4A4LinearMethod(LinearMethodBase):
         params_dtype: torch.dtype,
         **extra_weight_attrs: Any,
     ) -> None:
-        spec, source = self.scheme.spec, self.scheme.source
-        if spec.in_features != input_size:
+        spec, prefix = self.scheme.spec, self.scheme.plan.prefix
+        if spec.input_size != input_size:
             raise CheckpointError(
-                f"layer {source.prefix}, tensor {spec.name}.weight: expected {input_size} input features "
-                f"(config.json), found {spec.in_features}. config.json and weights come from different models."
+                f"layer {prefix}, tensor {spec.name}.weight: expected {input_size} input features "
+                f"(config.json), found {spec.input_size}. config.json and weights come from different models."
             )
         weight_loader = extra_weight_attrs["weight_loader"]
         if isinstance(layer, ReplicatedLinear):
@@ -68,9 +68,9 @@ class AscendW4A4LinearMethod(LinearMethodBase):
 
     def _check_filled(self, layer: torch.nn.Module) -> None:
         """vLLM lets quantized models start with parameters that no tensor filled; this does not."""
-        prefix, spec = self.scheme.source.prefix, self.scheme.spec
+        prefix, spec = self.scheme.plan.prefix, self.scheme.spec
         for parameter in layer.parameters(recurse=False):
-            missing = getattr(parameter, "missing", lambda: None)()
+            missing = getattr(parameter, "missing", str)()
             if missing:
                 raise CheckpointError(
                     f"layer {prefix}: {missing}. The checkpoint is incomplete; copy or quantize it again."

@@ -9,6 +9,7 @@ from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.logger import init_logger
 
 from vllm_w4a4_plugin.checkpoint import QuantType
+from vllm_w4a4_plugin.constants import LOGGER
 from vllm_w4a4_plugin.text import format_table
 
 if TYPE_CHECKING:
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
 
     from .schemes import LinearScheme
 
-# Below "vllm", so that vLLM's logging configuration applies in every process.
-logger = init_logger("vllm.plugins.w4a4")
+logger = init_logger(LOGGER)
 
 HEADER = ("quant type", "layers", "weights", "operator", "remark")
 
@@ -34,9 +34,9 @@ class LoadReport:
 
     def expect(self, scheme: "LinearScheme") -> None:
         """A quantized layer was created and will be loaded."""
-        self._expected.add(scheme.source.prefix)
+        self._expected.add(scheme.plan.prefix)
         if scheme.packs_weights:
-            self._tensors += len(scheme.source.shards)
+            self._tensors += len(scheme.plan.shards)
 
     def float_layer(self, weight_bytes: int) -> None:
         """A layer stays with vLLM's own unquantized method."""
@@ -58,9 +58,9 @@ class LoadReport:
 
     def ready(self, scheme: "LinearScheme", layer: "torch.nn.Module") -> None:
         """A quantized layer is loaded; after the last one the table is logged, once."""
-        if scheme.source.prefix not in self._expected:
+        if scheme.plan.prefix not in self._expected:
             return
-        self._expected.discard(scheme.source.prefix)
+        self._expected.discard(scheme.plan.prefix)
         key = (scheme.spec.quant_type.value, scheme.operator, scheme.remark)
         self._add(key, scheme.weight_bytes(layer))
         if not self._expected and get_tensor_model_parallel_rank() == 0:

@@ -7,14 +7,10 @@ from vllm.config import get_current_vllm_config_or_none
 from vllm.transformers_utils.config import get_safetensors_params_metadata
 from vllm.transformers_utils.repo_utils import get_hf_file_to_dict, try_get_local_file
 
-from vllm_w4a4_plugin.checkpoint import (
-    DESCRIPTION_FILE,
-    CheckpointError,
-    CheckpointReader,
-    QuantDescription,
-    TensorInfo,
-)
+from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader, QuantDescription, TensorInfo
+from vllm_w4a4_plugin.checkpoint.plan import Inventory
 from vllm_w4a4_plugin.checkpoint.verify import check_headers
+from vllm_w4a4_plugin.constants import DESCRIPTION_FILE
 
 
 def has_description(model: str, revision: str | None = None) -> bool:
@@ -36,13 +32,12 @@ def tensor_headers(model: str, revision: str | None = None) -> dict[str, TensorI
     """
     if Path(model).is_dir():
         reader = CheckpointReader(model)
-        return reader.tensors if _has_weights(reader) else {}
+        return reader.tensors if reader.has_weights else {}
     try:
-        metadata = get_safetensors_params_metadata(model, revision=revision)
+        return _hub_headers(model, revision)
     except Exception:
         # Whatever keeps the hub from answering will be reported by vLLM's own loading of the weights.
         return {}
-    return {name: TensorInfo(name, model, info["dtype"], tuple(info["shape"])) for name, info in metadata.items()}
 
 
 def loads_dummy_weights() -> bool:
@@ -51,21 +46,18 @@ def loads_dummy_weights() -> bool:
     return config is not None and config.load_config.load_format == "dummy"
 
 
-def open_checkpoint(model: str, revision: str | None = None) -> tuple[QuantDescription, dict[str, TensorInfo]]:
+def open_checkpoint(model: str, revision: str | None = None) -> Inventory:
     """Description and weight headers of `model`, checked as far as headers allow.
-
-    Returns:
-        The description, and the tensors by name; the latter is empty where there are no weights yet.
 
     Raises:
         CheckpointError: the description or the headers are bad.
     """
     if Path(model).is_dir():
         reader = CheckpointReader(model)
-        if not _has_weights(reader):
-            return reader.description, {}
+        if not reader.has_weights:
+            return Inventory(reader.description)
         check_headers(reader)
-        return reader.description, reader.tensors
+        return Inventory.of(reader)
     data = get_hf_file_to_dict(DESCRIPTION_FILE, model, revision)
     if data is None:
         raise CheckpointError(
@@ -74,11 +66,9 @@ def open_checkpoint(model: str, revision: str | None = None) -> tuple[QuantDescr
         )
     cached = try_get_local_file(model, DESCRIPTION_FILE, revision)
     description = QuantDescription.parse(data, str(cached or f"{model}/{DESCRIPTION_FILE}"))
+    return Inventory(description, _hub_headers(model, revision))
+
+
+def _hub_headers(model: str, revision: str | None) -> dict[str, TensorInfo]:
     metadata = get_safetensors_params_metadata(model, revision=revision)
-    return description, {
-        name: TensorInfo(name, model, info["dtype"], tuple(info["shape"])) for name, info in metadata.items()
-    }
-
-
-def _has_weights(reader: CheckpointReader) -> bool:
-    return reader.index_file is not None or any(reader.directory.glob("*.safetensors"))
+    return {name: TensorInfo(name, model, info["dtype"], tuple(info["shape"])) for name, info in metadata.items()}

@@ -1,18 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One scheme per quantization type: which parameters a layer has and which operator it calls."""
+"""One scheme per quant type and backend: which parameters a layer has and which operator it calls.
 
-from vllm_w4a4_plugin.checkpoint import QuantType
+FLOAT has none on purpose: those layers keep vLLM's own unquantized method. The NPU's scheme is imported, and so
+registered, by `ascend_config` alone.
+"""
 
-from .base import LayerShape, LinearScheme
-from .w4a4_dynamic import W4A4DynamicScheme
-from .w4a4_flatquant_dynamic import W4A4FlatQuantDynamicScheme
-from .w8a8_dynamic import W8A8DynamicScheme
+from . import w4a4_dynamic, w4a4_flatquant_dynamic, w8a8_dynamic  # noqa: F401 - imported to be registered
+from .base import Layer, LayerShape, LinearScheme
+from .registry import new_scheme, register_scheme
 
-SCHEMES: dict[QuantType, type[LinearScheme]] = {
-    QuantType.W4A4_FLATQUANT_DYNAMIC: W4A4FlatQuantDynamicScheme,
-    QuantType.W4A4_DYNAMIC: W4A4DynamicScheme,
-    QuantType.W8A8_DYNAMIC: W8A8DynamicScheme,
-}
-"""FLOAT is missing on purpose: those layers keep vLLM's own unquantized method."""
-
-__all__ = ["SCHEMES", "LayerShape", "LinearScheme"]
+__all__ = ["Layer", "LayerShape", "LinearScheme", "new_scheme", "register_scheme"]

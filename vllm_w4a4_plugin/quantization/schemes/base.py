@@ -9,8 +9,10 @@ from typing import Any, TypeAlias
 import torch
 
 from vllm_w4a4_plugin.checkpoint import CheckpointError
-from vllm_w4a4_plugin.checkpoint.layer import WEIGHT_OFFSET, WEIGHT_SCALE, LinearSpec
-from vllm_w4a4_plugin.quantization.parameters import LayerSource, RowsParameter
+from vllm_w4a4_plugin.checkpoint.plan import LayerPlan
+from vllm_w4a4_plugin.checkpoint.spec import LinearSpec
+from vllm_w4a4_plugin.checkpoint.types import WEIGHT_OFFSET, WEIGHT_SCALE
+from vllm_w4a4_plugin.quantization.parameters.base import MatrixParameter
 
 Layer: TypeAlias = Any
 """A vLLM linear layer. `torch.nn.Module` would type each of its parameters as "Tensor or Module"."""
@@ -18,36 +20,47 @@ Layer: TypeAlias = Any
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Sizes of a vLLM layer on this rank.
+    """Sizes of a vLLM layer, in vLLM's words.
 
     Attributes:
-        rows: output features on this rank, all shards together.
-        columns: input features on this rank.
-        all_columns: input features of the whole layer; larger than `columns` in a row-parallel layer.
-        dtype: of activations and of the output.
+        output_size_per_partition: output features on this rank, all shards together.
+        input_size_per_partition: input features on this rank.
+        input_size: input features of the whole layer; larger than on this rank in a row-parallel layer.
+        params_dtype: of activations and of the output.
     """
 
-    rows: int
-    columns: int
-    all_columns: int
-    dtype: torch.dtype
+    output_size_per_partition: int
+    input_size_per_partition: int
+    input_size: int
+    params_dtype: torch.dtype
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """(output_size, input_size) of the weight on this rank."""
+        return self.output_size_per_partition, self.input_size_per_partition
 
     @property
     def is_row_parallel(self) -> bool:
         """Whether the input features are split over ranks."""
-        return self.columns != self.all_columns
+        return self.input_size_per_partition != self.input_size
 
 
 class LinearScheme(ABC):
     """Parameters and computation of one quantized linear layer.
 
     Args:
-        spec: the layer in the checkpoint (of fused shards: the first; they agree in all that is used here).
-        source: where its tensors come from.
+        plan: of the layer; it has dimensions.
+        on_packed: called after each weight tensor that was packed.
     """
 
-    def __init__(self, spec: LinearSpec, source: LayerSource) -> None:
-        self.spec, self.source = spec, source
+    def __init__(self, plan: LayerPlan, on_packed: Callable[[], None]) -> None:
+        self.plan, self.on_packed = plan, on_packed
+
+    @property
+    def spec(self) -> LinearSpec:
+        """The layer in the checkpoint (of fused shards: the first; they agree in all that is used here)."""
+        assert self.plan.spec is not None
+        return self.plan.spec
 
     @abstractmethod
     def create_weights(self, layer: Layer, shape: LayerShape, weight_loader: Callable[..., Any]) -> None:
@@ -59,7 +72,7 @@ class LinearScheme(ABC):
 
     @abstractmethod
     def apply(self, layer: Layer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """The layer's output [..., rows] in x's dtype for x [..., columns]."""
+        """The layer's output [..., output_size] in x's dtype for x [..., input_size], sizes on this rank."""
 
     @property
     def packs_weights(self) -> bool:
@@ -81,23 +94,22 @@ class LinearScheme(ABC):
         """Resident bytes of the weight matrix on this rank."""
 
     def _register_scales(self, layer: Layer, shape: LayerShape, weight_loader: Callable[..., Any]) -> None:
-        """Register `weight_scale` and, where stored, `weight_offset`: float32 [rows] or [rows, groups]."""
+        """Register `weight_scale` and, where stored, `weight_offset`: float32 [output_size(, groups)]."""
         groups = self.spec.groups
         if groups > 1 and shape.is_row_parallel:
-            group_size = shape.all_columns // groups
-            if shape.columns % group_size:
+            group_size = shape.input_size // groups
+            if shape.input_size_per_partition % group_size:
                 raise CheckpointError(
-                    f"layer {self.source.prefix}: {shape.columns} input features per tensor-parallel rank are not a "
-                    f"multiple of the group size {group_size}. Use a smaller --tensor-parallel-size."
+                    f"layer {self.plan.prefix}: {shape.input_size_per_partition} input features per tensor-parallel "
+                    f"rank are not a multiple of the group size {group_size}. Use a smaller --tensor-parallel-size."
                 )
-            groups = shape.columns // group_size
-        size = (shape.rows,) if groups == 1 else (shape.rows, groups)
+            groups = shape.input_size_per_partition // group_size
+        rows = shape.output_size_per_partition
         for suffix in (WEIGHT_SCALE, *([WEIGHT_OFFSET] if self.spec.has_offset else [])):
-            parameter = RowsParameter(
-                torch.zeros(size, dtype=torch.float32),
-                rows=shape.rows,
-                columns=groups,
-                source=self.source,
+            parameter = MatrixParameter(
+                torch.zeros((rows,) if groups == 1 else (rows, groups), dtype=torch.float32),
+                sizes=(rows, groups),
+                plan=self.plan,
                 suffix=suffix,
                 weight_loader=weight_loader,
             )

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
-from vllm_w4a4_plugin import ops
 from vllm_w4a4_plugin.checkpoint import CheckpointError
-from vllm_w4a4_plugin.checkpoint.layer import WEIGHT
-from vllm_w4a4_plugin.quantization.parameters import packed_int4_parameter
+from vllm_w4a4_plugin.checkpoint.types import WEIGHT
+from vllm_w4a4_plugin.ops import cpu
+from vllm_w4a4_plugin.ops.layout import INT4_GROUP_MULTIPLE
+from vllm_w4a4_plugin.quantization.parameters.cpu import Int4Parameter
 
 from .base import Layer, LayerShape, LinearScheme
 
@@ -18,13 +19,15 @@ class W4A4Scheme(LinearScheme):
     """int4 weights x int4 activations."""
 
     def create_weights(self, layer: Layer, shape: LayerShape, weight_loader: Callable[..., Any]) -> None:
-        group_size = self.spec.in_features // self.spec.groups
-        if self.spec.groups > 1 and group_size % ops.INT4_GROUP_MULTIPLE:
+        group_size = self.spec.input_size // self.spec.groups
+        if self.spec.groups > 1 and group_size % INT4_GROUP_MULTIPLE:
             raise CheckpointError(
-                f"layer {self.source.prefix}: group size {group_size} is not a multiple of {ops.INT4_GROUP_MULTIPLE}, "
+                f"layer {self.plan.prefix}: group size {group_size} is not a multiple of {INT4_GROUP_MULTIPLE}, "
                 "which the CPU kernels need. Quantize again with another group size or per channel."
             )
-        weight = packed_int4_parameter(shape.rows, shape.columns, self.source, weight_loader)
+        weight = Int4Parameter.zeros(
+            shape.sizes, plan=self.plan, suffix=WEIGHT, weight_loader=weight_loader, on_packed=self.on_packed
+        )
         layer.register_parameter(WEIGHT, weight)
         self._register_scales(layer, shape, weight_loader)
 
@@ -34,11 +37,11 @@ class W4A4Scheme(LinearScheme):
 
     @property
     def operator(self) -> str:
-        return f"vllm_w4a4::flatquant_linear, {ops.cpu_instruction_set()}"
+        return f"vllm_w4a4::flatquant_linear, {cpu.cpu_instruction_set()}"
 
     @property
     def remark(self) -> str:
-        if ops.cpu_instruction_set() == "portable":
+        if cpu.cpu_instruction_set() == "portable":
             return "this CPU has no instruction set that the plugin knows; portable code is slow"
         return ""
 

@@ -7,14 +7,17 @@ from typing import Any
 import torch
 from vllm.distributed import tensor_model_parallel_all_gather
 
-from vllm_w4a4_plugin import ops
-from vllm_w4a4_plugin.checkpoint.layer import CLIP_RATIO, LEFT_TRANS, RIGHT_TRANS
-from vllm_w4a4_plugin.quantization.parameters import ClipRatioParameter, TransformParameter
+from vllm_w4a4_plugin.checkpoint import QuantType
+from vllm_w4a4_plugin.checkpoint.types import CLIP_RATIO, LEFT_TRANS, RIGHT_TRANS
+from vllm_w4a4_plugin.ops import api
+from vllm_w4a4_plugin.quantization.parameters.shared import ClipRatioParameter, TransformParameter
 
 from .base import Layer, LayerShape
+from .registry import register_scheme
 from .w4a4 import W4A4Scheme
 
 
+@register_scheme(QuantType.W4A4_FLATQUANT_DYNAMIC)
 class W4A4FlatQuantDynamicScheme(W4A4Scheme):
     """A missing transform factor is the identity.
 
@@ -30,22 +33,22 @@ class W4A4FlatQuantDynamicScheme(W4A4Scheme):
             factor = None
             if size is not None:
                 data = torch.zeros(size, size, dtype=torch.float32)
-                factor = TransformParameter(data, source=self.source, suffix=suffix, weight_loader=weight_loader)
+                factor = TransformParameter(data, plan=self.plan, suffix=suffix, weight_loader=weight_loader)
             layer.register_parameter(suffix, factor)
-        clips = torch.ones(len(self.source.shards), dtype=torch.float32)
-        clip = ClipRatioParameter(clips, source=self.source, suffix=CLIP_RATIO, weight_loader=weight_loader)
+        clips = torch.ones(len(self.plan.shards), dtype=torch.float32)
+        clip = ClipRatioParameter(clips, plan=self.plan, suffix=CLIP_RATIO, weight_loader=weight_loader)
         layer.register_parameter(CLIP_RATIO, clip)
 
     def process_weights_after_loading(self, layer: Layer) -> None:
         super().process_weights_after_loading(layer)
-        layer.clip_ratio.settle()
+        layer.clip_ratio.merge()
 
     def apply(self, layer: Layer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         transform = (layer.left_trans, layer.right_trans, layer.clip_ratio)
         offset = self._offset(layer)
         if not self.is_row_parallel:
-            return ops.flatquant_linear(x, layer.weight, layer.weight_scale, *transform, bias, weight_offset=offset)
+            return api.flatquant_linear(x, layer.weight, layer.weight_scale, *transform, bias, weight_offset=offset)
         columns = x.shape[-1]
-        q, scale = ops.kronecker_quant(tensor_model_parallel_all_gather(x), *transform)
+        q, scale = api.kronecker_quant(tensor_model_parallel_all_gather(x), *transform)
         q = q.narrow(-1, layer.tp_rank * columns, columns).contiguous()
-        return ops.int4_linear(q, scale, layer.weight, layer.weight_scale, bias, offset, x.dtype)
+        return api.int4_linear(q, scale, layer.weight, layer.weight_scale, bias, offset, x.dtype)

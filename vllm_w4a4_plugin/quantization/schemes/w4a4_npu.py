@@ -9,23 +9,18 @@ from vllm.config import CUDAGraphMode, get_current_vllm_config_or_none
 from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_gather
 
 from vllm_w4a4_plugin.checkpoint import CheckpointError, QuantType
-from vllm_w4a4_plugin.checkpoint.layer import CLIP_RATIO, LEFT_TRANS, RIGHT_TRANS, WEIGHT, WEIGHT_OFFSET, LinearSpec
-from vllm_w4a4_plugin.npu_limits import (
-    EXACT_CLAMP_CLIP,
-    INT4_PER_WORD,
-    KRONECKER,
-    UNFUSED,
-    UNTRANSFORMED,
-    kronecker_obstacle,
-    matmul_obstacle,
-)
-from vllm_w4a4_plugin.ops import npu, npu_fused
-from vllm_w4a4_plugin.quantization.npu_parameters import NpuTransformParameter, npu_packed_parameter
-from vllm_w4a4_plugin.quantization.parameters import ClipRatioParameter, LayerSource
+from vllm_w4a4_plugin.checkpoint.plan import LayerPlan
+from vllm_w4a4_plugin.checkpoint.types import CLIP_RATIO, LEFT_TRANS, NPU, RIGHT_TRANS, WEIGHT, WEIGHT_OFFSET
+from vllm_w4a4_plugin.ops.npu import cann, fused
+from vllm_w4a4_plugin.ops.npu.select import EXACT_CLAMP_CLIP, INT4_PER_WORD, Kernel, RankShape, select_kernel
+from vllm_w4a4_plugin.quantization.parameters.npu import NpuInt4Parameter, NpuTransformParameter
+from vllm_w4a4_plugin.quantization.parameters.shared import ClipRatioParameter
 
 from .base import Layer, LayerShape, LinearScheme
+from .registry import register_scheme
 
 
+@register_scheme(QuantType.W4A4_FLATQUANT_DYNAMIC, QuantType.W4A4_DYNAMIC, backend=NPU)
 class W4A4NpuScheme(LinearScheme):
     """int4 weights x int4 activations; the fused library where it loads and can, else the operators of CANN.
 
@@ -34,29 +29,33 @@ class W4A4NpuScheme(LinearScheme):
     multiply their own part of it, as on CPUs.
     """
 
-    def __init__(self, spec: LinearSpec, source: LayerSource) -> None:
-        super().__init__(spec, source)
-        self.has_transform = spec.quant_type is QuantType.W4A4_FLATQUANT_DYNAMIC
-        self.clip_slot = npu.new_clip_slot()
+    def __init__(self, plan: LayerPlan, on_packed: Callable[[], None]) -> None:
+        super().__init__(plan, on_packed)
+        self.has_transform = plan.quant_type.spec.has_transform
+        self.clip_slot = cann.new_clip_slot()
 
     def create_weights(self, layer: Layer, shape: LayerShape, weight_loader: Callable[..., Any]) -> None:
-        if problem := matmul_obstacle(shape.columns, self.spec.groups):
+        choice = select_kernel(RankShape.of(self.spec, *shape.sizes), has_fused_library=not fused.unavailable_reason())
+        self.kernel, self.reason = choice.kernel, choice.reason
+        if self.kernel is Kernel.NONE:
             raise CheckpointError(
-                f"layer {self.source.prefix}: {problem}. Quantize this layer with another type"
+                f"layer {self.plan.prefix}: {self.reason}. Quantize this layer with another type"
                 f"{' or use a smaller --tensor-parallel-size' if shape.is_row_parallel else ''}."
             )
         self.gathers = shape.is_row_parallel and self.has_transform
         if self.gathers and layer.tp_size != get_tensor_model_parallel_world_size():
             raise CheckpointError(
-                f"layer {self.source.prefix} is split over {layer.tp_size} ranks of a group of its own, and its "
+                f"layer {self.plan.prefix} is split over {layer.tp_size} ranks of a group of its own, and its "
                 "activations have to be gathered over the tensor-parallel group. Switch vllm-ascend's finegrained "
                 "tensor parallelism off for it."
             )
-        self._choose_kernel(shape)
-        layer.register_parameter(WEIGHT, npu_packed_parameter(shape.rows, shape.columns, self.source, weight_loader))
+        weight = NpuInt4Parameter.zeros(
+            shape.sizes, plan=self.plan, suffix=WEIGHT, weight_loader=weight_loader, on_packed=self.on_packed
+        )
+        layer.register_parameter(WEIGHT, weight)
         self._register_scales(layer, shape, weight_loader)
         if self.has_transform:
-            self._register_transform(layer, shape.dtype, weight_loader)
+            self._register_transform(layer, shape.params_dtype, weight_loader)
         config = get_current_vllm_config_or_none()
         self.max_tokens = config.scheduler_config.max_num_batched_tokens if config else 0
         self.captures_graphs = bool(config) and config.compilation_config.cudagraph_mode not in (
@@ -67,16 +66,16 @@ class W4A4NpuScheme(LinearScheme):
     def process_weights_after_loading(self, layer: Layer) -> None:
         if self.spec.has_offset and bool(layer.weight_offset.any()):
             raise CheckpointError(
-                f"layer {self.source.prefix}, tensor {self.source.tensor_name(WEIGHT_OFFSET, None)}: expected zeros, "
+                f"layer {self.plan.prefix}, tensor {self.plan.tensor_name(WEIGHT_OFFSET)}: expected zeros, "
                 "found other values. The int4 operators of the NPU need symmetric weights; quantize symmetrically."
             )
         if self.has_transform:
-            layer.clip_ratio.settle()
+            layer.clip_ratio.merge()
         self._set_clip_ratio(layer.clip_ratio[0].item() if self.has_transform else 1.0)
-        if self.kernel == KRONECKER:
-            npu.find_token_limit(self.max_tokens, layer.weight.device)
-        elif self.kernel == npu_fused.OPERATOR:
-            npu_fused.arrange_weight_(layer.weight.data)
+        if self.kernel is Kernel.KRONECKER:
+            cann.find_token_limit(self.max_tokens, layer.weight.device)
+        elif self.kernel is Kernel.FUSED:
+            fused.arrange_weight_(layer.weight.data)
 
     def apply(self, layer: Layer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         left: Any = None
@@ -84,18 +83,18 @@ class W4A4NpuScheme(LinearScheme):
         clip: Any = None
         if self.has_transform:
             left, right, clip = layer.left_trans, layer.right_trans, layer.clip_ratio
-        if self.kernel == npu_fused.OPERATOR:
-            return npu_fused.flatquant_linear(x, layer.weight, layer.weight_scale, left, right, self.clip_slot, bias)
+        if self.kernel is Kernel.FUSED:
+            return fused.flatquant_linear(x, layer.weight, layer.weight_scale, left, right, self.clip_slot, bias)
         columns = x.shape[-1] // INT4_PER_WORD
         if self.gathers:
             x = tensor_model_parallel_all_gather(x)
-        if self.kernel == KRONECKER:
-            q, scale = npu.kronecker_quant(x, left, right, self.clip_slot)
+        if self.kernel is Kernel.KRONECKER:
+            q, scale = cann.kronecker_quant(x, left, right, self.clip_slot)
         else:
-            q, scale = npu.unfused_quant(x, left, right, clip)
+            q, scale = cann.unfused_quant(x, left, right, clip)
         if self.gathers:
             q = q.narrow(-1, layer.tp_rank * columns, columns).contiguous()
-        return npu.int4_linear(q, scale, layer.weight, layer.weight_scale, bias, x.dtype)
+        return cann.int4_linear(q, scale, layer.weight, layer.weight_scale, bias, x.dtype)
 
     @property
     def operator(self) -> str:
@@ -106,24 +105,10 @@ class W4A4NpuScheme(LinearScheme):
         if not self.reason:
             return ""
         stop = f"; clip_ratio below {EXACT_CLAMP_CLIP:.3f}: int4 values stop at -7" if self.stops_early else ""
-        return f"{self.source.prefix.rpartition('.')[2]}: {self.reason}{stop}"
+        return f"{self.plan.prefix.rpartition('.')[2]}: {self.reason}{stop}"
 
     def weight_bytes(self, layer: Layer) -> int:
         return layer.weight.numel() * layer.weight.element_size()
-
-    def _choose_kernel(self, shape: LayerShape) -> None:
-        """The first of fused library, npu_kronecker_quant, products and npu_dynamic_quant that can take the layer."""
-        spec, self.reason = self.spec, ""
-        if not npu_fused.absence():
-            self.reason = npu_fused.obstacle(shape.rows, shape.columns, spec.left, spec.right, self.gathers)
-        if not npu_fused.absence() and not self.reason:
-            self.kernel = npu_fused.OPERATOR
-        elif not self.has_transform:
-            self.kernel = UNTRANSFORMED
-        elif problem := kronecker_obstacle(spec.left, spec.right):
-            self.kernel, self.reason = UNFUSED, problem
-        else:
-            self.kernel = KRONECKER
 
     def _register_transform(self, layer: Layer, dtype: torch.dtype, weight_loader: Callable[..., Any]) -> None:
         for suffix, size in ((LEFT_TRANS, self.spec.left), (RIGHT_TRANS, self.spec.right)):
@@ -131,22 +116,22 @@ class W4A4NpuScheme(LinearScheme):
             if size is not None:
                 factor = NpuTransformParameter(
                     torch.zeros(size, size, dtype=dtype),
-                    transposed=suffix == LEFT_TRANS and self.kernel != npu_fused.OPERATOR,
-                    source=self.source,
+                    transposed=suffix == LEFT_TRANS and self.kernel is not Kernel.FUSED,
+                    plan=self.plan,
                     suffix=suffix,
                     weight_loader=weight_loader,
                 )
             layer.register_parameter(suffix, factor)
-        clips = torch.ones(len(self.source.shards), dtype=torch.float32)
-        clip = ClipRatioParameter(clips, source=self.source, suffix=CLIP_RATIO, weight_loader=weight_loader)
+        clips = torch.ones(len(self.plan.shards), dtype=torch.float32)
+        clip = ClipRatioParameter(clips, plan=self.plan, suffix=CLIP_RATIO, weight_loader=weight_loader)
         layer.register_parameter(CLIP_RATIO, clip)
 
     def _set_clip_ratio(self, value: float) -> None:
-        before = npu.clip_ratio(self.clip_slot)
-        if self.kernel in (KRONECKER, npu_fused.OPERATOR) and self.captures_graphs and before not in (None, value):
+        before = cann.clip_ratio(self.clip_slot)
+        if self.kernel in (Kernel.KRONECKER, Kernel.FUSED) and self.captures_graphs and before not in (None, value):
             raise CheckpointError(
-                f"layer {self.source.prefix}: the new weights have clip_ratio {value:.6f}, those before had "
+                f"layer {self.plan.prefix}: the new weights have clip_ratio {value:.6f}, those before had "
                 f"{before:.6f}, which captured graphs keep. Restart vLLM with the new weights, or with --enforce-eager."
             )
-        npu.set_clip_ratio(self.clip_slot, value)
-        self.stops_early = self.kernel == UNFUSED and value < EXACT_CLAMP_CLIP
+        cann.set_clip_ratio(self.clip_slot, value)
+        self.stops_early = self.kernel is Kernel.UNFUSED and value < EXACT_CLAMP_CLIP

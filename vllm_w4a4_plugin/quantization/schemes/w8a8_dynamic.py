@@ -15,19 +15,23 @@ import torch
 from vllm.logger import init_logger
 from vllm.model_executor.kernels.linear import init_int8_linear_kernel
 
-from vllm_w4a4_plugin import ops
-from vllm_w4a4_plugin.checkpoint import CheckpointError
-from vllm_w4a4_plugin.checkpoint.layer import WEIGHT
-from vllm_w4a4_plugin.quantization.parameters import RowsParameter, packed_int8_parameter
+from vllm_w4a4_plugin.checkpoint import CheckpointError, QuantType
+from vllm_w4a4_plugin.checkpoint.types import WEIGHT, WEIGHT_OFFSET
+from vllm_w4a4_plugin.constants import LOGGER
+from vllm_w4a4_plugin.ops import api, cpu, reference
+from vllm_w4a4_plugin.quantization.parameters.base import MatrixParameter
+from vllm_w4a4_plugin.quantization.parameters.cpu import Int8Parameter
 
 from .base import Layer, LayerShape, LinearScheme
+from .registry import register_scheme
 
-logger = init_logger("vllm.plugins.w4a4")
+logger = init_logger(LOGGER)
 
 TOLERATED_ERROR = 0.02
 """Relative error of a product in bfloat16 that is put down to rounding; saturation gives over 0.1."""
 
 
+@register_scheme(QuantType.W8A8_DYNAMIC)
 class W8A8DynamicScheme(LinearScheme):
     """vLLM's kernel repacks the weight and drops the original; vLLM's reload restores it before loading again."""
 
@@ -35,14 +39,15 @@ class W8A8DynamicScheme(LinearScheme):
         self.shape = shape
         self.fault = fault_of_vllm_kernel()
         if self.fault:
-            weight: RowsParameter = packed_int8_parameter(shape.rows, shape.columns, self.source, weight_loader)
+            weight: MatrixParameter = Int8Parameter.zeros(
+                shape.sizes, plan=self.plan, suffix=WEIGHT, weight_loader=weight_loader, on_packed=self.on_packed
+            )
         else:
             self.kernel = _new_vllm_kernel(layer, layer.output_partition_sizes)
-            weight = RowsParameter(
-                torch.zeros(shape.rows, shape.columns, dtype=torch.int8),
-                rows=shape.rows,
-                columns=shape.columns,
-                source=self.source,
+            weight = MatrixParameter(
+                torch.zeros(shape.sizes, dtype=torch.int8),
+                sizes=shape.sizes,
+                plan=self.plan,
                 suffix=WEIGHT,
                 weight_loader=weight_loader,
             )
@@ -52,7 +57,7 @@ class W8A8DynamicScheme(LinearScheme):
     def process_weights_after_loading(self, layer: Layer) -> None:
         if self.spec.has_offset and bool(layer.weight_offset.any()):
             raise CheckpointError(
-                f"layer {self.source.prefix}, tensor {self.source.tensor_name('weight_offset', None)}: expected zeros, "
+                f"layer {self.plan.prefix}, tensor {self.plan.tensor_name(WEIGHT_OFFSET)}: expected zeros, "
                 "found other values. The int8 kernels need symmetric weights; quantize this layer symmetrically."
             )
         if not self.fault:
@@ -60,7 +65,7 @@ class W8A8DynamicScheme(LinearScheme):
 
     def apply(self, layer: Layer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         if self.fault:
-            return ops.w8a8_linear(x, layer.weight, layer.weight_scale, bias)
+            return api.w8a8_linear(x, layer.weight, layer.weight_scale, bias)
         return self.kernel.apply_weights(layer, x, bias)
 
     @property
@@ -70,7 +75,7 @@ class W8A8DynamicScheme(LinearScheme):
     @property
     def operator(self) -> str:
         if self.fault:
-            return f"vllm_w4a4::w8a8_linear, {ops.cpu_instruction_set()}"
+            return f"vllm_w4a4::w8a8_linear, {cpu.cpu_instruction_set()}"
         return f"vLLM {type(self.kernel).__name__}"
 
     @property
@@ -78,7 +83,7 @@ class W8A8DynamicScheme(LinearScheme):
         return f"not vLLM's kernel: {self.fault}" if self.fault else ""
 
     def weight_bytes(self, layer: Layer) -> int:
-        return self.shape.rows * self.shape.columns
+        return self.shape.output_size_per_partition * self.shape.input_size_per_partition
 
 
 @cache
@@ -105,7 +110,7 @@ def fault_of_vllm_kernel() -> str:
         errors = []
         for tokens in (1, 17):
             x = torch.randn(tokens, 512, generator=generator, dtype=torch.bfloat16)
-            expected = ops.reference.w8a8_linear(x, weight, scale.view(-1)).float()
+            expected = reference.w8a8_linear(x, weight, scale.view(-1)).float()
             found = kernel.apply_weights(layer, x, None).float()
             errors.append(((found - expected).norm() / expected.norm()).item())
     except (AttributeError, ImportError, NotImplementedError, RuntimeError, ValueError) as error:

@@ -9,9 +9,9 @@ packed[in / 64][out / 16][16][32]. Rows and columns beyond the weight are zero.
 import torch
 from torch import Tensor
 
-FRACTAL_OUTPUTS = 16
-FRACTAL_INPUTS = 64
-INT4_MIN, INT4_MAX = -8, 7
+from vllm_w4a4_plugin.constants import INT4_MAX, INT4_MIN
+
+from .select import FRACTAL_INPUTS, FRACTAL_OUTPUTS
 
 
 def nz_shape(out_features: int, in_features: int) -> tuple[int, int, int, int]:

@@ -7,13 +7,13 @@ import torch
 from tests.conftest import MICRO
 from tests.engine.loading import vllm_config
 from vllm_w4a4_plugin.checkpoint import CheckpointReader
-from vllm_w4a4_plugin.quantization import cpu_dtype
+from vllm_w4a4_plugin.platforms import dtype as dtypes
 
 
 @pytest.fixture
 def slow_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_dtype, "slow_on_this_cpu", lambda dtype: dtype == torch.bfloat16)
-    monkeypatch.delenv(cpu_dtype.KEEP_VARIABLE, raising=False)
+    monkeypatch.setattr(dtypes, "slow_on_this_cpu", lambda dtype: dtype == torch.bfloat16)
+    monkeypatch.delenv("VLLM_W4A4_KEEP_DTYPE", raising=False)
 
 
 @pytest.mark.usefixtures("slow_bfloat16")
@@ -30,27 +30,27 @@ def test_another_dtype_asked_for_by_name_stays() -> None:
 
 @pytest.mark.usefixtures("slow_bfloat16")
 def test_dtype_is_kept_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cpu_dtype.KEEP_VARIABLE, "1")
+    monkeypatch.setenv("VLLM_W4A4_KEEP_DTYPE", "1")
     assert vllm_config(MICRO, dtype="auto").model_config.dtype == torch.bfloat16
 
 
 @pytest.mark.usefixtures("slow_bfloat16")
 def test_dtype_is_kept_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_dtype, "affordable", lambda extra_bytes: False)
+    monkeypatch.setattr(dtypes, "affordable", lambda extra_bytes: False)
     assert vllm_config(MICRO, dtype="auto").model_config.dtype == torch.bfloat16
 
 
 def test_dtype_is_kept_where_the_cpu_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_dtype, "slow_on_this_cpu", lambda dtype: False)
+    monkeypatch.setattr(dtypes, "slow_on_this_cpu", lambda dtype: False)
     assert vllm_config(MICRO, dtype="auto").model_config.dtype == torch.bfloat16
 
 
 def test_cost_counts_what_widens() -> None:
     reader = CheckpointReader(MICRO)
     widened = sum(reader.load(name).numel() for name in reader.tensors if reader.load(name).dtype == torch.bfloat16)
-    assert cpu_dtype.cost_of_float32(reader.tensors.values()) == 2 * widened > 0
+    assert dtypes.cost_of_float32(reader.tensors.values()) == 2 * widened > 0
 
 
 def test_a_cost_beyond_memory_is_not_affordable() -> None:
-    assert cpu_dtype.affordable(0)
-    assert not cpu_dtype.affordable(2**60)
+    assert dtypes.affordable(0)
+    assert not dtypes.affordable(2**60)

@@ -3,12 +3,14 @@
 
 import logging
 
-logger = logging.getLogger("vllm.plugins.w4a4")
+from vllm_w4a4_plugin.constants import LOGGER
+
+logger = logging.getLogger(LOGGER)
 
 _asking = False
 
 
-def cpu_platform_is_due() -> bool:
+def would_choose_cpu_platform() -> bool:
     """True where vLLM's plain CPU platform would be chosen.
 
     False where vllm-ascend or another out-of-tree platform is active, on accelerators, and where vLLM chooses a CPU

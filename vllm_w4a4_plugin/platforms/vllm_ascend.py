@@ -8,20 +8,17 @@ the hook that vLLM calls for it, and register afterwards: later calls of that ho
 
 import logging
 import multiprocessing
-import os
 from importlib.metadata import version
 
-from . import METHOD, __version__, is_tested
+from vllm_w4a4_plugin import envs
+from vllm_w4a4_plugin.constants import LOGGER, METHOD, TESTED_VLLM_ASCEND, VERSION
 
-TESTED_VLLM_ASCEND = ("0.23", "0.23")
-"""First and last minor version of vllm-ascend that the tests run with."""
+from .versions import is_tested
 
-FORCE_VARIABLE = "VLLM_W4A4_FORCE"
 INT4_DEVICES = ("A2", "A3")
 """vllm-ascend's names of the device generations whose cube multiplies int4."""
 
-# Below "vllm", so that vLLM's logging configuration applies in every process.
-logger = logging.getLogger("vllm.plugins.w4a4")
+logger = logging.getLogger(LOGGER)
 
 
 def is_platform() -> bool:
@@ -39,25 +36,25 @@ def register() -> None:
     )
     from vllm.platforms import current_platform
 
-    reason = _reason_to_step_aside()
+    reason = _unsupported_reason()
     if reason:
-        _say(logging.WARNING, f"vllm-w4a4-plugin {__version__} steps aside: {reason}")
+        _say(logging.WARNING, f"vllm-w4a4-plugin {VERSION} leaves all layers to vllm-ascend: {reason}")
         return
     current_platform.pre_register_and_update()
 
-    from .quantization.ascend import AscendW4A4ModelSlimConfig
+    from vllm_w4a4_plugin.quantization.ascend_config import AscendW4A4ModelSlimConfig
 
     if _CUSTOMIZED_METHOD_TO_QUANT_CONFIG.get(METHOD) is AscendW4A4ModelSlimConfig:
         return
     register_quantization_config(METHOD)(AscendW4A4ModelSlimConfig)
     _say(
         logging.INFO,
-        f"vllm-w4a4-plugin {__version__} has taken over the quantization method {METHOD!r} from vllm-ascend "
+        f"vllm-w4a4-plugin {VERSION} has taken over the quantization method {METHOD!r} from vllm-ascend "
         f"{_version()}: its W4A4 linear layers run here, all others in vllm-ascend. VLLM_W4A4_DISABLE=1 gives it back.",
     )
 
 
-def _reason_to_step_aside() -> str:
+def _unsupported_reason() -> str:
     from vllm_ascend.utils import get_ascend_device_type
 
     device = get_ascend_device_type().name
@@ -67,10 +64,10 @@ def _reason_to_step_aside() -> str:
     if is_tested(found, TESTED_VLLM_ASCEND):
         return ""
     tested = f"it was tested with vllm-ascend {' to '.join(TESTED_VLLM_ASCEND)}, this is vllm-ascend {found}"
-    if os.environ.get(FORCE_VARIABLE, "0") not in ("", "0"):
-        _say(logging.WARNING, f"vllm-w4a4-plugin {__version__}: {tested}; {FORCE_VARIABLE} keeps it in.")
+    if envs.VLLM_W4A4_FORCE:
+        _say(logging.WARNING, f"vllm-w4a4-plugin {VERSION}: {tested}. It is used because VLLM_W4A4_FORCE is set.")
         return ""
-    return f"{tested}. vllm-ascend serves all layers itself; set {FORCE_VARIABLE}=1 to use the plugin all the same."
+    return f"{tested}. Set VLLM_W4A4_FORCE=1 to use the plugin all the same."
 
 
 def _version() -> str:

@@ -15,7 +15,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from vllm_w4a4_plugin.npu_limits import INT4_PER_WORD, KRONECKER_TOKENS, KRONECKER_TOKENS_OLD_CANN
+from .select import INT4_PER_WORD, KRONECKER_TOKENS, KRONECKER_TOKENS_OLD_CANN
 
 NAMESPACE = "vllm_w4a4_npu"
 DISPATCH_KEY = "PrivateUse1"
@@ -57,7 +57,7 @@ def unfused_quant(
     """The same by matrix products and npu_dynamic_quant, for factors that npu_kronecker_quant does not take.
 
     The transform is rounded to x's dtype after each product. Clipping clamps each token to clip_ratio * max|x'| first,
-    which gives the formula's int4 values but for -8: those become -7 (see `npu_limits.EXACT_CLAMP_CLIP`).
+    which gives the formula's int4 values but for -8: those become -7 (see `select.EXACT_CLAMP_CLIP`).
 
     Args:
         x: bfloat16 or float16 [..., in].

@@ -2,20 +2,23 @@
 """vLLM's CPU platform plus what W4A4 checkpoints need before weights load."""
 
 import logging
-import os
 from typing import TYPE_CHECKING
 
 import torch
 from vllm.platforms.cpu import CpuPlatform
 
-from vllm_w4a4_plugin import METHOD
-from vllm_w4a4_plugin.checkpoint import DESCRIPTION_FILE, CheckpointError
+from vllm_w4a4_plugin import envs
+from vllm_w4a4_plugin.checkpoint import CheckpointError
+from vllm_w4a4_plugin.constants import DESCRIPTION_FILE, LOGGER, METHOD
+
+from . import dtype as dtypes
+from .registration import register_method
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-logger = logging.getLogger("vllm.plugins.w4a4")
+logger = logging.getLogger(LOGGER)
 
 LOAD_FORMATS = ("auto", "hf", "safetensors")
 """Load formats that hand over one checkpoint tensor at a time under its own name."""
@@ -27,9 +30,7 @@ class W4A4CpuPlatform(CpuPlatform):
     @classmethod
     def pre_register_and_update(cls, parser: "FlexibleArgumentParser | None" = None) -> None:
         super().pre_register_and_update(parser)
-        from vllm_w4a4_plugin import register
-
-        register()
+        register_method()
         action = parser._option_string_actions.get("--quantization") if parser is not None else None
         if action is not None and action.choices is not None and METHOD not in action.choices:
             action.choices = [*action.choices, METHOD]
@@ -85,18 +86,16 @@ class W4A4CpuPlatform(CpuPlatform):
 
         At this point vLLM does not tell `--dtype auto` from the same dtype given by name, hence the variable.
         """
-        from vllm_w4a4_plugin.quantization import cpu_dtype
         from vllm_w4a4_plugin.quantization.config import AscendW4A4Config
 
         model_config, quant_config = vllm_config.model_config, vllm_config.quant_config
         stored = getattr(model_config.hf_config, "dtype", None)
-        keep = os.environ.get(cpu_dtype.KEEP_VARIABLE, "0") not in ("", "0")
-        if keep or stored is None or model_config.dtype != stored or not cpu_dtype.slow_on_this_cpu(stored):
+        if envs.VLLM_W4A4_KEEP_DTYPE or stored is None or model_config.dtype != stored:
             return
-        if not isinstance(quant_config, AscendW4A4Config):
+        if not dtypes.slow_on_this_cpu(stored) or not isinstance(quant_config, AscendW4A4Config):
             return
-        extra_bytes = quant_config.bytes_of_float32()
-        if not cpu_dtype.affordable(extra_bytes):
+        extra_bytes = dtypes.cost_of_float32(quant_config.inventory.tensors.values())
+        if not dtypes.affordable(extra_bytes):
             logger.warning(
                 "This CPU has no %s instructions and computes it slowly. float32 would be faster, but takes %.1f GiB "
                 "more memory for the unquantized layers; --dtype float32 uses it all the same.",
@@ -106,9 +105,8 @@ class W4A4CpuPlatform(CpuPlatform):
             return
         logger.info(
             "This CPU has no %s instructions: computing in float32, which takes %.0f MiB more memory for the "
-            "unquantized layers. %s=1 keeps the checkpoint's dtype.",
+            "unquantized layers. VLLM_W4A4_KEEP_DTYPE=1 keeps the checkpoint's dtype.",
             str(stored).removeprefix("torch."),
             extra_bytes / 2**20,
-            cpu_dtype.KEEP_VARIABLE,
         )
         model_config.dtype = torch.float32

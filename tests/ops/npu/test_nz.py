@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_w4a4_plugin.ops.nz import nz_shape, pack_nz, unpack_nz
+from vllm_w4a4_plugin.ops.npu.nz import nz_shape, pack_nz, unpack_nz
 
 sizes = st.integers(1, 150)
 

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from tools.npu_environment import ROOT, environment
-from vllm_w4a4_plugin import is_tested
-from vllm_w4a4_plugin.beside_ascend import TESTED_VLLM_ASCEND
+from vllm_w4a4_plugin.constants import TESTED_VLLM_ASCEND
+from vllm_w4a4_plugin.platforms.versions import is_tested
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ def test_tested_versions(version: str, expected: bool) -> None:
     assert is_tested(version, TESTED_VLLM_ASCEND) is expected
 
 
-def test_beside_vllm_ascend() -> None:
+def test_inside_vllm_ascend() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/npu"]
     result = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]

@@ -6,10 +6,10 @@ from collections.abc import Callable
 import pytest
 
 import vllm_w4a4_plugin
-from vllm_w4a4_plugin import detection
+from vllm_w4a4_plugin.platforms import detection
 
 CPU = "vllm.platforms.cpu.CpuPlatform"
-OURS = "vllm_w4a4_plugin.platform.W4A4CpuPlatform"
+OURS = "vllm_w4a4_plugin.platforms.cpu.W4A4CpuPlatform"
 
 
 def answer(value: str | None) -> Callable[[], str | None]:
@@ -60,7 +60,7 @@ def test_plugins_that_ask_each_other_come_to_an_end(platforms: Callable[..., Non
     asked = []
 
     def asks_us() -> str | None:
-        asked.append(detection.cpu_platform_is_due())
+        asked.append(detection.would_choose_cpu_platform())
         return None
 
     platforms({"cpu": answer(CPU)}, {"other": asks_us})

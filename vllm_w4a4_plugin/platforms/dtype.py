@@ -14,7 +14,6 @@ import torch
 
 from vllm_w4a4_plugin.checkpoint import TensorInfo
 
-KEEP_VARIABLE = "VLLM_W4A4_KEEP_DTYPE"
 MEMORY_SHARE = 0.25
 """The widened parameters may take this part of the available memory on top of what they take in 16 bits."""
 

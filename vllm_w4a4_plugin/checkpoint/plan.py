@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each layer of a model is: its type, its dimensions and where its tensors are.
+
+The one place that decides it. Both quantization configurations, `verify` and `doctor` call `plan_layer`, so that none
+of them can say something else of a checkpoint than the others.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from .description import QuantDescription
+from .errors import CheckpointError
+from .reader import CheckpointReader, TensorInfo
+from .resolve import checkpoint_name, resolve, shard_names
+from .spec import LinearSpec, agreeing_spec, assumed_spec, linear_spec
+from .types import WEIGHT, QuantType
+
+PackedModules = Mapping[str, Sequence[str]]
+
+USUALLY_FUSED: PackedModules = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+}
+"""The `packed_modules_mapping` of most of vLLM's decoder models, for where there is no vLLM to ask."""
+
+
+class Inventory:
+    """What a checkpoint holds, grouped by module once.
+
+    Args:
+        description: with tensor names as vLLM spells them.
+        tensors: the headers by tensor name as vLLM spells it; empty where there are no weights yet. Their own names
+            are those in the files.
+        stored_names: tensor name as vLLM spells it -> name in the files, where the two differ.
+    """
+
+    def __init__(
+        self,
+        description: QuantDescription,
+        tensors: Mapping[str, TensorInfo] | None = None,
+        stored_names: Mapping[str, str] | None = None,
+    ) -> None:
+        self.description, self.tensors, self._stored_names = description, tensors or {}, stored_names or {}
+
+    @classmethod
+    def of(cls, reader: CheckpointReader) -> "Inventory":
+        """That of a directory with weights."""
+        return cls(reader.description, reader.tensors)
+
+    def renamed(
+        self, rename: Callable[[dict[str, Any]], dict[str, Any]], description: QuantDescription | None = None
+    ) -> "Inventory":
+        """The same with tensor names mapped by `rename`, vLLM's `WeightsMapper.apply_dict`.
+
+        Args:
+            rename: returns a dict with other keys and the same values.
+            description: the description with its names mapped, where somebody else has mapped them.
+        """
+        names = {**self.description.tensors, **self.tensors}
+        return Inventory(
+            description or self.description.renamed(rename),
+            rename(dict(self.tensors)),
+            rename({name: self._stored_names.get(name, name) for name in names}),
+        )
+
+    def stored_name(self, module: str) -> str:
+        """A module's name in the files."""
+        weight = f"{module}.{WEIGHT}"
+        return self._stored_names.get(weight, weight).removesuffix(f".{WEIGHT}")
+
+    def module(self, name: str) -> Mapping[str, TensorInfo]:
+        """Headers of a module's tensors by the last part of their names."""
+        return self._modules.get(name, {})
+
+    @cached_property
+    def _modules(self) -> dict[str, dict[str, TensorInfo]]:
+        modules: dict[str, dict[str, TensorInfo]] = {}
+        for name, info in self.tensors.items():
+            module, _, suffix = name.rpartition(".")
+            modules.setdefault(module, {})[suffix] = info
+        return modules
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One vLLM linear layer.
+
+    Attributes:
+        prefix: its name in vLLM.
+        quant_type: of all its shards.
+        shards: names in the files of the modules fused into it, in order.
+        spec: what its shards agree in; None where no sizes are known, and for a type that is known by name only.
+        files: tensor name -> shard file, of all its tensors.
+        weight_bytes: stored size of its weights.
+    """
+
+    prefix: str
+    quant_type: QuantType
+    shards: tuple[str, ...]
+    spec: LinearSpec | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    weight_bytes: int = 0
+
+    def tensor_name(self, suffix: str, shard: int | None = None) -> str:
+        """Name in the files of the tensor that fills part `shard` of a parameter (None: the only part)."""
+        return f"{self.shards[shard if shard is not None and shard < len(self.shards) else 0]}.{suffix}"
+
+    def error(self, suffix: str, shard: int | None, problem: str) -> CheckpointError:
+        """The exception for a bad tensor of this layer."""
+        name = self.tensor_name(suffix, shard)
+        file = f"{self.files[name]}: " if name in self.files else ""
+        return CheckpointError(
+            f"{file}layer {self.prefix}, tensor {name}: {problem}. "
+            "The checkpoint is damaged or does not fit config.json; copy or quantize it again."
+        )
+
+
+def plan_layer(
+    prefix: str, inventory: Inventory, packed_modules_mapping: PackedModules, sizes: tuple[int, int] | None = None
+) -> LayerPlan:
+    """The plan of one linear layer.
+
+    Args:
+        prefix: name of the layer in vLLM, e.g. `model.layers.0.self_attn.qkv_proj`.
+        inventory: of the checkpoint.
+        packed_modules_mapping: vLLM's own, e.g. `{"qkv_proj": ["q_proj", "k_proj", "v_proj"]}`.
+        sizes: (input_size, output_size) of the layer, used where the checkpoint has no weights to read them from.
+
+    Raises:
+        CheckpointError: the layer is not described, its shards differ, or a tensor's header is wrong.
+    """
+    description = inventory.description
+    quant_type = resolve(description, prefix, packed_modules_mapping)
+    modules = [checkpoint_name(description, name) or name for name in shard_names(prefix, packed_modules_mapping)]
+    headers = [info for module in modules for info in inventory.module(module).values()]
+    return LayerPlan(
+        prefix,
+        quant_type,
+        tuple(inventory.stored_name(module) for module in modules),
+        _spec(prefix, quant_type, modules, inventory, sizes),
+        {info.name: info.file for info in headers},
+        sum(info[WEIGHT].nbytes for module in modules if WEIGHT in (info := inventory.module(module))),
+    )
+
+
+def _spec(
+    prefix: str, quant_type: QuantType, modules: Sequence[str], inventory: Inventory, sizes: tuple[int, int] | None
+) -> LinearSpec | None:
+    if not quant_type.spec.is_described:
+        return None
+    if not quant_type.spec.is_quantized and not all(_is_matrix(inventory, module) for module in modules):
+        return None  # a tied head has no tensor of its own, a convolution has more dimensions
+    if inventory.tensors:
+        specs = [linear_spec(inventory.tensors, module, quant_type) for module in modules]
+    elif sizes is not None:
+        specs = [assumed_spec(inventory.description, module, quant_type, *sizes) for module in modules]
+    else:
+        return None
+    return agreeing_spec(prefix, specs)
+
+
+def _is_matrix(inventory: Inventory, module: str) -> bool:
+    weight = inventory.module(module).get(WEIGHT)
+    return weight is not None and len(weight.shape) == 2

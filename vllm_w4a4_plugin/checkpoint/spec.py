@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The dimensions of one linear layer, from the headers of its tensors and the table of types."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isqrt
+from typing import TYPE_CHECKING, NoReturn
+
+from .description import QuantDescription
+from .errors import CheckpointError
+from .reader import TensorInfo
+from .types import (
+    BIAS,
+    LEFT_TRANS,
+    RIGHT_TRANS,
+    WEIGHT,
+    WEIGHT_OFFSET,
+    WEIGHT_SCALE,
+    Layout,
+    QuantType,
+    TensorSpec,
+    known_suffixes,
+    runnable_types,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+TENSORS_OF_ONE_VALUE = ((), (1,))
+"""Shapes of a tensor with one value."""
+
+
+@dataclass(frozen=True)
+class LinearSpec:
+    """One linear layer of the checkpoint, checked.
+
+    Attributes:
+        name: module name in the checkpoint.
+        quant_type: its type.
+        output_size, input_size: of the weight matrix [output_size, input_size].
+        groups: scales per output row; 1 means per-channel.
+        left, right: sizes of the Kronecker factors, None where the factor is absent (identity).
+        has_offset, has_bias: whether those tensors are stored.
+    """
+
+    name: str
+    quant_type: QuantType
+    output_size: int
+    input_size: int
+    groups: int = 1
+    left: int | None = None
+    right: int | None = None
+    has_offset: bool = False
+    has_bias: bool = False
+
+    @property
+    def leaf(self) -> str:
+        """Last part of the name, e.g. `q_proj`."""
+        return self.name.rpartition(".")[2]
+
+
+def kronecker_sizes(n: int) -> tuple[int, int]:
+    """The factor sizes (M, N), M * N == n, that msModelSlim chooses for an input size n.
+
+    Fermat's method: the smallest a >= sqrt(n) for which a*a - n is a perfect square b*b gives (a - b, a + b).
+
+    Raises:
+        ValueError: n == 2 (mod 4) or n < 1 has no such pair.
+    """
+    if n < 1 or n % 4 == 2:
+        raise ValueError(f"{n} is not a difference of two squares, so it has no pair of Kronecker factor sizes")
+    a = isqrt(n - 1) + 1
+    while True:
+        b = isqrt(a * a - n)
+        if b * b == a * a - n:
+            return a - b, a + b
+        a += 1
+
+
+def linear_spec(tensors: Mapping[str, TensorInfo], name: str, quant_type: QuantType) -> LinearSpec:
+    """Check the headers of one layer's tensors and collect its dimensions.
+
+    Args:
+        tensors: all tensors of the checkpoint, by name.
+        name: the layer's name in the checkpoint.
+        quant_type: a type whose tensors are described.
+
+    Raises:
+        CheckpointError: a tensor is missing or superfluous, or has a wrong dtype or shape.
+    """
+    return _LinearChecker(tensors, name, quant_type).spec()
+
+
+def assumed_spec(
+    description: QuantDescription, name: str, quant_type: QuantType, input_size: int, output_size: int
+) -> LinearSpec:
+    """What a layer will look like when only its description exists (planning, dummy weights).
+
+    Presence comes from the description; factor sizes from msModelSlim's rule; a group size from its `group_size`.
+
+    Raises:
+        CheckpointError: the size of a lone transform factor cannot be known.
+    """
+    present = {t.suffix for t in quant_type.spec.tensors if f"{name}.{t.suffix}" in description.tensors}
+    left = right = None
+    if LEFT_TRANS in present and RIGHT_TRANS in present:
+        left, right = kronecker_sizes(input_size)
+    elif LEFT_TRANS in present or RIGHT_TRANS in present:
+        raise CheckpointError(
+            f"layer {name}: only one transform factor is described, so its size has to be read from the weights, "
+            "and there are none. Put the *.safetensors files next to the description."
+        )
+    # The group size of msModelSlim's description is that of the layers without a transform.
+    has_groups = quant_type.spec.has_groups and not quant_type.spec.has_transform and description.group_size
+    groups = input_size // description.group_size if has_groups and description.group_size else 1
+    return LinearSpec(
+        name, quant_type, output_size, input_size, groups, left, right, WEIGHT_OFFSET in present, BIAS in present
+    )
+
+
+def agreeing_spec(layer: str, specs: Sequence[LinearSpec]) -> LinearSpec:
+    """The spec that stands for all shards of a fused layer: the first one's.
+
+    Raises:
+        CheckpointError: the shards differ in something that one operator call has only one of.
+    """
+    for key, what in _SHARED.items():
+        values = {spec.name: getattr(spec, key) for spec in specs}
+        if len(set(values.values())) > 1:
+            listing = ", ".join(f"{name}: {value}" for name, value in values.items())
+            raise CheckpointError(
+                f"layer {layer} is computed as one matrix product, so {what} of its parts must be equal, "
+                f"found {listing}. Quantize them again as one group."
+            )
+    return specs[0]
+
+
+_SHARED = {
+    "input_size": "the number of input features",
+    "groups": "the number of weight scale groups",
+    "left": "the size of left_trans",
+    "right": "the size of right_trans",
+    "has_offset": "the presence of weight_offset",
+    "has_bias": "the presence of bias",
+}
+
+
+class _LinearChecker:
+    """Checks one layer's headers, tensor by tensor in the order of the type's table entry."""
+
+    def __init__(self, tensors: Mapping[str, TensorInfo], name: str, quant_type: QuantType) -> None:
+        self.tensors, self.name, self.quant_type = tensors, name, quant_type
+        self.groups = 1
+        self.factors: dict[str, int | None] = {}
+
+    def spec(self) -> LinearSpec:
+        if not self.quant_type.spec.is_described:
+            raise CheckpointError(unsupported_type(self.name, self.quant_type))
+        weight = self.required(WEIGHT)
+        if len(weight.shape) != 2:
+            self.fail(weight, "two dimensions [out, in]", f"shape {list(weight.shape)}")
+        self.output_size, self.input_size = weight.shape
+        for suffix in known_suffixes():
+            if self.quant_type.spec.tensor(suffix) is None and (info := self.stored(suffix)):
+                self.fail(info, f"no such tensor in a {self.quant_type} layer", "one")
+        for tensor in self.quant_type.spec.tensors:
+            info = self.required(tensor.suffix) if tensor.required else self.stored(tensor.suffix)
+            if info is not None:
+                self.check(tensor, info)
+        left, right = self.transform()
+        return LinearSpec(
+            self.name,
+            self.quant_type,
+            self.output_size,
+            self.input_size,
+            self.groups,
+            left,
+            right,
+            has_offset=self.stored(WEIGHT_OFFSET) is not None,
+            has_bias=self.stored(BIAS) is not None,
+        )
+
+    def check(self, tensor: TensorSpec, info: TensorInfo) -> None:
+        shape, found = info.shape, str(list(info.shape))
+        if info.dtype not in tensor.dtypes:
+            self.fail(info, f"dtype {' or '.join(tensor.dtypes)} for {self.quant_type}", info.dtype)
+        match tensor.layout:
+            case Layout.SCALES:
+                self.check_scales(info)
+            case Layout.LIKE_SCALES:
+                scales = self.required(WEIGHT_SCALE)
+                if shape != scales.shape:
+                    self.fail(info, f"the shape of weight_scale, {list(scales.shape)}", found)
+            case Layout.SQUARE:
+                if len(shape) != 2 or shape[0] != shape[1]:
+                    self.fail(info, "a square float matrix", f"{info.dtype} {found}")
+                self.factors[tensor.suffix] = shape[0]
+            case Layout.ONE_VALUE:
+                if shape not in TENSORS_OF_ONE_VALUE:
+                    self.fail(info, "one value", f"shape {found}")
+            case Layout.ROW:
+                if shape != (self.output_size,):
+                    self.fail(info, f"a float tensor of shape [{self.output_size}]", f"{info.dtype} {found}")
+
+    def check_scales(self, info: TensorInfo) -> None:
+        shape = info.shape
+        if len(shape) not in (1, 2) or shape[0] != self.output_size:
+            self.fail(info, f"shape [{self.output_size}, 1] or [{self.output_size}, groups]", str(list(shape)))
+        self.groups = 1 if len(shape) == 1 else shape[-1]
+        if self.groups > 1 and not self.quant_type.spec.has_groups:
+            self.fail(info, f"one scale per output row for {self.quant_type}", f"{self.groups} groups")
+        if self.groups < 1 or self.input_size % self.groups:
+            self.fail(info, f"a number of groups that divides the {self.input_size} input features", str(self.groups))
+
+    def transform(self) -> tuple[int | None, int | None]:
+        """Sizes of the two factors, None for one that is not stored."""
+        left, right = self.factors.get(LEFT_TRANS), self.factors.get(RIGHT_TRANS)
+        known = (1 if left is None else left) * (1 if right is None else right)
+        is_whole = left is not None and right is not None
+        if known == 0 or self.input_size % known or (is_whole and known != self.input_size):
+            shown = " x ".join("absent" if size is None else str(size) for size in (left, right))
+            raise CheckpointError(
+                f"layer {self.name}: the sizes of left_trans and right_trans must multiply to the {self.input_size} "
+                f"input features, found {shown}. The transforms belong to another layer or model; quantize the model "
+                "again."
+            )
+        return left, right
+
+    def stored(self, suffix: str) -> TensorInfo | None:
+        return self.tensors.get(f"{self.name}.{suffix}")
+
+    def required(self, suffix: str) -> TensorInfo:
+        info = self.stored(suffix)
+        if info is None:
+            raise CheckpointError(
+                f"layer {self.name}: tensor {self.name}.{suffix} is in none of the weight files, but a "
+                f"{self.quant_type} layer needs it. The checkpoint is incomplete; copy or quantize it again."
+            )
+        return info
+
+    def fail(self, info: TensorInfo, expected: str, found: str) -> NoReturn:
+        raise CheckpointError(
+            f"{info.file}: layer {self.name}, tensor {info.name}: expected {expected}, found {found}. "
+            "The checkpoint is damaged or was made by an incompatible tool; quantize the model again."
+        )
+
+
+def unsupported_type(name: str, quant_type: QuantType) -> str:
+    """Message for a layer whose type is known but cannot be run here."""
+    return (
+        f"layer {name}: quant type {quant_type} cannot be run here. "
+        f"Types that can: {', '.join(runnable_types())}. Quantize this layer with one of them."
+    )
+
+
+CLIP_TOLERANCE = 1e-3
+"""Relative difference up to which the clip ratios of fused layers are averaged; v1 files differ by about 1e-5."""
+
+
+def merge_clip_ratios(clips: Mapping[str, float]) -> float:
+    """The one clip ratio of layers that vLLM fuses: their mean.
+
+    Args:
+        clips: tensor name -> clip ratio.
+
+    Raises:
+        CheckpointError: they differ by more than `CLIP_TOLERANCE` relative to the largest.
+    """
+    low, high = min(clips.values()), max(clips.values())
+    if high - low > CLIP_TOLERANCE * high:
+        listing = ", ".join(f"{name}: {clip:.6f}" for name, clip in clips.items())
+        raise CheckpointError(
+            f"clip ratios of layers that are computed as one matrix product differ by more than {CLIP_TOLERANCE:g} "
+            f"relative, found {listing}. Quantize them again as one group."
+        )
+    return sum(clips.values()) / len(clips)
+
+
+def check_values(suffix: str, tensor: "torch.Tensor", quant_type: QuantType) -> str:
+    """What is wrong with the values of one tensor of a layer, "" if nothing is.
+
+    Args:
+        suffix: `weight`, `weight_scale`, ...
+        tensor: the values, any shape.
+        quant_type: the layer's type.
+    """
+    described = quant_type.spec.tensor(suffix)
+    return described.check(tensor) if described is not None and described.check is not None else ""

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The quant types: one table entry says everything about a type that does not need a kernel.
+
+A new type is an entry here, made with `register_type`, and a scheme with `@register_scheme` (`quantization.schemes`).
+Reader, verifier, loader, writer, simulation, `inspect` and `doctor` iterate over the entry; none of them names a type.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, ClassVar
+
+from .values import ValueCheck, clip_ratio, finite, int4, scales
+
+if TYPE_CHECKING:
+    from typing import Self
+
+WEIGHT = "weight"
+WEIGHT_SCALE = "weight_scale"
+WEIGHT_OFFSET = "weight_offset"
+LEFT_TRANS = "left_trans"
+RIGHT_TRANS = "right_trans"
+CLIP_RATIO = "clip_ratio"
+BIAS = "bias"
+
+FLOAT_DTYPES = ("F32", "BF16", "F16")
+
+CPU, NPU, VLLM_ASCEND = "cpu", "npu", "vllm-ascend"
+"""Where a type runs: our kernels on CPUs, ours on NPUs, or vllm-ascend's own."""
+
+
+class Layout(Enum):
+    """What the shape of a tensor is made of, in vLLM's words for the sizes of a linear layer."""
+
+    MATRIX = "two dimensions [output_size, input_size]"
+    SCALES = "[output_size], [output_size, 1], or [output_size, groups] for a type with groups"
+    LIKE_SCALES = "the shape of weight_scale"
+    SQUARE = "a square matrix, one factor of the Kronecker transform"
+    ONE_VALUE = "one value"
+    ROW = "[output_size]"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of a linear layer.
+
+    Attributes:
+        suffix: the last part of its name.
+        layout: of its shape.
+        dtypes: allowed ones, as safetensors spells them.
+        required: whether a layer of the type is incomplete without it.
+        check: says what is wrong with its values, None if nothing can be.
+    """
+
+    suffix: str
+    layout: Layout
+    dtypes: tuple[str, ...] = FLOAT_DTYPES
+    required: bool = True
+    check: ValueCheck | None = None
+
+
+@dataclass(frozen=True)
+class TypeSpec:
+    """Everything that does not need a kernel about one quant type.
+
+    Attributes:
+        name: as the description spells it.
+        weight_bits, activation_bits: operand widths of the product; 16 stands for the model's own float dtype.
+        tensors: of a linear layer, in the order in which they are checked and stored; empty for a type that is known
+            by name only.
+        runs_on: of CPU, NPU and VLLM_ASCEND.
+        has_groups: whether a row may have several weight scales, one for each group of inputs.
+    """
+
+    name: str
+    weight_bits: int
+    activation_bits: int
+    tensors: tuple[TensorSpec, ...] = ()
+    runs_on: frozenset[str] = frozenset()
+    has_groups: bool = False
+
+    @property
+    def has_transform(self) -> bool:
+        """Whether activations pass a Kronecker transform before they are quantized."""
+        return self.tensor(LEFT_TRANS) is not None
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether weights are integers with scales, not the model's floats."""
+        return self.weight_bits < 16
+
+    @property
+    def is_described(self) -> bool:
+        """Whether the tensors of a layer are known, so that it can be checked, counted and simulated."""
+        return bool(self.tensors)
+
+    def tensor(self, suffix: str) -> TensorSpec | None:
+        """The tensor with this suffix, None if layers of the type have none."""
+        return next((tensor for tensor in self.tensors if tensor.suffix == suffix), None)
+
+
+class QuantType(str):
+    """Name of a quant type that this package knows. `QuantType("W8A8_DYNAMIC").spec` is its table entry.
+
+    There is one object for each type, so `is` compares types.
+    """
+
+    __slots__ = ()
+
+    FLOAT: ClassVar["QuantType"]
+    W8A8: ClassVar["QuantType"]
+    W8A8_DYNAMIC: ClassVar["QuantType"]
+    W4A4_DYNAMIC: ClassVar["QuantType"]
+    W4A4_FLATQUANT_DYNAMIC: ClassVar["QuantType"]
+
+    def __new__(cls, name: str) -> "Self":
+        """The type called `name`.
+
+        Raises:
+            ValueError: no such type was registered.
+        """
+        if name not in _MEMBERS:
+            raise ValueError(f"{name!r} is not a quant type known here")
+        return _MEMBERS[name]  # type: ignore[return-value]
+
+    @property
+    def value(self) -> str:
+        """The name as a plain string."""
+        return str(self)
+
+    @property
+    def spec(self) -> TypeSpec:
+        """The table entry."""
+        return _SPECS[self]
+
+    @property
+    def is_w4a4(self) -> bool:
+        """Whether the product is int4 x int4."""
+        return self.spec.is_described and self.spec.weight_bits == self.spec.activation_bits == 4
+
+
+_MEMBERS: dict[str, QuantType] = {}
+_SPECS: dict[str, TypeSpec] = {}
+
+
+def register_type(spec: TypeSpec) -> QuantType:
+    """Add a type to the table, in this process. Registering an equal entry again changes nothing.
+
+    Raises:
+        ValueError: another entry has its name.
+    """
+    if _SPECS.get(spec.name, spec) != spec:
+        raise ValueError(f"quant type {spec.name} is registered already, with another entry")
+    if spec.name not in _MEMBERS:
+        _MEMBERS[spec.name] = str.__new__(QuantType, spec.name)
+        _SPECS[spec.name] = spec
+    return _MEMBERS[spec.name]
+
+
+def known_types() -> tuple[QuantType, ...]:
+    """All types of the table."""
+    return tuple(_MEMBERS.values())
+
+
+def runnable_types(backend: str = CPU) -> tuple[QuantType, ...]:
+    """Types whose linear layers run on a backend."""
+    return tuple(kind for kind in known_types() if backend in kind.spec.runs_on)
+
+
+def known_suffixes() -> tuple[str, ...]:
+    """Suffixes of the tensors of all types, bias included, each once."""
+    return tuple(dict.fromkeys(tensor.suffix for kind in known_types() for tensor in kind.spec.tensors))
+
+
+BIAS_TENSOR = TensorSpec(BIAS, Layout.ROW, required=False)
+"""A layer of any type may have a bias, in float."""
+
+
+def quantized_tensors(check: ValueCheck | None = None) -> tuple[TensorSpec, ...]:
+    """int8 weights with a float scale, and perhaps an offset, for each row or group; `check` is of the weights."""
+    return (
+        TensorSpec(WEIGHT, Layout.MATRIX, ("I8",), check=check),
+        TensorSpec(WEIGHT_SCALE, Layout.SCALES, check=scales),
+        TensorSpec(WEIGHT_OFFSET, Layout.LIKE_SCALES, required=False, check=finite),
+    )
+
+
+TRANSFORM_TENSORS = (
+    # A factor that is not stored is the identity.
+    TensorSpec(LEFT_TRANS, Layout.SQUARE, required=False, check=finite),
+    TensorSpec(RIGHT_TRANS, Layout.SQUARE, required=False, check=finite),
+    TensorSpec(CLIP_RATIO, Layout.ONE_VALUE, check=clip_ratio),
+)
+
+_FLOAT_WEIGHT = TensorSpec(WEIGHT, Layout.MATRIX)
+
+_BUILT_IN = (
+    TypeSpec("FLOAT", 16, 16, (_FLOAT_WEIGHT, BIAS_TENSOR), frozenset({CPU, VLLM_ASCEND})),
+    TypeSpec("W8A8_DYNAMIC", 8, 8, (*quantized_tensors(), BIAS_TENSOR), frozenset({CPU, VLLM_ASCEND})),
+    # Per channel and, with the same name, per group: the shape of weight_scale tells them apart.
+    TypeSpec("W4A4_DYNAMIC", 4, 4, (*quantized_tensors(int4), BIAS_TENSOR), frozenset({CPU, NPU}), has_groups=True),
+    TypeSpec(
+        "W4A4_FLATQUANT_DYNAMIC",
+        4,
+        4,
+        (*quantized_tensors(int4), *TRANSFORM_TENSORS, BIAS_TENSOR),
+        frozenset({CPU, NPU}),
+        has_groups=True,
+    ),
+    # Known by name: checkpoints mix them with W4A4, and vllm-ascend or its newer devices run them.
+    *(
+        TypeSpec(name, weight_bits, activation_bits, runs_on=frozenset({VLLM_ASCEND}))
+        for name, weight_bits, activation_bits in (
+            ("W8A8", 8, 8),
+            ("W8A8_FLATQUANT_DYNAMIC", 8, 8),
+            ("W4A8_DYNAMIC", 4, 8),
+            ("W8A8_MIX", 8, 8),
+            ("W8A16", 8, 16),
+            ("W4A16", 4, 16),
+            ("W8A8FP8_DYNAMIC", 8, 8),
+            ("W8A8_MXFP8", 8, 8),
+            ("W4A8_MXFP", 4, 8),
+            ("W4A4_MXFP4", 4, 4),
+            ("W4A4_MXFP4_FLATQUANT", 4, 4),
+            ("W4A16_MXFP4", 4, 16),
+        )
+    ),
+)
+for _spec in _BUILT_IN:
+    setattr(QuantType, _spec.name, register_type(_spec))

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of a tensor's values. Each returns what is wrong, "" if nothing is.
+
+They take torch tensors and use their methods only, so that nothing here imports torch.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from vllm_w4a4_plugin.constants import INT4_MAX, INT4_MIN
+
+if TYPE_CHECKING:
+    import torch
+
+ValueCheck = Callable[["torch.Tensor"], str]
+
+
+def int4(weight: "torch.Tensor") -> str:
+    """int4 values, one in each int8."""
+    low, high = (int(value) for value in weight.aminmax()) if weight.numel() else (0, 0)
+    if low < INT4_MIN or high > INT4_MAX:
+        return f"expected int4 values in [{INT4_MIN}, {INT4_MAX}], found values from {low} to {high}"
+    return ""
+
+
+def finite(tensor: "torch.Tensor") -> str:
+    """Neither NaN nor infinite."""
+    bad = (~tensor.isfinite()).sum().item()
+    return f"expected finite values, found {bad} of {tensor.numel()} that are not" if bad else ""
+
+
+def scales(scale: "torch.Tensor") -> str:
+    """Finite and not negative; a row of zeros may have scale 0."""
+    if problem := finite(scale):
+        return problem
+    bad = (scale < 0).sum().item()
+    return f"expected scales that are not negative, found {bad} of {scale.numel()} that are" if bad else ""
+
+
+def clip_ratio(clip: "torch.Tensor") -> str:
+    """One value in (0, 1]."""
+    value = clip.item()
+    return "" if 0.0 < value <= 1.0 else f"expected a clip ratio in (0, 1], found {value}"

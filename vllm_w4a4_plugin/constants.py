@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names, versions and ranges that more than one part of the package needs. Imports nothing."""
+
+VERSION = "0.1.0"
+"""Of this package; the build reads it from here."""
+
+METHOD = "ascend"
+"""Name of the quantization method, the one that users of vllm-ascend know."""
+
+LOGGER = "vllm.plugins.w4a4"
+"""Name of the package's one logger: below "vllm", so that vLLM's logging configuration applies in every process."""
+
+DESCRIPTION_FILE = "quant_model_description.json"
+INDEX_SUFFIX = ".safetensors.index.json"
+
+TESTED_VLLM = ("0.23", "0.32")
+"""First and last minor version of vLLM that the tests run with."""
+
+TESTED_VLLM_ASCEND = ("0.23", "0.23")
+"""First and last minor version of vllm-ascend that the tests run with."""
+
+INT4_MIN, INT4_MAX = -8, 7

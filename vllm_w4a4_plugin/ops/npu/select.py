@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which NPU kernel a linear layer gets, and why: the one place, for the loader, `doctor` and the quantizer.
+
+The limits are those of the operators' documents for Atlas A2 and A3.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from vllm_w4a4_plugin.checkpoint.spec import LinearSpec
+from vllm_w4a4_plugin.checkpoint.types import NPU, QuantType
+
+INT4_PER_WORD = 8
+"""int4 values in one int32 of the operators' packed tensors."""
+
+FRACTAL_OUTPUTS, FRACTAL_INPUTS = 16, 64
+"""Size of the blocks in which the cube takes int4 weights."""
+
+KRONECKER_FACTOR_LIMIT = 256
+KRONECKER_RIGHT_MULTIPLE = INT4_PER_WORD
+KRONECKER_TOKENS = 262144
+"""Tokens in one call of npu_kronecker_quant (aclnnFlatQuant)."""
+KRONECKER_TOKENS_OLD_CANN = 32768
+"""The same before the CANN of November 2025."""
+
+MATMUL_AXIS_LIMIT = 65535
+"""Largest input size of npu_quant_matmul (aclnnQuantMatmulV4) with int4."""
+
+FUSED_INPUT_LIMIT, FUSED_OUTPUT_LIMIT = 32768, 65536
+"""Largest sizes of the fused kernel, as in csrc/npu/host/tiling.cpp."""
+
+EXACT_CLAMP_CLIP = 14 / 15
+"""Smallest clip ratio for which the unfused path equals the formula: below it a value could round to -8, and
+npu_dynamic_quant never gives -8."""
+
+
+class Kernel(StrEnum):
+    """What computes a layer, as the start-up table and `doctor` name it."""
+
+    FUSED = "vllm_w4a4_npu::flatquant_linear"
+    KRONECKER = "npu_kronecker_quant + npu_quant_matmul"
+    UNFUSED = "matmul + npu_dynamic_quant + npu_quant_matmul"
+    UNTRANSFORMED = "npu_dynamic_quant + npu_quant_matmul"
+    VLLM_ASCEND = "vllm-ascend"
+    NONE = "none"
+
+
+@dataclass(frozen=True)
+class RankShape:
+    """A linear layer as one rank computes it.
+
+    Attributes:
+        quant_type: its type.
+        output_size, input_size: of the weight on this rank, shards of a fused layer together.
+        groups: scales per output row of the whole layer.
+        left, right: sizes of the transform's factors, None where one is missing; of the whole layer.
+        is_row_parallel: whether the input features are split over ranks.
+    """
+
+    quant_type: QuantType
+    output_size: int
+    input_size: int
+    groups: int = 1
+    left: int | None = None
+    right: int | None = None
+    is_row_parallel: bool = False
+
+    @classmethod
+    def of(cls, spec: LinearSpec, output_size: int | None = None, input_size: int | None = None) -> "RankShape":
+        """The layer `spec` with the sizes that it has on a rank, by default its own."""
+        width = spec.input_size if input_size is None else input_size
+        return cls(
+            spec.quant_type,
+            spec.output_size if output_size is None else output_size,
+            width,
+            spec.groups,
+            spec.left,
+            spec.right,
+            width != spec.input_size,
+        )
+
+
+@dataclass(frozen=True)
+class KernelChoice:
+    """A kernel, and why it is not the one before it in `Kernel`; "" where it is the first that is available."""
+
+    kernel: Kernel
+    reason: str = ""
+
+
+def select_kernel(shape: RankShape, *, has_fused_library: bool) -> KernelChoice:
+    """The kernel of one layer: fused library, npu_kronecker_quant, or products and npu_dynamic_quant, in this order.
+
+    `Kernel.NONE` means that no kernel can take the layer; `Kernel.VLLM_ASCEND` that the plugin leaves it alone.
+    """
+    kind = shape.quant_type.spec
+    if NPU not in kind.runs_on:
+        return KernelChoice(Kernel.VLLM_ASCEND)
+    if reason := matmul_unsupported_reason(shape):
+        return KernelChoice(Kernel.NONE, reason)
+    reason = fused_unsupported_reason(shape) if has_fused_library else ""
+    if has_fused_library and not reason:
+        return KernelChoice(Kernel.FUSED)
+    if not kind.has_transform:
+        return KernelChoice(Kernel.UNTRANSFORMED, reason)
+    if unfused_reason := kronecker_unsupported_reason(shape.left, shape.right):
+        return KernelChoice(Kernel.UNFUSED, unfused_reason)
+    return KernelChoice(Kernel.KRONECKER, reason)
+
+
+def matmul_unsupported_reason(shape: RankShape) -> str:
+    """Why no int4 product of the NPU can take the layer, "" if one can."""
+    if shape.input_size % INT4_PER_WORD:
+        return f"{shape.input_size} input features, int4 operators of the NPU need a multiple of {INT4_PER_WORD}"
+    if shape.input_size > MATMUL_AXIS_LIMIT:
+        return f"{shape.input_size} input features, npu_quant_matmul takes at most {MATMUL_AXIS_LIMIT}"
+    if shape.groups > 1:
+        return f"{shape.groups} scale groups in a row, the NPU path has per-channel scales only"
+    return ""
+
+
+def kronecker_unsupported_reason(left: int | None, right: int | None) -> str:
+    """Why npu_kronecker_quant cannot transform with factors of these sizes (None: no such factor), "" if it can."""
+    missing = [name for name, size in (("left_trans", left), ("right_trans", right)) if size is None]
+    if left is None or right is None:
+        return f"no {' and no '.join(missing)}, npu_kronecker_quant needs both"
+    if max(left, right) > KRONECKER_FACTOR_LIMIT:
+        return f"factors {left} x {right}, npu_kronecker_quant takes at most {KRONECKER_FACTOR_LIMIT}"
+    if right % KRONECKER_RIGHT_MULTIPLE:
+        return f"right_trans of size {right}, npu_kronecker_quant needs a multiple of {KRONECKER_RIGHT_MULTIPLE}"
+    return ""
+
+
+def fused_unsupported_reason(shape: RankShape) -> str:
+    """Why the project's fused kernel cannot compute the layer, "" if it can.
+
+    Only sizes that the nZ order stores without padding are taken, so that a weight is rearranged in place and can be
+    loaded again.
+    """
+    outputs, inputs = shape.output_size, shape.input_size
+    if shape.is_row_parallel and shape.quant_type.spec.has_transform:
+        return "fused kernel: tokens of a row-parallel layer are quantized before they are split"
+    if outputs % FRACTAL_OUTPUTS or inputs % FRACTAL_INPUTS:
+        return f"fused kernel: weight {outputs} x {inputs} is not made of {FRACTAL_OUTPUTS} x {FRACTAL_INPUTS} fractals"
+    if outputs > FUSED_OUTPUT_LIMIT or inputs > FUSED_INPUT_LIMIT:
+        return f"fused kernel: weight {outputs} x {inputs}, at most {FUSED_OUTPUT_LIMIT} x {FUSED_INPUT_LIMIT}"
+    if shape.left is not None or shape.right is not None:
+        m = shape.left or inputs // (shape.right or inputs)
+        n = inputs // m
+        if not (2 <= m <= KRONECKER_FACTOR_LIMIT and n <= KRONECKER_FACTOR_LIMIT and n % KRONECKER_RIGHT_MULTIPLE == 0):
+            return f"fused kernel: transform {m} x {n}, at most 256 x 256 and 8 dividing the second"
+    return ""

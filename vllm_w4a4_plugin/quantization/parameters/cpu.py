@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights in the layout of the CPU kernels."""
+
+from typing import Any, Self
+
+import torch
+
+from vllm_w4a4_plugin.ops import api
+from vllm_w4a4_plugin.ops.layout import INT4_TILE_ROWS, packed_int4_shape, packed_int8_shape
+
+from .base import PackedParameter
+
+
+class Int4Parameter(PackedParameter):
+    """An int4 weight [output_size, input_size], two values per byte.
+
+    Declared int8, the dtype of the checkpoint's tensors, so that vLLM sees no dtype change on loading.
+    """
+
+    @classmethod
+    def zeros(cls, sizes: tuple[int, int], **kwargs: Any) -> Self:
+        """Storage for a weight of `sizes`."""
+        return cls(torch.zeros(packed_int4_shape(*sizes), dtype=torch.int8), sizes=sizes, **kwargs)
+
+    def _rows(self, first_row: int, rows: int) -> torch.Tensor:
+        return _tiles(self.data, first_row, rows)
+
+    def _pack(self, matrix: torch.Tensor, first_row: int) -> None:
+        api.pack_int4_rows_(self.data, matrix.contiguous(), first_row)
+
+
+class Int8Parameter(PackedParameter):
+    """An int8 weight [output_size, input_size]."""
+
+    @classmethod
+    def zeros(cls, sizes: tuple[int, int], **kwargs: Any) -> Self:
+        """Storage for a weight of `sizes`."""
+        return cls(torch.zeros(packed_int8_shape(*sizes), dtype=torch.int8), sizes=sizes, **kwargs)
+
+    def _rows(self, first_row: int, rows: int) -> torch.Tensor:
+        return _tiles(self.data, first_row, rows)
+
+    def _pack(self, matrix: torch.Tensor, first_row: int) -> None:
+        api.pack_int8_rows_(self.data, matrix.contiguous(), first_row)
+
+
+def _tiles(packed: torch.Tensor, first_row: int, rows: int) -> torch.Tensor:
+    """The tiles that hold a range of rows."""
+    return packed[first_row // INT4_TILE_ROWS : -(-(first_row + rows) // INT4_TILE_ROWS)]

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parameters to which each shard of a fused layer brings a tensor of its own: transforms and clip ratios."""
+
+from typing import Any
+
+import torch
+from vllm.model_executor.parameter import PerTensorScaleParameter
+
+from vllm_w4a4_plugin.checkpoint import CheckpointError
+from vllm_w4a4_plugin.checkpoint.plan import LayerPlan
+from vllm_w4a4_plugin.checkpoint.spec import check_values, merge_clip_ratios
+
+
+class PerShardParameter(PerTensorScaleParameter):
+    """A parameter to which each shard of a fused layer brings a tensor of its own, none of them sharded by rank.
+
+    Args:
+        data: storage. plan, suffix: which tensors fill it. weight_loader: vLLM's.
+    """
+
+    def __init__(self, data: torch.Tensor, *, plan: LayerPlan, suffix: str, weight_loader: Any) -> None:
+        super().__init__(data=data, weight_loader=weight_loader)
+        self.plan, self.suffix = plan, suffix
+        self.filled: frozenset[int] = frozenset()
+
+    def missing(self) -> str:
+        """What has not been loaded yet, "" if everything has."""
+        names = [f"{shard}.{self.suffix}" for index, shard in enumerate(self.plan.shards) if index not in self.filled]
+        return f"no tensor filled {self.suffix} (expected {', '.join(names)})" if names else ""
+
+    def load_row_parallel_weight(self, loaded_weight: torch.Tensor) -> None:
+        self._load(loaded_weight, 0)
+
+    def load_column_parallel_weight(self, loaded_weight: torch.Tensor) -> None:
+        self._load(loaded_weight, 0)
+
+    def _load_into_shard_id(self, loaded_weight: torch.Tensor, shard_id: str | int, **kwargs: Any) -> None:
+        self._load(loaded_weight, self._shard_id_as_int(shard_id))
+
+    def _load(self, loaded: torch.Tensor, shard: int) -> None:
+        if not self.is_meta and (problem := self._problem(loaded)):
+            raise self.plan.error(self.suffix, shard, problem)
+        self._store(loaded, shard)
+        if not self.is_meta:
+            self.filled = self.filled | {shard}
+
+    def _problem(self, loaded: torch.Tensor) -> str:
+        expected = self._tensor_shape()
+        if loaded.shape != expected and not loaded.numel() == expected.numel() == 1:
+            return f"expected shape {list(expected)}, found {list(loaded.shape)}"
+        return check_values(self.suffix, loaded, self.plan.quant_type)
+
+    def _tensor_shape(self) -> torch.Size:
+        raise NotImplementedError
+
+    def _store(self, loaded: torch.Tensor, shard: int) -> None:
+        raise NotImplementedError
+
+
+class TransformParameter(PerShardParameter):
+    """A Kronecker factor, float32 [size, size], one for all shards: their copies must be equal to the bit."""
+
+    def _tensor_shape(self) -> torch.Size:
+        return self.shape
+
+    def _store(self, loaded: torch.Tensor, shard: int) -> None:
+        others = sorted(self.filled - {shard})
+        if self.is_meta:
+            # Only one of the equal copies counts as loaded.
+            if shard == 0:
+                self.data.copy_(loaded)
+        elif not others:
+            self.data.copy_(loaded)
+        elif not torch.equal(self.data, loaded.to(self.data)):
+            names = ", ".join(self.plan.tensor_name(self.suffix, other) for other in others)
+            problem = f"expected the same values as in {names} (vLLM computes them as one matrix product), found others"
+            raise self.plan.error(self.suffix, shard, problem)
+
+
+class ClipRatioParameter(PerShardParameter):
+    """Activation clip ratios, float32 [shards]; `merge` makes them one."""
+
+    def merge(self) -> None:
+        """Give all shards their common clip ratio.
+
+        Raises:
+            CheckpointError: the shards differ by more than rounding.
+        """
+        clips = {self.plan.tensor_name(self.suffix, i): clip for i, clip in enumerate(self.data.tolist())}
+        try:
+            self.data.fill_(merge_clip_ratios(clips))
+        except CheckpointError as error:
+            raise CheckpointError(f"layer {self.plan.prefix}: {error}") from None
+
+    def _tensor_shape(self) -> torch.Size:
+        return torch.Size([1])
+
+    def _store(self, loaded: torch.Tensor, shard: int) -> None:
+        self.data[shard].copy_(loaded.reshape(()))
