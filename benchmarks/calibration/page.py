@@ -38,11 +38,11 @@ def page(results: Sequence[Result], args: argparse.Namespace) -> str:
         + (f"{missing} cells are {MISSING}: they were not measured. " if missing else "")
         + f'"{SIMULATED}" is the same checkpoint in plain torch, without vLLM and this plugin\'s kernels, by seed: '
         f"means of {len(DISTURBANCES)} runs with embeddings disturbed by up to {max(DISTURBANCES):g}, which have a "
-        f"standard deviation of{spread}, since roundings flip. A served figure is one run, with the same uncertainty. "
-        "`all-w4a4` and the cases that name their steps continue the checkpoint of the case called not distilled with "
-        "`--start-from`, which gives the bytes of a run of its own; their times, means over the seeds that were timed, "
-        "are sums of both runs.\n\n"
-        "Options of `vllm-w4a4 quantize`, beside `--seed`:\n\n" + tables[1] + "\n"
+        f"standard deviation of{spread}, because roundings flip. A served figure is one run, with the same "
+        "uncertainty. `all-w4a4` and the cases that name their steps continue the checkpoint of the case called not "
+        "distilled with `--start-from`; the result is byte-identical to that of a whole run. Their times, means over "
+        "the seeds that were timed, are sums of both runs.\n\n"
+        "Options of `vllm-w4a4 quantize`, in addition to `--seed`:\n\n" + tables[1] + "\n"
     )
 
 
