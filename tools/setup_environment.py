@@ -186,7 +186,10 @@ def install_plugin(environment: Environment) -> None:
         return
     environment.pip_install("scikit-build-core>=0.10", "cmake>=3.25", "ninja", what="build tools")
     environment.pip_install(
-        "--no-build-isolation", "-e", f"{ROOT}[test,lint,bench]", what="the plugin (compiles its kernels) and its tools"
+        "--no-build-isolation",
+        "-e",
+        f"{ROOT}[test,lint,bench,demo]",
+        what="the plugin (compiles its kernels) and its tools",
     )
     stamp.write_text(fingerprint)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader, QuantType
-from vllm_w4a4_plugin.checkpoint.plan import Inventory, plan_layer
+from vllm_w4a4_plugin.checkpoint.inventory import Inventory
+from vllm_w4a4_plugin.checkpoint.plan import plan_layer
 from vllm_w4a4_plugin.checkpoint.spec import LinearSpec
 from vllm_w4a4_plugin.checkpoint.types import WEIGHT
 from vllm_w4a4_plugin.checkpoint.verify import linear_modules
