@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from vllm_w4a4_plugin.ops.nz import unpack_nz
+from vllm_w4a4_plugin.ops.npu.nz import unpack_nz
 
 from vllm_w4a4_plugin.ops import reference
 
