@@ -15,7 +15,7 @@ help:
 	@echo "make demo    quantize a small language model, serve it and ask it a question (MODEL=dir: serve that one)"
 	@echo "make test    style checks and all tests"
 	@echo "make test-npu  those beside vllm-ascend alone, on a stand-in for an NPU, and those of the doctor"
-	@echo "make test-ascendc  the NPU kernels under emulation: conformance, hazards, mutants (no CANN needed)"
+	@echo "make test-ascendc  the Ascend C emulator, and the NPU kernels under it: conformance, hazards, mutants (no CANN needed)"
 	@echo "make npu-cost  predicted times of the NPU kernels"
 	@echo "make lint    style checks alone"
 	@echo "make bench   the CPU kernels beside vLLM's and the machine's limits, into docs/ (some ten minutes, idle machine)"
@@ -40,7 +40,7 @@ test: lint test-ascendc
 
 # The environment has a cmake of its own where the system has none.
 ascendc: setup
-	@command -v g++ >/dev/null || { echo "the emulated NPU kernels need g++ 12 or newer (Debian: apt-get install g++)"; exit 1; }
+	@command -v g++ >/dev/null || { echo "the Ascend C emulator needs g++ 12 or newer (Debian: apt-get install g++)"; exit 1; }
 	@mkdir -p build/ascendc && PATH="$(abspath $(VENV))/bin:$$PATH" && { cmake -S csrc/npu/tests -B build/ascendc && \
 	  cmake --build build/ascendc --parallel 2; } >build/ascendc/build.log || { cat build/ascendc/build.log; exit 1; }
 
