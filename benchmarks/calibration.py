@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quality of `vllm-w4a4 quantize` over seeds: every figure from a saved checkpoint, verified and served by vLLM.
+"""Quality of `vllm-w4a4 quantize` over several seeds: every figure is that of a saved checkpoint, verified and served.
 
 python -m benchmarks.calibration MODEL --text FILE --calib-file FILE --work DIR [--docs docs/calibration.md]
 
-Results are kept in WORK/results.json after every run; a run found there is not repeated. Cases that differ in
-distillation only continue one checkpoint with `--start-from`, which gives the bytes of a run of its own.
+Results are stored in WORK/results.json after every run; a run found there is not repeated. Cases that differ only in
+distillation continue the same checkpoint with `--start-from`, which is byte-identical to a single run.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from vllm_w4a4_plugin.text import format_table
 WINDOW, WINDOWS = 512, 24
 FLOAT, MISSING = "float", "missing"
 SIMULATED = "simulated"
-# A simulation is repeated with embeddings disturbed by these parts: single roundings to 4 bits flip with the last bit
-# of the arithmetic, and with them everything behind, so that one run says little about a difference of 1 %.
+# A simulation is repeated with this much relative noise on the embeddings: single roundings to 4 bits depend on the
+# last bit of the arithmetic and change everything after them, so one run says little about a difference of 1 %.
 DISTURBANCES = (0, 1e-6, 2e-6, 3e-6)
 SEEDS = (0, 1, 2)
 HEADER = [
@@ -40,10 +40,11 @@ class Case:
     """One row of the table.
 
     Attributes:
-        name: shown. options: of `vllm-w4a4 quantize`, those of `start` included.
-        own_text: calibrate on what the model writes.
+        name: as shown in the table.
+        options: for `vllm-w4a4 quantize`, including those of `start`.
+        own_text: calibrate on text that the model generates.
         start: the case without distillation whose checkpoint is distilled.
-        target: mean perplexity to stay below.
+        target: the mean perplexity must be below it.
     """
 
     name: str
@@ -61,7 +62,7 @@ LONGER, LONGEST = ["--distill", "64"], ["--distill", "256"]
 PLAIN, PLAIN_ALL = "tutorial, not distilled", "all-w4a4, not distilled"
 CASES = (
     Case(PLAIN, ["--recipe", "tutorial", "--distill", "0"]),
-    Case("tutorial", ["--recipe", "tutorial"], target=39.5),  # as users run it, for the time
+    Case("tutorial", ["--recipe", "tutorial"], target=39.5),  # in one run, as users do, for the time
     Case("tutorial, 64 steps", ["--recipe", "tutorial", *LONGER], start=PLAIN),
     Case("tutorial, 256 steps", ["--recipe", "tutorial", *LONGEST], start=PLAIN, target=38.0),
     Case("tutorial, own text", ["--recipe", "tutorial"], own_text=True, target=41.0),
@@ -75,10 +76,11 @@ CASES = (
 
 @dataclass(frozen=True)
 class Cost:
-    """Of `vllm-w4a4 quantize`, start of Python included, and of the run whose checkpoint it continued.
+    """Cost of `vllm-w4a4 quantize`, including the start of Python and the run whose checkpoint it continued.
 
     Attributes:
-        seconds, cpu_seconds: elapsed and used. peak_bytes: largest resident memory.
+        seconds, cpu_seconds: elapsed time and CPU time.
+        peak_bytes: peak resident memory.
     """
 
     seconds: float = 0
@@ -97,7 +99,7 @@ class Result:
     Attributes:
         case, seed: of the run; "float" is the model before quantization.
         served: perplexity through vLLM.
-        simulated: in plain torch from the stored codes, once per disturbance; empty if not asked for.
+        simulated: perplexity in plain torch from the stored integers, once per perturbation; empty if not requested.
         cost: None where it was not measured.
     """
 
@@ -111,15 +113,15 @@ class Result:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="float model")
-    parser.add_argument("--text", type=Path, required=True, help="text to measure on")
+    parser.add_argument("--text", type=Path, required=True, help="text to measure perplexity on")
     parser.add_argument("--calib-file", type=Path, required=True, help="calibration text")
     parser.add_argument("--case", nargs="+", choices=[c.name for c in CASES], default=[c.name for c in CASES])
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--simulate", type=int, nargs="*", default=[0], help="seeds to simulate as well (default: 0)")
-    parser.add_argument("--dtype", default="float32", help="of served activations (default: float32)")
+    parser.add_argument("--dtype", default="float32", help="dtype of activations in vLLM (default: float32)")
     parser.add_argument("--work", type=Path, required=True, help="directory for checkpoints and results.json")
-    parser.add_argument("--docs", type=Path, help="write the tables there, as Markdown")
-    parser.add_argument("--note", default="", help="a sentence for that page, e.g. on what else ran on the machine")
+    parser.add_argument("--docs", type=Path, help="Markdown file to write the tables to")
+    parser.add_argument("--note", default="", help="a sentence for that page, e.g. about what else ran on the machine")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     file = args.work / "results.json"
@@ -139,7 +141,7 @@ def main() -> None:
 
 
 def read_results(file: Path) -> list[Result]:
-    """What `results.json` holds."""
+    """The contents of `results.json`."""
     return [
         Result(**{**entry, "cost": Cost(**entry["cost"]) if entry["cost"] else None})
         for entry in json.loads(file.read_text())
@@ -186,22 +188,28 @@ def page(results: Sequence[Result], args: argparse.Namespace) -> str:
     spread = f" {100 * mean(stdev(found) / mean(found) for found in several):.1f} %" if several else ""
     missing = sum(line.count(MISSING) for line in (row[3 : 3 + len(SEEDS)] for row in rows(results)))
     return (
-        "# Quality of the calibration, measured\n\n"
+        "# Measured quality of the calibration\n\n"
         f"`python -m benchmarks.calibration` on {time.strftime('%Y-%m-%d', time.gmtime())}, model `{args.model.name}`, "
         f"{_processor()}, {os.cpu_count()} cores, torch {torch.__version__}. {args.note}\n\n"
-        f"Perplexity over {WINDOWS} windows of {WINDOW} tokens of `{args.text.name}` through vLLM with {args.dtype} "
-        f"activations; calibration text `{args.calib_file.name}`. Every figure comes from a saved checkpoint that "
-        "`vllm-w4a4 verify` accepts. The text was not used to choose settings (`quantize.md` says what was).\n\n"
+        f"The figures are perplexities over {WINDOWS} windows of {WINDOW} tokens of `{args.text.name}`, through vLLM "
+        f"with {args.dtype} activations; the calibration text is `{args.calib_file.name}`. Every figure is that of a saved "
+        "checkpoint that `vllm-w4a4 verify` accepts. The text was not used to choose settings; see "
+        "[how they were chosen](explanation/calibration.md#laboratory-notes).\n\n"
         + tables[0]
         + "\n\n"
-        + (f"{missing} cells are {MISSING}: they were not measured. " if missing else "")
-        + f'"{SIMULATED}" is the same checkpoint in plain torch, without vLLM and this plugin\'s kernels, by seed: '
-        f"means of {len(DISTURBANCES)} runs with embeddings disturbed by up to {max(DISTURBANCES):g}, which have a "
-        f"standard deviation of{spread}, since roundings flip. A served figure is one run, with the same uncertainty. "
-        "`all-w4a4` and the cases that name their steps continue the checkpoint of the case called not distilled with "
-        "`--start-from`, which gives the bytes of a run of its own; their times, means over the seeds that were timed, "
-        "are sums of both runs.\n\n"
-        "Options of `vllm-w4a4 quantize`, beside `--seed`:\n\n" + tables[1] + "\n"
+        + (f"Cells that say {MISSING} ({missing}) were not measured.\n\n" if missing else "")
+        + "- target: the mean perplexity must be below it.\n"
+        f"- {SIMULATED}: perplexity of the same checkpoint in plain torch, without vLLM and this plugin's kernels, for "
+        "each seed that was simulated, and its difference from vLLM's. It is the mean of "
+        f"{len(DISTURBANCES)} runs with relative noise of up to {max(DISTURBANCES):g} on the embeddings; their "
+        f"standard deviation is{spread}, because a value that is rounded the other way changes everything computed from it. "
+        "vLLM's figure is that of a single run, with the same uncertainty.\n"
+        "- seconds, CPU seconds, GB: elapsed time, CPU time (means over the seeds that were timed) and peak memory of "
+        "`vllm-w4a4 quantize`.\n"
+        "- own text: calibrated on text that the model generates.\n"
+        '- `all-w4a4` and the cases with a number of steps continue the checkpoint of the case "not distilled" with '
+        "`--start-from`, which is byte-identical to a single run; their times are sums of both runs.\n\n"
+        "Options of `vllm-w4a4 quantize`, in addition to `--seed`:\n\n" + tables[1] + "\n"
     )
 
 
@@ -214,7 +222,7 @@ def _measured(args: argparse.Namespace, case: Case, seed: int) -> Result:
 
 
 def _quantized(args: argparse.Namespace, case: Case, seed: int) -> tuple[Path, Cost | None]:
-    """The case's checkpoint, made unless it is there, and what it cost, None if that is not known."""
+    """The case's checkpoint, made unless it exists, and its cost, None if that is unknown."""
     output = case.output(args.work, seed)
     note = output.with_suffix(".cost.json")
     command = ["quantize", str(args.model), "--output", str(output), "--seed", str(seed), "--resume"]
@@ -267,7 +275,7 @@ def _simulated(args: argparse.Namespace, directory: Path) -> list[float]:
 
 
 def _timed(arguments: Sequence[str]) -> Cost:
-    """What one command takes."""
+    """The cost of one command."""
     started = time.monotonic()
     process = subprocess.Popen(_command(arguments), stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
