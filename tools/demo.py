@@ -71,7 +71,7 @@ def running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
     try:
         yield server
     finally:
-        # What a server prints while it is being terminated looks like errors, but is none.
+        # The output of a server that is being terminated looks like errors; it is not shown.
         ending.set()
         server.terminate()
         try:

