@@ -15,7 +15,7 @@ from pathlib import Path
 VLLM_VERSION = VLLM_ASCEND_VERSION = "0.23.0"
 ROOT = Path(__file__).resolve().parent.parent
 STANDIN = ROOT / "tests" / "npu" / "standin"
-MARK = "W4A4_BESIDE_VLLM_ASCEND"
+MARK = "W4A4_WITH_VLLM_ASCEND"
 """Environment variable that marks processes in this environment; tests/npu runs in no other."""
 # Only the Python files of this wheel are used, so it can be installed for any Python and on any machine.
 ANY_MACHINE = [
