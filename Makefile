@@ -15,7 +15,7 @@ help:
 	@echo "make demo          quantize a small language model, serve it and query it (MODEL=dir: serve that checkpoint)"
 	@echo "make test          run linters and all tests"
 	@echo "make test-npu      run only the tests with vllm-ascend, on a stand-in for an NPU, and those of vllm-w4a4 doctor"
-	@echo "make test-ascendc  run only the NPU kernels' tests in emulation: conformance, hazards, mutations (needs no CANN)"
+	@echo "make test-ascendc  run only the tests of the Ascend C emulator and of the NPU kernels under it (needs no CANN)"
 	@echo "make lint          run only the linters"
 	@echo "make npu-cost      print predicted times of the NPU kernels"
 	@echo "make bench         compare the CPU kernels with vLLM's and the machine's limits; writes docs/ (about ten minutes on an idle machine)"
@@ -40,7 +40,7 @@ test: lint test-ascendc
 
 # The environment has its own cmake, in case the system has none.
 ascendc: setup
-	@command -v g++ >/dev/null || { echo "the emulation of the NPU kernels needs g++ 12 or newer (Debian, Ubuntu: apt-get install g++)"; exit 1; }
+	@command -v g++ >/dev/null || { echo "the Ascend C emulator needs g++ 12 or newer (Debian, Ubuntu: apt-get install g++)"; exit 1; }
 	@mkdir -p build/ascendc && PATH="$(abspath $(VENV))/bin:$$PATH" && { cmake -S csrc/npu/tests -B build/ascendc && \
 	  cmake --build build/ascendc --parallel 2; } >build/ascendc/build.log || { cat build/ascendc/build.log; exit 1; }
 

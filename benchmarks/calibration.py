@@ -251,8 +251,9 @@ def _simulated(args: argparse.Namespace, directory: Path) -> list[float]:
     import torch
     from transformers import AutoTokenizer
 
-    from vllm_w4a4_plugin.calibration.data import SEPARATOR, read_texts
-    from vllm_w4a4_plugin.calibration.model import StreamedModel
+    from vllm_w4a4_plugin.calibration.data.texts import read_texts
+    from vllm_w4a4_plugin.calibration.data.tokens import join_texts
+    from vllm_w4a4_plugin.calibration.model.streamed import StreamedModel
     from vllm_w4a4_plugin.calibration.simulate import perplexity, quantized_logits
 
     class Disturbed(StreamedModel):
@@ -264,7 +265,7 @@ def _simulated(args: argparse.Namespace, directory: Path) -> list[float]:
             return hidden * (1 + self.by * noise), arguments
 
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    ids = tokenizer(SEPARATOR.join(read_texts(args.text)), add_special_tokens=False, verbose=False).input_ids
+    ids = join_texts(read_texts(args.text), tokenizer)
     count = min(WINDOWS, len(ids) // WINDOW)
     windows = torch.tensor(ids[: count * WINDOW]).view(count, WINDOW)
     model, found = Disturbed(args.model), []

@@ -190,7 +190,7 @@ def install_plugin(environment: Environment) -> None:
     environment.pip_install(
         "--no-build-isolation",
         "-e",
-        f"{ROOT}[test,lint,bench]",
+        f"{ROOT}[test,lint,bench,demo]",
         what="the plugin (compiles its kernels) and its development tools",
     )
     stamp.write_text(fingerprint)

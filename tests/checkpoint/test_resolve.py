@@ -111,8 +111,11 @@ names = st.lists(component, min_size=1, max_size=5).map(".".join)
 
 @given(names, st.lists(component, min_size=1, max_size=4, unique=True))
 def test_shards_replace_only_the_last_component(parent: str, leaves: list[str]) -> None:
-    assert shard_names(f"{parent}.fused", {"fused": leaves}) == [f"{parent}.{leaf}" for leaf in leaves]
-    assert shard_names(f"fused.{parent}x", {"fused": leaves}) == [f"fused.{parent}x"]
+    other = QuantDescription(tensors={"other.weight": "FLOAT"})
+    assert shard_names(other, f"{parent}.fused", {"fused": leaves}) == [f"{parent}.{leaf}" for leaf in leaves]
+    assert shard_names(other, f"fused.{parent}x", {"fused": leaves}) == [f"fused.{parent}x"]
+    whole = QuantDescription(tensors={f"{parent}.fused.weight": "FLOAT"})
+    assert shard_names(whole, f"{parent}.fused", {"fused": leaves}) == [f"{parent}.fused"]
 
 
 @given(names)
