@@ -53,7 +53,9 @@ def toy_type(monkeypatch: pytest.MonkeyPatch) -> QuantType:
         def create_weights(self, layer: Layer, shape: LayerShape, weight_loader: Callable[..., Any]) -> None:
             common = {"plan": self.plan, "weight_loader": weight_loader}
             weight = torch.zeros(shape.sizes, dtype=torch.int8)
-            layer.register_parameter(WEIGHT, MatrixParameter(weight, sizes=shape.sizes, suffix=WEIGHT, **common))
+            layer.register_parameter(
+                WEIGHT, MatrixParameter(weight, sizes=shape.sizes, input_parts=1, suffix=WEIGHT, **common)
+            )
             self._register_scales(layer, shape, weight_loader)
             layer.register_parameter(GAIN, GainParameter(torch.zeros(len(self.plan.shards)), suffix=GAIN, **common))
 

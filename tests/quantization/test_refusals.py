@@ -52,8 +52,8 @@ def test_a_parameter_that_no_tensor_filled_is_an_error(make_config: Any, at_rank
     [
         ("weight", torch.full((16, IN), 8, dtype=torch.int8), "expected int4 values in"),
         ("weight", torch.zeros(16, IN), "expected int8, found torch.float32"),
-        ("weight", torch.zeros(16, IN + 8, dtype=torch.int8), "expected 192 columns"),
-        ("weight", torch.zeros(15, IN, dtype=torch.int8), "expected 16 rows"),
+        ("weight", torch.zeros(16, IN + 8, dtype=torch.int8), "expected shape \\[16, 192\\], found \\[16, 200\\]"),
+        ("weight", torch.zeros(15, IN, dtype=torch.int8), "expected shape \\[16, 192\\], found \\[15, 192\\]"),
         ("weight_scale", torch.full((16, 1), float("nan")), "expected finite values"),
         ("left_trans", torch.zeros(LEFT + 1, LEFT + 1), r"expected shape \[12, 12\], found \[13, 13\]"),
         ("clip_ratio", torch.tensor([1.5]), r"expected a clip ratio in \(0, 1\], found 1.5"),
