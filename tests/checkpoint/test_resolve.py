@@ -3,12 +3,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conftest import MICRO
+from tests.conftest import MICRO, PACKED
 from vllm_w4a4_plugin.checkpoint import CheckpointError, QuantDescription, QuantType, load_description, resolve
 from vllm_w4a4_plugin.checkpoint.resolve import resolve_experts, shard_names, spellings
 from vllm_w4a4_plugin.checkpoint.types import known_types
 
-PACKED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
 W4A4, W8A8, FLOAT = QuantType.W4A4_FLATQUANT_DYNAMIC, QuantType.W8A8_DYNAMIC, QuantType.FLOAT
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from vllm.model_executor.layers.linear import MergedColumnParallelLinear
 
-from tests.quantization.linears import PACKED
+from tests.conftest import PACKED
 from vllm_w4a4_plugin.checkpoint import QuantType, TypeSpec, register_type, types
 from vllm_w4a4_plugin.checkpoint.types import BIAS_TENSOR, CPU, WEIGHT, Layout, TensorSpec, quantized_tensors
 from vllm_w4a4_plugin.cli import main

@@ -12,7 +12,7 @@ struct LinearPointers {
   const void* x;             // half or bfloat16 [tokens][in_features]
   const void* left;          // the same dtype [left][left]
   const void* right;         // the same dtype [right][right]
-  const void* weight;        // int4 nZ, vllm_w4a4_plugin/ops/nz.py
+  const void* weight;        // int4 nZ, vllm_w4a4_plugin/ops/npu/nz.py
   const void* weight_scale;  // float32 [groups][out_features]
   const void* bias;          // float32 [out_features]
   void* y;                   // the same dtype as x [tokens][out_features]

@@ -65,7 +65,7 @@ struct Linear16 {
   }
 };
 
-// packed[in / 64][out / 16][16][32 bytes], even inputs in the low nibble; see vllm_w4a4_plugin/ops/nz.py.
+// packed[in / 64][out / 16][16][32 bytes], even inputs in the low nibble; see vllm_w4a4_plugin/ops/npu/nz.py.
 inline std::vector<uint8_t> pack_nz(const std::vector<int8_t>& weight, int64_t out, int64_t in) {
   const int64_t output_blocks = (out + 15) / 16, input_blocks = (in + 63) / 64;
   std::vector<uint8_t> packed(output_blocks * input_blocks * 512, 0);

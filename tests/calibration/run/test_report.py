@@ -6,9 +6,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from vllm_w4a4_plugin.calibration.block import LayerReport
-from vllm_w4a4_plugin.calibration.pipeline import BlockRecord
-from vllm_w4a4_plugin.calibration.report import LAYER_HEADER, render
+from vllm_w4a4_plugin.calibration.block.report import LayerReport
+from vllm_w4a4_plugin.calibration.run.records import BlockRecord
+from vllm_w4a4_plugin.calibration.run.report import LAYER_HEADER, render
 
 HOSTILE = """<script>alert("1 & 2")</script>'{{ title }}{% raw %}"""
 
