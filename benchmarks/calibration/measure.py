@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quantizing, verifying, serving and simulating, each by the command that users run."""
+"""Quantizing, verifying and serving with the commands that users run, and simulating."""
 
 import argparse
 import json
@@ -17,13 +17,13 @@ from .cases import CASES, Case
 from .results import Cost, Result
 
 WINDOW, WINDOWS = 512, 24
-# A simulation is repeated with embeddings disturbed by these relative amounts: single roundings to 4 bits flip with the
-# last bit of the arithmetic, and everything after them changes, so one run says little about a difference of 1 %.
+# A simulation is repeated with this much relative noise on the embeddings: single roundings to 4 bits depend on the
+# last bit of the arithmetic and change everything after them, so one run says little about a difference of 1 %.
 DISTURBANCES = (0, 1e-6, 2e-6, 3e-6)
 
 
 def measured(args: argparse.Namespace, case: Case, seed: int) -> Result:
-    """One run: quantize, verify, serve and, if asked for, simulate."""
+    """One run: quantize, verify, serve and, if requested, simulate."""
     output, cost = _quantized(args, case, seed)
     _run(["verify", str(output)])
     perplexity = served(args, output)
@@ -32,7 +32,7 @@ def measured(args: argparse.Namespace, case: Case, seed: int) -> Result:
 
 
 def _quantized(args: argparse.Namespace, case: Case, seed: int) -> tuple[Path, Cost | None]:
-    """The case's checkpoint, made unless it is there, and what it cost, None if that is not known."""
+    """The case's checkpoint, made unless it exists, and its cost, None if that is unknown."""
     output = case.output(args.work, seed)
     note = output.with_suffix(".cost.json")
     command = ["quantize", str(args.model), "--output", str(output), "--seed", str(seed), "--resume"]
@@ -87,7 +87,7 @@ def _simulated(args: argparse.Namespace, directory: Path) -> list[float]:
 
 
 def _timed(arguments: Sequence[str]) -> Cost:
-    """What one command takes."""
+    """The cost of one command."""
     started = time.monotonic()
     process = subprocess.Popen(_command(arguments), stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was measured, and the table of it."""
+"""Results of the measurements, and their table."""
 
 import json
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ HEADER = [
 
 @dataclass(frozen=True)
 class Cost:
-    """Of `vllm-w4a4 quantize`, including the start of Python, and of the run whose checkpoint it continued.
+    """Cost of `vllm-w4a4 quantize`, including the start of Python and the run whose checkpoint it continued.
 
     Attributes:
-        seconds, cpu_seconds: elapsed and used.
-        peak_bytes: largest resident memory.
+        seconds, cpu_seconds: elapsed time and CPU time.
+        peak_bytes: peak resident memory.
     """
 
     seconds: float = 0
@@ -41,7 +41,7 @@ class Result:
     Attributes:
         case, seed: of the run; "float" is the model before quantization.
         served: perplexity through vLLM.
-        simulated: in plain torch from the stored codes, once per disturbance; empty if not asked for.
+        simulated: perplexity in plain torch from the stored integers, once per disturbance; empty if not requested.
         cost: None where it was not measured.
     """
 
@@ -53,7 +53,7 @@ class Result:
 
 
 def read_results(file: Path) -> list[Result]:
-    """What `results.json` holds."""
+    """The contents of `results.json`."""
     return [
         Result(**{**entry, "cost": Cost(**entry["cost"]) if entry["cost"] else None})
         for entry in json.loads(file.read_text())

@@ -137,8 +137,9 @@ int main(int count, char** arguments) {
   }
   std::printf("PREDICTED, not measured: Qwen3-32B linears on a 910B2 with 24 cube cores, bfloat16, microseconds.\n\n");
   std::printf(
-      "| linear | tokens | lower bound | one launch | of bound | with assumed latencies | transform adds | "
-      "one launch + %.0f us | two launches + %.0f us |\n|---|---|---|---|---|---|---|---|---|\n",
+      "| linear layer | tokens | lower bound | one launch | lower bound / one launch | one launch with assumed "
+      "latencies | added by transform | one launch + %.0f us | two launches + %.0f us "
+      "|\n|---|---|---|---|---|---|---|---|---|\n",
       launch_microseconds, 2 * launch_microseconds);
   const std::vector<int64_t> all_tokens =
       is_quick ? std::vector<int64_t>{1, 64} : std::vector<int64_t>{1, 64, 256, 1024, 4096};
@@ -158,13 +159,14 @@ int main(int count, char** arguments) {
   }
   const ascendc_emulator::Rates r = ascendc_emulator::with_assumed_latencies();
   std::printf(
-      "\nlower bound: weights, scales, x and y once over 1.6 TB/s, or the int4 products at 16 x 16 x 64 a cycle "
-      "and 1.8 GHz.\none launch: critical path of the instructions that the kernel issues, at the published "
-      "rates of each path (of the bytes that arrive) and pipe, and no less than its bytes over 1.6 TB/s.\nassumed "
-      "latencies: %.1f us a "
-      "global transfer, %.1f us a flag between cores, %.0f cycles to start an instruction, %.0f to issue one; "
-      "not published.\ntransform adds: one launch over the multiplication alone. two launches: our own two "
-      "phases, launched after each other.\n",
+      "\nlower bound: the longer of two times, for transferring weights, scales, x and y once at 1.6 TB/s, and for "
+      "the int4 products at 16 x 16 x 64 per cycle and 1.8 GHz.\n"
+      "one launch: the critical path of the instructions that the kernel issues, at the published rates of each path "
+      "(counting the bytes that arrive) and pipe, and at least the time for its bytes at 1.6 TB/s.\n"
+      "assumed latencies, not published: %.1f us per global transfer, %.1f us per flag between cores, %.0f cycles to "
+      "start an instruction, %.0f to issue one.\n"
+      "added by transform: one launch compared with the multiplication alone.\n"
+      "two launches: our own two phases one after the other.\n",
       r.gm_latency_us, r.cross_core_us, r.start_cycles, r.issue_cycles);
   return 0;
 }
