@@ -34,6 +34,23 @@ def test_quantization_by_hand() -> None:
     assert scale.tolist() == [1.0]
 
 
+def test_tokens_that_are_not_finite_by_hand() -> None:
+    nan, inf, smallest = float("nan"), float("inf"), 2.0**-149
+    x = torch.tensor([[1.0, nan], [-inf, 2.0], [inf, nan], [3.5, -7.0], [smallest * 3, smallest], [smallest * 10, 0.0]])
+    q, scale = reference.quantize_tokens(x, 1.0)
+    assert scale[:3].isnan().all()
+    assert scale[3:].tolist() == [1.0, 0.0, smallest]  # 3 / 7 and 10 / 7 of the smallest float32
+    assert q.tolist() == [[0, 0], [0, 0], [0, 0], [4, -7], [0, 0], [7, 0]]
+    q, scale = reference.quantize_tokens(torch.tensor([[190 * smallest, 0.0], [-inf, 1.0]]), 1.0, -127, 127)
+    assert q.tolist() == [[127, 0], [0, 0]]
+    assert scale[0] == smallest
+    y = reference.int4_linear(
+        torch.ones(2, 4), torch.tensor([nan, 1.0]), torch.ones(3, 4), torch.ones(3), torch.ones(3)
+    )
+    assert y[0].isnan().all()
+    assert y[1].tolist() == [5.0] * 3
+
+
 def test_linear_by_loops() -> None:
     generator = torch.Generator().manual_seed(0)
     q = torch.randint(-8, 8, (3, 16), dtype=torch.int8, generator=generator)
