@@ -83,3 +83,20 @@ def test_npu_zero_token() -> None:
     q, scale = reference.kronecker_quant_npu(torch.zeros(2, 12), torch.eye(3), torch.eye(4))
     assert not q.any()
     assert not scale.any()
+
+
+def test_npu_tokens_that_are_not_finite() -> None:
+    """None of their outputs is finite; the tokens beside them are as without them."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 192, generator=generator).bfloat16()
+    left, right = torch.randn(12, 12, generator=generator), torch.randn(16, 16, generator=generator)
+    weight = torch.randint(-8, 8, (24, 192), dtype=torch.int8, generator=generator)
+    args = (weight, torch.rand(24, generator=generator), left, right, 0.9, torch.randn(24, generator=generator))
+    clean = reference.flatquant_linear_npu(x, *args)
+    # NaN, infinities, and a value that is finite in bfloat16 but not in float16.
+    for token, value in ((0, float("nan")), (1, float("inf")), (3, -float("inf")), (5, 1e30)):
+        x[token, 30 * token] = value
+    y = reference.flatquant_linear_npu(x, *args)
+    assert not y[[0, 1, 3, 5]].isfinite().any()
+    assert y[0].isnan().all()
+    assert torch.equal(y[[2, 4]], clean[[2, 4]])

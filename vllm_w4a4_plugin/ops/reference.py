@@ -112,6 +112,9 @@ def kronecker_quant_npu(
 
     x bfloat16 or float16: the first product is rounded to x's dtype, the second to float16 whatever x's dtype is;
     scale = max|z| * clip / 7 in float32; q = rint(float16(float32(z) * ((7 / clip) / max|z|))), saturated.
+
+    By these formulas an infinity in z, also one from a value beyond float16, makes the scale infinite. What the maximum
+    and the conversion to int4 make of NaN is not documented; here the scale becomes NaN and q 0.
     """
     left, right = left_trans.shape[0], right_trans.shape[0]
     tokens = x.reshape(*x.shape[:-1], left, right)
@@ -120,8 +123,8 @@ def kronecker_quant_npu(
     largest = z.abs().amax(-1)
     scale = largest * clip_ratio / INT4_MAX
     factor = torch.where(largest > 0, (INT4_MAX / clip_ratio) / largest, 0.0)
-    q = (z * factor[..., None]).to(torch.float16).float().round().clamp(INT4_MIN, INT4_MAX).to(torch.int8)
-    return q, scale
+    q = (z * factor[..., None]).to(torch.float16).float().nan_to_num(nan=0.0).round().clamp(INT4_MIN, INT4_MAX)
+    return q.to(torch.int8), scale
 
 
 def flatquant_linear_npu(
@@ -133,6 +136,9 @@ def flatquant_linear_npu(
     clip_ratio: float = 1.0,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """`flatquant_linear` as npu_kronecker_quant followed by npu_quant_matmul compute it."""
+    """`flatquant_linear` as npu_kronecker_quant followed by npu_quant_matmul compute it.
+
+    The outputs of a token that is not finite are NaN or infinite, none of them is finite.
+    """
     q, scale = kronecker_quant_npu(x, left_trans, right_trans, clip_ratio)
     return int4_linear(q, scale, weight, weight_scale, bias, None, x.dtype)
