@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make setup | demo | test | test-npu | lint | bench | bench-engine; VENV=dir uses another environment, PYTHON=exe another Python to make it with.
+# make setup | demo | test | test-npu | lint | bench | bench-engine; VENV=dir uses another environment, PYTHON=exe creates it with another Python.
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -11,15 +11,15 @@ PYTEST_ARGS ?=
 .PHONY: help setup demo test test-npu test-ascendc npu-cost ascendc lint bench bench-engine
 
 help:
-	@echo "make setup   virtual environment $(VENV) with vLLM for CPU and the plugin"
-	@echo "make demo    quantize a small language model, serve it and ask it a question (MODEL=dir: serve that one)"
-	@echo "make test    style checks and all tests"
-	@echo "make test-npu  those beside vllm-ascend alone, on a stand-in for an NPU, and those of the doctor"
-	@echo "make test-ascendc  the NPU kernels under emulation: conformance, hazards, mutants (no CANN needed)"
-	@echo "make npu-cost  predicted times of the NPU kernels"
-	@echo "make lint    style checks alone"
-	@echo "make bench   the CPU kernels beside vLLM's and the machine's limits, into docs/ (some ten minutes, idle machine)"
-	@echo "make bench-engine   vLLM on a model of Qwen3-4B's shape, W4A4 beside float (20 GB of disk, up to an hour, idle machine)"
+	@echo "make setup         install vLLM for CPU and the plugin into the virtual environment $(VENV)"
+	@echo "make demo          quantize a small language model, serve it and query it (MODEL=dir: serve that checkpoint)"
+	@echo "make test          run linters and all tests"
+	@echo "make test-npu      run only the tests with vllm-ascend, on a stand-in for an NPU, and those of vllm-w4a4 doctor"
+	@echo "make test-ascendc  run only the tests of the Ascend C emulator and of the NPU kernels under it (needs no CANN)"
+	@echo "make lint          run only the linters"
+	@echo "make npu-cost      print predicted times of the NPU kernels"
+	@echo "make bench         compare the CPU kernels with vLLM's and the machine's limits; writes docs/ (about ten minutes on an idle machine)"
+	@echo "make bench-engine  compare W4A4 with float in vLLM on a model with Qwen3-4B's shape; writes docs/ (20 GB of disk, up to an hour on an idle machine)"
 
 setup:
 	@command -v $(PYTHON) >/dev/null || { echo "make setup needs python3 (Debian, Ubuntu: apt-get install python3 python3-venv)"; exit 1; }
@@ -34,13 +34,13 @@ lint: setup
 	$(VENV)/bin/mypy
 	git ls-files '*.cpp' '*.h' '*.hpp' | xargs -r $(VENV)/bin/clang-format --dry-run --Werror
 
-# Two files at a time: engines start and compile on one core for much of their time.
+# Two files at a time, because engines spend much of their time starting and compiling on one core.
 test: lint test-ascendc
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
-# The environment has a cmake of its own where the system has none.
+# The environment has its own cmake, in case the system has none.
 ascendc: setup
-	@command -v g++ >/dev/null || { echo "the emulated NPU kernels need g++ 12 or newer (Debian: apt-get install g++)"; exit 1; }
+	@command -v g++ >/dev/null || { echo "the Ascend C emulator needs g++ 12 or newer (Debian, Ubuntu: apt-get install g++)"; exit 1; }
 	@mkdir -p build/ascendc && PATH="$(abspath $(VENV))/bin:$$PATH" && { cmake -S csrc/npu/tests -B build/ascendc && \
 	  cmake --build build/ascendc --parallel 2; } >build/ascendc/build.log || { cat build/ascendc/build.log; exit 1; }
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures the CPU operators beside the machine's limits and beside what a user would pick instead."""
+"""Compares the CPU operators with their alternatives in vLLM and llama.cpp and with the machine's limits."""

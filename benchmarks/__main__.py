@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m benchmarks: measure, print the table, write JSON, and with --docs the page and its plots."""
+"""python -m benchmarks: measure, print the tables, write JSON and, with --docs, the page and its plots."""
 
 import argparse
 import json
@@ -18,17 +18,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--models", nargs="+", default=[model.name for model in MODELS], metavar="NAME")
     parser.add_argument("--tokens", nargs="+", type=int, default=TOKENS)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of interleaved runs per linear and token count")
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="time to spend on each linear layer and token count (default: 2)"
+    )
     parser.add_argument("--json", type=Path, default=Path("build/benchmarks/kernels.json"))
-    parser.add_argument("--docs", type=Path, help="directory to write performance.md and its plots to")
-    parser.add_argument("--from-json", action="store_true", help="do not measure; make the page from --json")
+    parser.add_argument("--docs", type=Path, help="directory for performance.md and its plots")
+    parser.add_argument(
+        "--from-json", action="store_true", help="do not measure; make the page from the file given by --json"
+    )
     options = parser.parse_args()
     models = [model for model in MODELS if model.name in options.models]
     if unknown := set(options.models) - {model.name for model in MODELS}:
-        parser.error(f"unknown models {sorted(unknown)}; there are {[model.name for model in MODELS]}")
+        parser.error(f"unknown models {sorted(unknown)}; choose from {[model.name for model in MODELS]}")
 
     if not options.from_json and os.getloadavg()[0] > 0.5:
-        print(f"warning: the load average is {os.getloadavg()[0]:.1f}; something else is running", file=sys.stderr)
+        print(
+            f"warning: the load average is {os.getloadavg()[0]:.1f}: other work will distort the times", file=sys.stderr
+        )
     torch.manual_seed(0)
     if options.from_json:
         result = json.loads(options.json.read_text())

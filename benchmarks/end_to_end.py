@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m benchmarks.end_to_end: vLLM's engine on a model with random weights, unquantized beside W4A4.
+"""python -m benchmarks.end_to_end: vLLM's engine on a model with random weights, float compared with W4A4.
 
-Each variant runs in a process of its own, one after the other: load time, prefill, decode, peak memory; with
---profile also where one prefill and the decode steps spend their time.
+Each variant runs in its own process, one after the other. Measured are load time, prefill, decode and peak memory; with
+--profile also where a prefill and the decode steps spend their time.
 """
 
 import argparse
@@ -27,7 +27,7 @@ SHAPES = {
 }
 DTYPES = {"bfloat16": 2, "float32": 4}
 VARIANTS = [f"{recipe} {dtype}" for recipe in random_model.RECIPES for dtype in DTYPES]
-"""Float32 is what the plugin itself chooses on CPUs without 16-bit float instructions."""
+"""The plugin itself chooses float32 on CPUs without 16-bit float instructions."""
 
 PREFILL, PROMPT, STEPS = 1024, 2, 8
 MOST_REQUESTS = 16
@@ -36,15 +36,20 @@ MOST_REQUESTS = 16
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.end_to_end", description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="Qwen3-4B")
-    parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
+    parser.add_argument("--layers", type=int, help="number of layers (default: as many as the shape has)")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
-    parser.add_argument("--directory", type=Path, default=Path("build/benchmarks/models"), help="for the models")
     parser.add_argument(
-        "--repeats", type=int, default=3, help="of each measurement, within a minute; the median counts"
+        "--directory", type=Path, default=Path("build/benchmarks/models"), help="where the models are written"
     )
-    parser.add_argument("--profile", action="store_true", help="the quantized models")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=3,
+        help="repetitions of each measurement, within a minute; the median is reported",
+    )
+    parser.add_argument("--profile", action="store_true", help="profile the quantized models as well")
     parser.add_argument("--json", type=Path, default=Path("build/benchmarks/end_to_end.json"))
-    parser.add_argument("--docs", type=Path, help="directory to write performance-end-to-end.md to")
+    parser.add_argument("--docs", type=Path, help="directory for performance-end-to-end.md")
     parser.add_argument(
         "--from-json", type=Path, nargs="+", metavar="FILE", help="do not measure; make the page from these runs"
     )
@@ -61,7 +66,7 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure every variant in a fresh process; the result is what the JSON file holds, written after each variant."""
+    """Measure every variant in a fresh process. Returns the contents of the JSON file, which is written after each."""
     options.json.parent.mkdir(parents=True, exist_ok=True)
     model, layers = SHAPES[options.shape]
     layers = options.layers or layers
@@ -86,7 +91,7 @@ def _in_a_process(directory: Path, dtype: str, repeats: int, profile: bool) -> d
     ]  # fmt: skip
     environment = {
         "VLLM_CPU_KVCACHE_SPACE": "1",
-        # All cores compute. By default vLLM keeps one for its scheduler, which is half of a small machine.
+        # Compute on all cores. By default vLLM reserves one for its scheduler, which is half of a small machine.
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "HF_HUB_OFFLINE": "1",
@@ -99,7 +104,7 @@ def _in_a_process(directory: Path, dtype: str, repeats: int, profile: bool) -> d
 
 
 def measure(directory: Path, dtype: str, repeats: int, profile: bool) -> dict[str, Any]:
-    """One engine: seconds, and bytes of the process that holds the model."""
+    """Measure one engine: times in seconds, and peak memory of the process that holds the model in bytes."""
     from vllm import LLM, SamplingParams
 
     begin = time.perf_counter()
@@ -134,7 +139,7 @@ def measure(directory: Path, dtype: str, repeats: int, profile: bool) -> dict[st
 
 
 def _median(run: Callable[[], float], repeats: int) -> float:
-    """Median of some runs, of fewer where they take longer than a minute together."""
+    """Median of `repeats` runs, or of those that were started within a minute."""
     end, values = time.perf_counter() + 60, [run()]
     while len(values) < repeats and time.perf_counter() < end:
         values.append(run())
@@ -146,13 +151,13 @@ def _profiled(llm: Any, directory: str, work: Callable[[], object]) -> dict[str,
     llm.start_profile()
     work()
     llm.stop_profile()
-    # The worker writes its trace, the engine's front end one without operators.
+    # The worker writes its trace, and the engine's front end one without operators.
     written = set(Path(directory).rglob("*.json*")) - before
     return trace.self_times(max(written, key=lambda file: file.stat().st_size))
 
 
 def _peak_memory() -> int:
-    """Largest resident size that a process of this engine ever had, in bytes."""
+    """Peak resident memory of the largest process of this engine, in bytes."""
     import psutil
 
     peaks = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""llama.cpp's Q4_0 product as a peer: ggml built for this CPU from the sources that llama-cpp-python carries."""
+"""llama.cpp's Q4_0 matrix product, for comparison: ggml, built for this CPU from the sources in llama-cpp-python."""
 
 import ctypes
 import subprocess
@@ -16,17 +16,17 @@ from .limits import BUILD
 from .shapes import Linear
 
 PACKAGE = "llama-cpp-python==0.3.16"
-"""A source distribution whose `vendor/llama.cpp/ggml` builds by itself."""
+"""A source distribution whose `vendor/llama.cpp/ggml` can be built separately."""
 
 MOST_ERROR = 0.02
-"""Rounding activations to 8 bits in blocks of 32 stays below this; measured 0.004 to 0.008."""
+"""The relative error of rounding activations to 8 bits in blocks of 32 is below this; measured: 0.004 to 0.008."""
 
 NATIVE = Path(__file__).parent / "native" / "ggml"
 DIRECTORY = BUILD / "ggml"
 
 
 class GgmlUnavailable(RuntimeError):
-    """ggml's sources could not be had or built; the text says why."""
+    """ggml's sources could not be downloaded or built; the text says why."""
 
 
 @cache
@@ -34,7 +34,7 @@ def library() -> ctypes.CDLL:
     """Download, build and load ggml (about a minute the first time).
 
     Raises:
-        GgmlUnavailable: no sources, or they do not build.
+        GgmlUnavailable: the sources cannot be downloaded or built.
     """
     source = next(DIRECTORY.glob("llama_cpp_python-*/vendor/llama.cpp/ggml"), None) or _download()
     _call("cmake", "-S", str(NATIVE), "-B", str(DIRECTORY / "build"), f"-DGGML_SOURCE={source.resolve()}")
@@ -53,27 +53,27 @@ class GgmlLinear:
     """A Q4_0 linear with random weights on as many threads as torch has.
 
     Raises:
-        GgmlUnavailable: see `library`; or its products are wrong on this CPU.
+        GgmlUnavailable: see `library`; or its results are wrong on this CPU.
     """
 
     def __init__(self, linear: Linear) -> None:
         self._library = library()
-        self._out = linear.out_features
-        self._handle = self._library.w4a4_ggml_create(linear.in_features, linear.out_features, torch.get_num_threads())
+        self._out = linear.output_size
+        self._handle = self._library.w4a4_ggml_create(linear.input_size, linear.output_size, torch.get_num_threads())
         weakref.finalize(self, self._library.w4a4_ggml_free, self._handle)
         for tokens in (1, 7):
             self._library.w4a4_ggml_run(self._handle, tokens)
             error = self._library.w4a4_ggml_error(self._handle, tokens)
             if not error < MOST_ERROR:
-                raise GgmlUnavailable(f"ggml's Q4_0 product of {linear} is off by {error:.1%}")
+                raise GgmlUnavailable(f"ggml's Q4_0 product for {linear} has a relative error of {error:.1%}")
 
     @property
     def layout(self) -> str:
-        """How ggml calls the memory layout of the weights."""
+        """ggml's name for the memory layout of the weights."""
         return self._library.w4a4_ggml_layout(self._handle).decode()
 
     def run(self, x: Tensor) -> Tensor:
-        """A product of as many tokens as x has; its own float32 values are in place before, its result stays there."""
+        """Multiply as many tokens as x has. The values are ggml's own, in float32; the result stays in its memory."""
         if self._library.w4a4_ggml_run(self._handle, x.shape[0]) != 0:
             raise RuntimeError("ggml's product failed")
         return torch.empty(x.shape[0], self._out, device="meta")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every linear of every model at every number of tokens: ours, the peers, and the machine's limits, in one run."""
+"""Every linear layer of every model at every number of tokens: our kernel, its peers and the machine's limits."""
 
 import os
 import platform
@@ -26,8 +26,8 @@ TOKENS = [1, 4, 16, 64, 256, 1024]
 def run(
     models: Iterable[Model], tokens: Iterable[int], seconds: float, show: Callable[[str], None] = print
 ) -> dict[str, Any]:
-    """Measure; the result is what the JSON file holds (times in seconds, rates per second)."""
-    result: dict[str, Any] = {"machine": machine()}  # first: the load average is that of others
+    """Measure. Returns the contents of the JSON file (times in seconds, rates per second)."""
+    result: dict[str, Any] = {"machine": machine()}  # first, while the load average is still that of other work
     import_vllm_kernels()
     limits.load()
     records, notes = [], {}
@@ -59,17 +59,17 @@ def prepare(linear: Linear, notes: dict[str, str]) -> dict[str, Prepared]:
 
 
 def measure_linear(linear: Linear, tokens: int, prepared: dict[str, Prepared], seconds: float) -> dict[str, Any]:
-    """One row: medians, ratios to ours, and ours as a fraction of the limits measured between the same runs."""
-    x = torch.randn(tokens, linear.in_features, dtype=torch.bfloat16)
+    """One row: median times, our speedups, and our rates as fractions of the limits, which run in the same rounds."""
+    x = torch.randn(tokens, linear.input_size, dtype=torch.bfloat16)
     weight = prepared[OURS].weight
     assert weight is not None
-    left, right = (torch.randn(n, n) / n**0.5 for n in kronecker_sizes(linear.in_features))
+    left, right = (torch.randn(n, n) / n**0.5 for n in kronecker_sizes(linear.input_size))
     clip = torch.tensor([0.95])
     inputs = {dtype: x.to(dtype) for dtype in {peer.dtype for peer in prepared.values()}}
     contestants: dict[str, Callable[[], object]] = {
         name: (lambda run=peer.run, x=inputs[peer.dtype]: run(x)) for name, peer in prepared.items()
     }
-    # Of a copy: reading the operator's own weights would bring them into the cache for it.
+    # A copy, because reading the operator's own weights would bring them into the cache for it.
     copy = weight.clone()
     contestants["read"] = lambda: limits.read(copy)
     contestants["quantize"] = lambda: torch.ops.vllm_w4a4.kronecker_quant(x, left, right, clip)
@@ -80,12 +80,12 @@ def measure_linear(linear: Linear, tokens: int, prepared: dict[str, Prepared], s
         contestants["fma"] = limits.fma
     times = interleaved(contestants, seconds)
     median = {name: statistics.median(values) for name, values in times.items()}
-    operations = 2 * tokens * linear.in_features * linear.out_features
-    transform_operations = 2 * tokens * linear.in_features * sum(kronecker_sizes(linear.in_features))
+    operations = 2 * tokens * linear.input_size * linear.output_size
+    transform_operations = 2 * tokens * linear.input_size * sum(kronecker_sizes(linear.input_size))
     return {
         "linear": linear.name,
-        "in": linear.in_features,
-        "out": linear.out_features,
+        "in": linear.input_size,
+        "out": linear.output_size,
         "tokens": tokens,
         "rounds": len(times[OURS]),
         "kernels": {name: peer.kernel for name, peer in prepared.items()},
@@ -101,9 +101,9 @@ def measure_linear(linear: Linear, tokens: int, prepared: dict[str, Prepared], s
 
 
 def scaling(linear: Linear, tokens: int, seconds: float) -> float:
-    """How many times faster two threads are than one."""
+    """The speedup of two threads over one."""
     prepared = w4a4_flatquant(linear)
-    x = torch.randn(tokens, linear.in_features, dtype=torch.bfloat16)
+    x = torch.randn(tokens, linear.input_size, dtype=torch.bfloat16)
 
     def on(threads: int) -> Callable[[], object]:
         def run() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The machine's own limits, measured by native loops on torch's threads: reading memory, int8 products, float32 FMA."""
+"""The machine's limits, measured by native loops on torch's threads: memory reads, int8 products and float32 FMA."""
 
 import subprocess
 import sys
@@ -16,10 +16,10 @@ PEAK_STEPS = 400_000
 
 
 def load() -> None:
-    """Build the native loops, if need be, and load them.
+    """Build the native loops if necessary, and load them.
 
     Raises:
-        RuntimeError: they do not build; the text is the compiler's.
+        RuntimeError: the build fails; the text is the compiler's.
     """
     ops.load_library()
     for command in (
@@ -49,7 +49,7 @@ def dot_products() -> int:
     """Run the fastest int8 products of the instruction set in use for about a millisecond.
 
     Returns:
-        Integer operations done (two per product); 0 where the instruction set's peak is not known.
+        Number of integer operations (two per product); 0 if the peak of the instruction set is unknown.
     """
     return 2 * torch.ops.vllm_w4a4_limits.dot_peak(ops.cpu_instruction_set(), PEAK_STEPS)
 

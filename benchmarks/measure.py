@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Interleaved timing: what disturbs the machine disturbs all contestants alike, so ratios hold where times do not."""
+"""Interleaved timing: other work on the machine slows all contestants alike, so ratios are more reliable than times."""
 
 import statistics
 import time
@@ -14,7 +14,7 @@ def interleaved(
     """Run all contestants in turn until `seconds` have passed, between `least` and `most` times each.
 
     Returns:
-        Seconds of each run by name, in the order of the rounds. One round before them warms caches up and is not kept.
+        Seconds of each run by name, in the order of the rounds. A first round warms the caches and is not counted.
     """
     for run in contestants.values():
         run()

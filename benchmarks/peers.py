@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One linear in each of the ways that a user of this CPU can run it: ours, vLLM's own kernels, and llama.cpp's."""
+"""One linear layer in every way that a user of this CPU can run it: our kernel, vLLM's own and llama.cpp's."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,24 +17,24 @@ Run = Callable[[Tensor], Tensor]
 
 
 class Unavailable(RuntimeError):
-    """This vLLM, on this CPU, does not have the kernel."""
+    """The kernel does not exist in this vLLM on this CPU."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A linear with random weights, ready to run on x, `dtype` [tokens, in]."""
+    """A linear layer with random weights, ready to run on x [tokens, input_size] of type `dtype`."""
 
     run: Run
     weight_bytes: int
     kernel: str
     weight: Tensor | None = None
-    """What `run` streams, for ours."""
+    """The packed weight that our kernel reads."""
     dtype: torch.dtype = torch.bfloat16
 
 
 def w4a4_flatquant(linear: Linear) -> Prepared:
     """`flatquant_linear`: transform, per-token quantization and int4 product in one call."""
-    left, right = kronecker_sizes(linear.in_features)
+    left, right = kronecker_sizes(linear.input_size)
     left_trans, right_trans = (torch.randn(n, n) / n**0.5 for n in (left, right))
     return _w4a4(linear, left_trans, right_trans)
 
@@ -45,8 +45,8 @@ def w4a4_dynamic(linear: Linear) -> Prepared:
 
 
 def _w4a4(linear: Linear, left_trans: Tensor | None, right_trans: Tensor | None) -> Prepared:
-    packed = torch.randint(0, 256, ops.packed_int4_shape(linear.out_features, linear.in_features), dtype=torch.uint8)
-    scale, clip = torch.rand(linear.out_features), torch.tensor([0.95])
+    packed = torch.randint(0, 256, ops.packed_int4_shape(linear.output_size, linear.input_size), dtype=torch.uint8)
+    scale, clip = torch.rand(linear.output_size), torch.tensor([0.95])
 
     def run(x: Tensor) -> Tensor:
         return torch.ops.vllm_w4a4.flatquant_linear(x, packed, scale, left_trans, right_trans, clip)
@@ -58,10 +58,10 @@ def bf16(linear: Linear) -> Prepared:
     """What vLLM runs for an unquantized model: `onednn_mm`, or torch's linear where oneDNN has no bf16 kernel."""
     from vllm import _custom_ops as vllm_ops
 
-    weight = torch.randn(linear.out_features, linear.in_features, dtype=torch.bfloat16)
+    weight = torch.randn(linear.output_size, linear.input_size, dtype=torch.bfloat16)
     try:
         handler = vllm_ops.create_onednn_mm(weight.t(), 32)
-    except RuntimeError:  # vLLM's own fallback: before AVX-512 oneDNN cannot
+    except RuntimeError:  # vLLM's own fallback: oneDNN has no bf16 kernel below AVX-512
         return Prepared(lambda x: torch.nn.functional.linear(x, weight), weight.numel() * 2, "torch linear")
     return Prepared(lambda x: vllm_ops.onednn_mm(handler, x, None), weight.numel() * 2, "onednn_mm")
 
@@ -70,28 +70,28 @@ def w8a8(linear: Linear) -> Prepared:
     """vLLM's `onednn_scaled_mm` with its per-token quantization."""
     from vllm import _custom_ops as vllm_ops
 
-    weight = torch.randint(-127, 128, (linear.out_features, linear.in_features), dtype=torch.int8)
-    scale = torch.rand(linear.out_features)
+    weight = torch.randint(-127, 128, (linear.output_size, linear.input_size), dtype=torch.int8)
+    scale = torch.rand(linear.output_size)
     handler = vllm_ops.create_onednn_scaled_mm(weight.t(), scale, torch.bfloat16, True, False, 32)
 
     def run(x: Tensor) -> Tensor:
         q, q_scale, _ = vllm_ops.onednn_scaled_int8_quant(x)
-        y = torch.empty(x.shape[0], linear.out_features, dtype=x.dtype)
+        y = torch.empty(x.shape[0], linear.output_size, dtype=x.dtype)
         return vllm_ops.onednn_scaled_mm(handler, q, y, q_scale, None, None, None)
 
     return Prepared(run, weight.numel(), "dynamic_scaled_int8_quant + onednn_scaled_mm")
 
 
 def w4a16(linear: Linear) -> Prepared:
-    """vLLM's `cpu_gemm_wna16` (GPTQ, AWQ), group size 128 where it divides the input."""
+    """vLLM's `cpu_gemm_wna16` (GPTQ, AWQ), group size 128 where it divides the input size."""
     from vllm import _custom_ops as vllm_ops
 
     if not hasattr(torch.ops._C, "cpu_gemm_wna16"):
         raise Unavailable("vLLM has no cpu_gemm_wna16 for this CPU")
-    blocks = linear.out_features // 16
-    packed = torch.randint(-(2**31), 2**31 - 1, (blocks, linear.in_features * 2), dtype=torch.int32)
-    group = 128 if linear.in_features % 128 == 0 else linear.in_features
-    scales = torch.rand(linear.in_features // group, linear.out_features).bfloat16()
+    blocks = linear.output_size // 16
+    packed = torch.randint(-(2**31), 2**31 - 1, (blocks, linear.input_size * 2), dtype=torch.int32)
+    group = 128 if linear.input_size % 128 == 0 else linear.input_size
+    scales = torch.rand(linear.input_size // group, linear.output_size).bfloat16()
     hint = "amx" if torch.cpu._is_amx_tile_supported() else "vec"
 
     def run(x: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ def float32(linear: Linear) -> Prepared:
     """What vLLM runs with `--dtype float32`, the faster choice for an unquantized model on CPUs without AVX-512."""
     from vllm import _custom_ops as vllm_ops
 
-    weight = torch.randn(linear.out_features, linear.in_features)
+    weight = torch.randn(linear.output_size, linear.input_size)
     handler = vllm_ops.create_onednn_mm(weight.t(), 32)
     return Prepared(
         lambda x: vllm_ops.onednn_mm(handler, x, None), weight.numel() * 4, "onednn_mm, float32", dtype=torch.float32
@@ -118,7 +118,7 @@ def q4_0(linear: Linear) -> Prepared:
     except GgmlUnavailable as reason:
         raise Unavailable(str(reason)) from None
     return Prepared(
-        product.run, linear.in_features * linear.out_features * 18 // 32, f"ggml_mul_mat, {product.layout}",
+        product.run, linear.input_size * linear.output_size * 18 // 32, f"ggml_mul_mat, {product.layout}",
         dtype=torch.float32,
     )  # fmt: skip
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints with random weights in the shape of a real model: speed and memory do not depend on the values."""
+"""Checkpoints with random weights and the shapes of a real model: speed and memory do not depend on the values."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -27,7 +27,7 @@ _POOL_VALUES = 1 << 24
 
 
 def make(directory: Path, model: Model, layers: int, recipe: str) -> None:
-    """Write a Qwen3 checkpoint: config, weights (a shard per layer) and, if quantized, description."""
+    """Write a Qwen3 checkpoint: config, weights (one shard per layer) and, if it is quantized, the description."""
     directory.mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
     floats = (torch.randn(_POOL_VALUES, generator=generator) * 0.02).bfloat16()
@@ -49,7 +49,7 @@ def make(directory: Path, model: Model, layers: int, recipe: str) -> None:
 
 
 def step_bytes(model: Model, layers: int, recipe: str, float_bytes: int) -> int:
-    """Bytes of weights that a decode step reads: every linear and the language head, int4 at half a byte."""
+    """Bytes of weights that a decode step reads: all linear layers and the output head, int4 as half a byte."""
     size = {W4A4: 0.5, W8A8: 1.0, FLOAT: float_bytes}
     inner = sum(n * k * size[RECIPES[recipe][name]] for name, (n, k) in _shapes(model).items())
     return round(layers * inner) + float_bytes * VOCABULARY * model.hidden
@@ -80,17 +80,17 @@ def _layer(
     for norm, size in (("input_layernorm", model.hidden), ("post_attention_layernorm", model.hidden),
                        ("self_attn.q_norm", model.head_dim), ("self_attn.k_norm", model.head_dim)):  # fmt: skip
         yield f"{prefix}{norm}.weight", torch.ones(size, dtype=torch.bfloat16), FLOAT
-    for short, (rows, columns) in _shapes(model).items():
+    for short, (output_size, input_size) in _shapes(model).items():
         name = f"{prefix}{'mlp' if short in ('gate', 'up', 'down') else 'self_attn'}.{short}_proj."
         kind = recipe[short]
         if kind is FLOAT:
-            yield f"{name}weight", _take(floats, rows, columns), kind
+            yield f"{name}weight", _take(floats, output_size, input_size), kind
             continue
-        yield f"{name}weight", _take(integers, rows, columns), kind
-        yield f"{name}weight_scale", torch.full((rows, 1), 0.2 / sqrt(columns)), kind
-        yield f"{name}weight_offset", torch.zeros(rows, 1), kind
+        yield f"{name}weight", _take(integers, output_size, input_size), kind
+        yield f"{name}weight_scale", torch.full((output_size, 1), 0.2 / sqrt(input_size)), kind
+        yield f"{name}weight_offset", torch.zeros(output_size, 1), kind
         if kind is W4A4:
-            left, right = (model.heads, None) if short == "o" else kronecker_sizes(columns)
+            left, right = (model.heads, None) if short == "o" else kronecker_sizes(input_size)
             yield f"{name}left_trans", _orthogonal(left), kind
             if right is not None:
                 yield f"{name}right_trans", _orthogonal(right), kind

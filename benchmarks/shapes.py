@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The linears of one decoder layer of each model, as vLLM fuses them."""
+"""The linear layers of one decoder block of each model, as vLLM fuses them."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Linear:
     name: str
-    in_features: int
-    out_features: int
+    input_size: int
+    output_size: int
 
     def __str__(self) -> str:
-        return f"{self.name} {self.in_features}x{self.out_features}"
+        return f"{self.name} {self.input_size}x{self.output_size}"
 
 
 @dataclass(frozen=True)

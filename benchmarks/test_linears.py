@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same linears under pytest-benchmark, to compare commits:
+"""The same linear layers under pytest-benchmark, to compare commits:
 
 pytest benchmarks --benchmark-autosave; pytest benchmarks --benchmark-compare
 """
@@ -24,7 +24,7 @@ def test_linear(benchmark: BenchmarkFixture, model: Model, linear: Linear, token
         prepared = PEERS[peer](linear)
     except Unavailable as reason:
         pytest.skip(str(reason))
-    x = torch.randn(tokens, linear.in_features, dtype=prepared.dtype)
+    x = torch.randn(tokens, linear.input_size, dtype=prepared.dtype)
     benchmark.group = f"{model.name} {linear}, {tokens} tokens"
     y = benchmark.pedantic(prepared.run, args=(x,), rounds=7, warmup_rounds=1)
-    assert y.shape == (tokens, linear.out_features)
+    assert y.shape == (tokens, linear.output_size)

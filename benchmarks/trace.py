@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the time of a profiled run went: self time by operator, from a torch profiler trace."""
+"""Where a profiled run spent its time: self time by operator, from a torch profiler trace."""
 
 import gzip
 import json
@@ -9,10 +9,10 @@ from typing import Any
 
 
 def self_times(trace: Path) -> dict[str, float]:
-    """Share of the busiest thread's wall time spent in each operator itself, what it calls not counted.
+    """Share of the busiest thread's wall time spent in each operator itself, without what it calls.
 
     Args:
-        trace: a Chrome trace (`*.json` or `*.json.gz`). Time in no operator at all is named "Python and vLLM".
+        trace: a Chrome trace (`*.json` or `*.json.gz`). Time outside all operators is named "Python and vLLM".
     """
     with gzip.open(trace, "rt") if trace.suffix == ".gz" else trace.open() as stream:
         events = [e for e in json.load(stream)["traceEvents"] if e.get("ph") == "X" and e.get("cat") == "cpu_op"]

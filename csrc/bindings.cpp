@@ -96,7 +96,7 @@ w4a4::Weight make_weight(int64_t in_features, const Tensor& packed, int64_t bloc
   weight.groups = scale.dim() == 2 ? scale.size(1) : 1;
   STD_TORCH_CHECK(weight.groups > 0 && in_features % weight.groups == 0 &&
                       (weight.groups == 1 || in_features / weight.groups % w4a4::kBlockFeatures == 0),
-                  "weight_scale: ", weight.groups, " groups do not cut ", in_features,
+                  "weight_scale: ", weight.groups, " groups do not divide ", in_features,
                   " input features into multiples of ", w4a4::kBlockFeatures);
   const int64_t tiles = w4a4::tile_count(weight.out_features), blocks = w4a4::block_count(in_features);
   const ScalarType type = packed.scalar_type();

@@ -21,6 +21,21 @@ GOLDEN = DATA / "micro-qwen3-golden.safetensors"
 WEIGHTS = "quant_model_weight_w4a4_flatquant_dynamic-00001-of-00001.safetensors"
 INDEX = "quant_model_weight_w4a4_flatquant_dynamic.safetensors.index.json"
 DESCRIPTION = "quant_model_description.json"
+PACKED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
+QWEN3_32B = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "attention_bias": False,
+    "head_dim": 128,
+    "hidden_size": 5120,
+    "intermediate_size": 25600,
+    "model_type": "qwen3",
+    "num_attention_heads": 64,
+    "num_hidden_layers": 64,
+    "num_key_value_heads": 8,
+    "quantize": "w4a4_flatquant_dynamic",
+    "tie_word_embeddings": False,
+    "vocab_size": 151936,
+}
 
 
 @pytest.fixture
@@ -56,3 +71,28 @@ def edit_tensors(micro_copy: Path) -> Callable[..., None]:
         (micro_copy / INDEX).write_text(json.dumps(index))
 
     return edit
+
+
+@pytest.fixture
+def config_only(tmp_path: Path) -> Callable[..., Path]:
+    """A directory that holds the config.json of Qwen3-32B, with changes, and nothing else."""
+
+    def make(**changes: Any) -> Path:
+        (tmp_path / "config.json").write_text(json.dumps({**QWEN3_32B, **changes}))
+        return tmp_path
+
+    return make
+
+
+def swapped_layers() -> dict[str, Any]:
+    """The tensors of the micro checkpoint's two decoder layers, each under its counterpart's name."""
+    from vllm_w4a4_plugin.checkpoint import CheckpointReader
+
+    reader, prefix = CheckpointReader(MICRO), "model.layers."
+    numbers = {f"{prefix}0.": f"{prefix}1.", f"{prefix}1.": f"{prefix}0."}
+    return {
+        name.replace(first, second, 1): reader.load(name)
+        for name in reader.tensors
+        for first, second in numbers.items()
+        if name.startswith(first)
+    }

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serve a W4A4 checkpoint with `vllm serve` and ask it the tutorial's question; `make demo` runs it.
+"""Serve a W4A4 checkpoint with `vllm serve` and send it the tutorial's request; `make demo` runs this.
 
-Without a checkpoint it makes one first: it downloads a small language model and quantizes it.
+Without a checkpoint, it first downloads a small language model and quantizes it.
 """
 
 import argparse
@@ -21,9 +21,9 @@ from pathlib import Path
 
 WORK = Path("build/demo")
 START_TIMEOUT_S = 600
-# vLLM does not start unless this part of the machine's memory is free, however little the model needs.
+# vLLM does not start unless this fraction of the machine's memory is free, however little the model needs.
 MODEST_MEMORY = ("--gpu-memory-utilization", "0.3")
-# The tutorial's request; its numbers are strings there too.
+# The tutorial's request, in which numbers are strings as well.
 REQUEST = """{
         "model": "%s",
         "prompt": "what is large language model?",
@@ -36,14 +36,14 @@ REQUEST = """{
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path, nargs="?", help="checkpoint directory (default: made in build/demo)")
+    parser.add_argument("model", type=Path, nargs="?", help="checkpoint directory (default: one is made in build/demo)")
     args = parser.parse_args()
-    from demo_model import make_checkpoint  # beside this file, which is run as a script
+    from demo_model import make_checkpoint  # in this file's directory, since it is run as a script
 
     began = time.monotonic()
     model = args.model or make_checkpoint(WORK)
     if not (model / "config.json").is_file():
-        sys.exit(f"{model}: no config.json there; give the directory of a checkpoint, e.g. make demo MODEL=dir")
+        sys.exit(f"{model}: contains no config.json. Give the directory of a checkpoint: make demo MODEL=dir")
     name = model.resolve().name.lower()
     port = free_port()
     command = [
@@ -54,14 +54,14 @@ def main() -> None:
     started = time.monotonic()
     with running(command) as server:
         wait_until_healthy(server, f"http://127.0.0.1:{port}/health")
-        print(f"\nThe server answers after {time.monotonic() - started:.0f} s.\n", flush=True)
+        print(f"\nThe server was ready after {time.monotonic() - started:.0f} s.\n", flush=True)
         ask(f"http://localhost:{port}/v1/completions", REQUEST % name)
-    print(f"All of it took {time.monotonic() - began:.0f} s.")
+    print(f"The demo took {time.monotonic() - began:.0f} s in total.")
 
 
 @contextmanager
 def running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """The server process, ended with everything it started. Shows its output until it is told to end."""
+    """The server process, which is terminated at the end. Its output is shown until then."""
     # A gigabyte of KV cache is plenty for a demonstration; vLLM's default takes half of the machine's memory.
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", **os.environ}
     server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -71,7 +71,7 @@ def running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
     try:
         yield server
     finally:
-        # What a server says while it is being ended only looks like errors.
+        # The output of a server that is being terminated looks like errors; it is not shown.
         ending.set()
         server.terminate()
         try:
@@ -83,7 +83,7 @@ def running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def show_output(server: subprocess.Popen[bytes], ending: threading.Event) -> None:
-    """Copy the server's output to ours; read all of it, so that the server never waits for us."""
+    """Copy the server's output to ours. All of it is read, so that the server never blocks on a full pipe."""
     stream = server.stdout
     assert isinstance(stream, io.BufferedReader)
     while chunk := stream.read1(65536):
@@ -96,13 +96,13 @@ def wait_until_healthy(server: subprocess.Popen[bytes], url: str) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            sys.exit(f"vllm serve ended with exit code {server.returncode} before it answered; see its output above")
+            sys.exit(f"vllm serve exited with code {server.returncode} before it was ready; see its output above")
         try:
             with urllib.request.urlopen(url, timeout=5):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(1)
-    sys.exit(f"vllm serve did not answer within {START_TIMEOUT_S} s")
+    sys.exit(f"vllm serve was not ready within {START_TIMEOUT_S} s")
 
 
 def ask(url: str, body: str) -> None:

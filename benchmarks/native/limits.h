@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What this CPU can do at best, one source file per instruction set includes this and defines the int8 step. Each
-// function runs on one thread; the peaks touch no memory and return the multiply-adds that were done.
+// What this CPU can do at best. One source file per instruction set includes this and defines the int8 step. Each
+// function runs on one thread; the peaks access no memory and return the number of multiply-adds.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@ namespace {
 
 constexpr int kChains = 12;  // sums in registers, enough to hide the latency of what is added to them
 
-// The sum of all words; prefetches as far ahead as the kernels do, so that they cannot read faster than this.
+// The sum of all words. Prefetches as far ahead as the kernels do, so that they cannot read faster than this.
 inline uint64_t read(const uint64_t* words, int64_t count) {
   typedef uint64_t Words __attribute__((vector_size(W4A4_VECTOR_FLOATS * 4), aligned(8), may_alias));
   constexpr int64_t kWords = kVector / 2, kLine = 8;

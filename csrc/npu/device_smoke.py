@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from vllm_w4a4_plugin.ops.nz import pack_nz
 
+from vllm_w4a4_plugin.ops.npu.nz import pack_nz
 from vllm_w4a4_plugin.ops.reference import int4_linear, kronecker_transform
 
 QWEN3_32B = {

@@ -42,7 +42,7 @@ def test_the_table_shows_every_record() -> None:
         "of_fma_peak": 0.5,
     }
     head, rule, *rows = table([record, {**record, "tokens": 4}])
-    assert "faster than bf16" in head
+    assert "speedup over bf16" in head
     assert set(rule) <= set("| -")
     cells = [cell.strip() for cell in rows[0].strip("|").split("|")]
     assert cells == ["qkv 64x32", "1", "1.250", "3.50x", "90%", "-", "10%", "50%"]

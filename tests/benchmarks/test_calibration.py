@@ -5,7 +5,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.calibration import CASES, HEADER, MISSING, SIMULATED, Cost, Result, read_results, rows
+from benchmarks.calibration.cases import CASES
+from benchmarks.calibration.results import HEADER, MISSING, SIMULATED, Cost, Result, read_results, rows
 
 RESULTS = [
     Result("float", 0, 32.0, []),

@@ -3,12 +3,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conftest import MICRO
+from tests.conftest import MICRO, PACKED
 from vllm_w4a4_plugin.checkpoint import CheckpointError, QuantDescription, QuantType, load_description, resolve
 from vllm_w4a4_plugin.checkpoint.resolve import resolve_experts, shard_names, spellings
 from vllm_w4a4_plugin.checkpoint.types import known_types
 
-PACKED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
 W4A4, W8A8, FLOAT = QuantType.W4A4_FLATQUANT_DYNAMIC, QuantType.W8A8_DYNAMIC, QuantType.FLOAT
 
 
@@ -111,8 +110,11 @@ names = st.lists(component, min_size=1, max_size=5).map(".".join)
 
 @given(names, st.lists(component, min_size=1, max_size=4, unique=True))
 def test_shards_replace_only_the_last_component(parent: str, leaves: list[str]) -> None:
-    assert shard_names(f"{parent}.fused", {"fused": leaves}) == [f"{parent}.{leaf}" for leaf in leaves]
-    assert shard_names(f"fused.{parent}x", {"fused": leaves}) == [f"fused.{parent}x"]
+    other = QuantDescription(tensors={"other.weight": "FLOAT"})
+    assert shard_names(other, f"{parent}.fused", {"fused": leaves}) == [f"{parent}.{leaf}" for leaf in leaves]
+    assert shard_names(other, f"fused.{parent}x", {"fused": leaves}) == [f"fused.{parent}x"]
+    whole = QuantDescription(tensors={f"{parent}.fused.weight": "FLOAT"})
+    assert shard_names(whole, f"{parent}.fused", {"fused": leaves}) == [f"{parent}.fused"]
 
 
 @given(names)

@@ -9,11 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.capacity.conftest import config_only
 from tests.conftest import MICRO
 from vllm_w4a4_plugin.cli import main
-
-__all__ = ["config_only"]
 
 
 def test_qwen3_32b_fits_one_device(config_only: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.calibration.conftest import _one_thread, float_model  # noqa: F401 - fixtures
-from vllm_w4a4_plugin.calibration import selfwrite
-from vllm_w4a4_plugin.calibration.block import BlockQuantizer
-from vllm_w4a4_plugin.calibration.pipeline import Quantization
+from vllm_w4a4_plugin.calibration.block.quantizer import BlockQuantizer
+from vllm_w4a4_plugin.calibration.run import setup
+from vllm_w4a4_plugin.calibration.run.work import WorkDirectory
 from vllm_w4a4_plugin.cli import main
 
 OPEN = {"meta", "path", "polyline"}
@@ -65,7 +65,7 @@ def test_official_flags_report_and_verify(
     assert page.count("<polyline") >= 1 + 2 * 2 * 2
 
 
-def test_without_a_file_the_model_writes_the_text(float_model: Callable[..., Path], tmp_path: Path) -> None:  # noqa: F811
+def test_without_a_file_the_model_generates_the_text(float_model: Callable[..., Path], tmp_path: Path) -> None:  # noqa: F811
     outputs = [tmp_path / "a", tmp_path / "b"]
     for output in outputs:
         command = ["quantize", str(float_model("llama")), "--output", str(output)]
@@ -97,7 +97,7 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert {file.name for file in tmp_path.iterdir()} == {"text.json"}
 
 
-def test_killed_process_is_continued(
+def test_a_killed_process_is_resumed(
     float_model: Callable[..., Path],  # noqa: F811
     text: Path,
     tmp_path: Path,
@@ -106,14 +106,14 @@ def test_killed_process_is_continued(
     """kill -9 in the middle of the second block, then --resume."""
     script = (
         "import os, signal, sys\n"
-        "from vllm_w4a4_plugin.calibration.block import BlockQuantizer\n"
+        "from vllm_w4a4_plugin.calibration.block import quantizer\n"
         "from vllm_w4a4_plugin.cli import main\n"
-        "original = BlockQuantizer._quantize\n"
-        "def quantize(self, group):\n"
-        "    if self.index == 1 and group.role == 'gate_up':\n"
+        "original = quantizer.quantize_group\n"
+        "def quantize(block, group, inputs, plan):\n"
+        "    if block.index == 1 and group.role == 'gate_up':\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    original(self, group)\n"
-        "BlockQuantizer._quantize = quantize\n"
+        "    return original(block, group, inputs, plan)\n"
+        "quantizer.quantize_group = quantize\n"
         "main(sys.argv[1:])\n"
     )
     output = tmp_path / "out"
@@ -129,7 +129,7 @@ def test_killed_process_is_continued(
 
 
 @pytest.mark.parametrize("limit", [2_000, 60_000, 400_000])
-def test_writes_that_fail_leave_no_checkpoint_and_can_be_continued(
+def test_writes_that_fail_leave_no_checkpoint_and_can_be_resumed(
     limit: int,
     float_model: Callable[..., Path],  # noqa: F811
     text: Path,
@@ -171,7 +171,7 @@ def test_interrupt_says_how_to_go_on(
     assert "--resume" in capsys.readouterr().out
 
 
-def test_text_once_written_is_kept_for_a_continued_run(
+def test_generated_text_is_kept_for_a_resumed_run(
     float_model: Callable[..., Path],  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -181,27 +181,27 @@ def test_text_once_written_is_kept_for_a_continued_run(
     with monkeypatch.context() as patch:
         patch.setattr(BlockQuantizer, "run", interrupted)
         assert main(command) == 130
-    monkeypatch.setattr(selfwrite, "write_text", interrupted)
+    monkeypatch.setattr(setup, "generate_text", interrupted)
     assert main([*command, "--resume"]) == 0
     assert {file.name for file in tmp_path.iterdir()} == {"out"}
 
 
-def test_text_that_another_model_wrote_is_not_taken(
+def test_text_that_another_model_generated_is_not_used(
     float_model: Callable[..., Path],  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Between the text and the file that says whose run this is.
-    monkeypatch.setattr(Quantization, "_open", interrupted)
+    # After the text is written, before the file that identifies the run.
+    monkeypatch.setattr(WorkDirectory, "open", interrupted)
     rest = ["--output", str(tmp_path / "out"), "--calib-tokens", "1024"]
     assert main(["quantize", str(float_model("llama")), *rest]) == 130
     asked: list[Path] = []
 
-    def write(directory: Path, *_: object) -> None:
+    def generate(directory: Path, *_: object) -> None:
         asked.append(directory)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(selfwrite, "write_text", write)
+    monkeypatch.setattr(setup, "generate_text", generate)
     assert main(["quantize", str(float_model("mistral")), *rest]) == 130
     assert asked == [float_model("mistral")]
 

@@ -8,9 +8,9 @@ from types import ModuleType
 
 import pytest
 import torch
-from vllm_w4a4_plugin.ops.nz import unpack_nz
 
 from vllm_w4a4_plugin.ops import reference
+from vllm_w4a4_plugin.ops.npu.nz import unpack_nz
 
 SCRIPT = Path(__file__).parents[2] / "csrc" / "npu" / "device_smoke.py"
 

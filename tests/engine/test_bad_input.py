@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.conftest import DESCRIPTION, INDEX, MICRO, WEIGHTS
-from tests.engine.loading import loaded_model, vllm_config
+from tests.loading import engine_config, loaded_model
 from vllm_w4a4_plugin.checkpoint import CheckpointReader
 
 ATTENTION = "model.layers.0.self_attn"
@@ -233,4 +233,4 @@ def test_unsupported_platform_is_named(micro_copy: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(config, "current_platform", OtherPlatform)
     with pytest.raises(ValueError, match=r"runs on CPUs .* and on Ascend NPUs .*this vLLM runs on cuda"):
-        vllm_config(micro_copy)
+        engine_config(micro_copy)

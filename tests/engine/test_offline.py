@@ -14,9 +14,8 @@ import pytest
 import torch
 from vllm import LLM, SamplingParams
 
-from tests.conftest import MICRO
+from tests.conftest import MICRO, swapped_layers
 from tests.engine.oracle import engine_logprobs, prompt_logprobs
-from vllm_w4a4_plugin.checkpoint import CheckpointReader
 
 pytestmark = pytest.mark.engine
 
@@ -60,13 +59,7 @@ def test_batches_and_sampling(llm: LLM) -> None:
 
 def test_reloading_weights(llm: LLM, micro_copy: Path, edit_tensors: Callable[..., None]) -> None:
     """Another checkpoint's weights, then the first one's again: each time the outputs are those of what was loaded."""
-    reader = CheckpointReader(MICRO)
-    swapped = {}
-    for name in reader.tensors:
-        if name.startswith("model.layers."):
-            layer = name.split(".")[2]
-            swapped[name.replace(f"layers.{layer}.", f"layers.{1 - int(layer)}.", 1)] = reader.load(name)
-    edit_tensors(swapped)
+    edit_tensors(swapped_layers())
     before = engine_logprobs(llm, TOKENS)
     llm.collective_rpc("reload_weights", kwargs={"weights_path": str(micro_copy)})
     other = engine_logprobs(llm, TOKENS)

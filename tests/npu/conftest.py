@@ -80,7 +80,8 @@ def column(tmp_path: Path) -> Callable[..., Any]:
         import torch
         from vllm_ascend.ops.linear import AscendColumnParallelLinear
 
-        from tests.npu.linears import load, open_config
+        from tests.linears import load
+        from tests.npu.linears import open_config
 
         layer = AscendColumnParallelLinear(
             linear.features,

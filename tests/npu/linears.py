@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Made-up W4A4 linears: written as a checkpoint, loaded into vllm-ascend's layers, computed by the reference."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
+from tests import linears
 from tests.npu.processes import MICRO
 from vllm_w4a4_plugin.capacity.kernels import kernel_of
 from vllm_w4a4_plugin.capacity.model import read_model
@@ -18,7 +17,6 @@ from vllm_w4a4_plugin.checkpoint.spec import LinearSpec
 from vllm_w4a4_plugin.ops import reference
 from vllm_w4a4_plugin.quantization.ascend_config import AscendW4A4ModelSlimConfig
 
-PACKED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
 FLATQUANT, DYNAMIC = "W4A4_FLATQUANT_DYNAMIC", "W4A4_DYNAMIC"
 
 SAME_ROUNDINGS = 8e-3
@@ -42,12 +40,12 @@ class Linear:
     offset: float = 0.0
     groups: int = 1
     seed: int = 0
-    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    values: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(self.seed)
         shared = torch.Generator().manual_seed(99)  # fused shards have one transform
-        t = self.tensors
+        t = self.values
         t["weight"] = torch.randint(-8, 8, (self.out, self.features), dtype=torch.int8, generator=generator)
         t["weight_scale"] = torch.rand(self.out, self.groups, generator=generator) * 0.02 + 1e-3
         t["weight_offset"] = torch.full((self.out, self.groups), self.offset)
@@ -59,9 +57,12 @@ class Linear:
         if self.bias:
             t["bias"] = torch.randn(self.out, generator=generator)
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return self.values
+
     def expected(self, x: torch.Tensor, with_npu_roundings: bool = True) -> torch.Tensor:
         """The reference's output: of the two NPU operators, or of the formula in float32."""
-        t = self.tensors
+        t = self.values
         left, right, bias = t.get("left_trans"), t.get("right_trans"), t.get("bias")
         bias = bias.to(x.dtype) if bias is not None else None  # vLLM keeps biases in the model's dtype
         scale = t["weight_scale"].squeeze(1)
@@ -71,39 +72,14 @@ class Linear:
         return reference.flatquant_linear(x.float(), t["weight"], scale, left, right, clip, bias).to(x.dtype)
 
 
-def open_config(directory: Path, linears: Mapping[str, Linear]) -> AscendW4A4ModelSlimConfig:
+def open_config(directory: Path, layers: Mapping[str, Linear]) -> AscendW4A4ModelSlimConfig:
     """The linears as `model.layers.0.<name>` of a checkpoint, opened as vLLM opens one."""
-    tensors, kinds = {}, {}
-    for name, linear in linears.items():
-        for suffix, tensor in linear.tensors.items():
-            tensors[f"model.layers.0.{name}.{suffix}"] = tensor
-            kinds[f"model.layers.0.{name}.{suffix}"] = "FLOAT" if suffix == "bias" else linear.kind
-    save_file(tensors, directory / "model.safetensors")
-    (directory / "quant_model_description.json").write_text(json.dumps({"version": "1.0.0", **kinds}))
-    config = AscendW4A4ModelSlimConfig()
-    config.maybe_update_config(str(directory))
-    config.packed_modules_mapping = PACKED
-    return config
-
-
-def load(layer: Any, linears: Mapping[Any, Linear]) -> Any:
-    """What a model's load_weights does, then what vLLM's loader does after it; shard None: the layer is not fused."""
-    for shard, linear in linears.items():
-        for name, tensor in linear.tensors.items():
-            parameter = getattr(layer, name)
-            parameter.weight_loader(parameter, tensor, *(() if shard is None else (shard,)))
-    layer.quant_method.process_weights_after_loading(layer)
-    return layer
+    named = {f"model.layers.0.{name}": linear for name, linear in layers.items()}
+    return linears.open_config(AscendW4A4ModelSlimConfig(), directory, named)
 
 
 def inputs(features: int, tokens: int = 7, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     return torch.randn(tokens, features, generator=torch.Generator().manual_seed(5)).to(dtype)
-
-
-def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    assert found.shape == expected.shape
-    assert found.dtype == expected.dtype
-    return ((found.float() - expected.float()).norm() / expected.float().norm()).item()
 
 
 def output(layer: Any, x: torch.Tensor) -> torch.Tensor:

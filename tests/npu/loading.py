@@ -9,36 +9,27 @@ from typing import Any
 
 import torch
 from vllm.config import VllmConfig, set_current_vllm_config
-from vllm.distributed import (
-    cleanup_dist_env_and_memory,
-    ensure_model_parallel_initialized,
-    init_distributed_environment,
-)
-from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.model_loader import get_model
+
+from tests import loading
 
 
 def engine_config(directory: Path, **arguments: Any) -> VllmConfig:
     """vLLM's configuration for a checkpoint, as `vllm serve` makes it; weights go to the CPU, where the stand-in is."""
-    defaults = {"max_model_len": 128, "enforce_eager": True, "dtype": "bfloat16", "quantization": "ascend"}
-    config = EngineArgs(model=str(directory), **{**defaults, **arguments}).create_engine_config()
+    config = loading.engine_config(directory, **arguments)
     config.load_config.device = "cpu"
     return config
 
 
 @contextmanager
 def distributed(config: VllmConfig) -> Iterator[None]:
-    """One process that is its own tensor-parallel group, with vllm-ascend's layers in place of vLLM's."""
+    """The configuration in force, in a process of its own group, with vllm-ascend's layers in place of vLLM's."""
     from vllm_ascend.utils import register_ascend_customop
 
     with set_current_vllm_config(config):
-        try:
-            register_ascend_customop(config)
-            init_distributed_environment(1, 0, "tcp://127.0.0.1:0", 0, "gloo")
-            ensure_model_parallel_initialized(1, 1, backend="gloo")
-            yield
-        finally:
-            cleanup_dist_env_and_memory()
+        register_ascend_customop(config)
+    with loading.distributed(config):
+        yield
 
 
 @contextmanager

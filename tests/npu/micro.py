@@ -8,7 +8,8 @@ from vllm.config import VllmConfig
 from vllm.model_executor.model_loader import get_model_loader
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from tests.npu.linears import SAME_ROUNDINGS, inputs, relative_error
+from tests.linears import relative_error
+from tests.npu.linears import SAME_ROUNDINGS, inputs
 from vllm_w4a4_plugin.checkpoint import CheckpointReader
 from vllm_w4a4_plugin.ops import reference
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.npu.linears import DYNAMIC, SAME_ROUNDINGS, Linear, inputs, load, output, relative_error
+from tests.linears import load, relative_error
+from tests.npu.linears import DYNAMIC, SAME_ROUNDINGS, Linear, inputs, output
 from vllm_w4a4_plugin.ops import reference
 from vllm_w4a4_plugin.ops.npu import fused
 from vllm_w4a4_plugin.ops.npu.select import Kernel

@@ -10,17 +10,16 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.linears import load, relative_error
 from tests.npu.linears import (
     DYNAMIC,
     OTHER_ROUNDINGS,
     SAME_ROUNDINGS,
     Linear,
     inputs,
-    load,
     open_config,
     output,
     planned_kernel,
-    relative_error,
 )
 from vllm_w4a4_plugin.checkpoint import CheckpointError
 from vllm_w4a4_plugin.ops.npu import cann
@@ -58,7 +57,7 @@ def test_kronecker_path_for_many_shapes(tmp_path: Path, left: int, right: int, t
     found = output(load(layer, {None: linear}), x)
     expected = linear.expected(x)
     # A sum of a few terms may nearly cancel; what counts is the error against the size of the terms.
-    assert (found - expected).float().norm() < 0.05 * (linear.tensors["weight_scale"].max() * linear.features)
+    assert (found - expected).float().norm() < 0.05 * (linear.values["weight_scale"].max() * linear.features)
 
 
 def test_fused_projections(tmp_path: Path) -> None:

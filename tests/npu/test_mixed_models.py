@@ -11,7 +11,7 @@ from vllm.model_executor.layers.fused_moe import FusedMoE
 from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
-from tests.npu.linears import PACKED
+from tests.conftest import PACKED
 from vllm_w4a4_plugin.checkpoint import CheckpointError
 from vllm_w4a4_plugin.quantization.ascend_config import AscendModelSlimConfig, AscendW4A4ModelSlimConfig
 

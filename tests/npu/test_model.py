@@ -4,7 +4,8 @@
 import torch
 from vllm.config import VllmConfig
 
-from tests.npu.linears import SAME_ROUNDINGS, inputs, relative_error
+from tests.linears import relative_error
+from tests.npu.linears import SAME_ROUNDINGS, inputs
 from tests.npu.micro import W4A4_LAYERS, assert_layers_compute
 from tests.npu.processes import MICRO
 from vllm_w4a4_plugin.capacity.devices import find_device

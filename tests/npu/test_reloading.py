@@ -9,7 +9,9 @@ import torch
 from vllm.config import CUDAGraphMode, VllmConfig, set_current_vllm_config
 from vllm.model_executor.model_loader import get_model
 
-from tests.npu.linears import SAME_ROUNDINGS, inputs, relative_error
+from tests.conftest import swapped_layers
+from tests.linears import relative_error
+from tests.npu.linears import SAME_ROUNDINGS, inputs
 from tests.npu.loading import engine_config
 from tests.npu.micro import W4A4_LAYERS, assert_layers_compute, expected_output, reload
 from tests.npu.processes import MICRO
@@ -19,12 +21,7 @@ from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader
 @pytest.fixture
 def other(micro_copy: Path, edit_tensors: Callable[..., None]) -> Path:
     """A checkpoint whose layers are swapped and clip more."""
-    reader, swapped = CheckpointReader(MICRO), {}
-    for name in reader.tensors:
-        if name.startswith("model.layers."):
-            layer = name.split(".")[2]
-            swapped[name.replace(f"layers.{layer}.", f"layers.{1 - int(layer)}.", 1)] = reader.load(name)
-    edit_tensors({name: t * 0.75 if name.endswith("clip_ratio") else t for name, t in swapped.items()})
+    edit_tensors({name: t * 0.75 if name.endswith("clip_ratio") else t for name, t in swapped_layers().items()})
     return micro_copy
 
 

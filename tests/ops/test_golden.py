@@ -9,16 +9,13 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import GOLDEN, MICRO
+from tests.linears import relative_error
 from vllm_w4a4_plugin import ops
 from vllm_w4a4_plugin.checkpoint import CheckpointReader
 from vllm_w4a4_plugin.ops import reference
 
 LAYERS = ["self_attn.q_proj", "self_attn.v_proj", "mlp.gate_proj"]
 TOLERANCE = 2e-3
-
-
-def relative_error(y: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((y - expected).norm() / expected.norm()).item()
 
 
 class Layer:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.conftest import MICRO
-from tests.engine.loading import vllm_config
+from tests.loading import engine_config
 from vllm_w4a4_plugin.checkpoint import CheckpointReader
 from vllm_w4a4_plugin.platforms import dtype as dtypes
 
@@ -19,30 +19,30 @@ def slow_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("slow_bfloat16")
 @pytest.mark.parametrize("quantization", ["ascend", None])
 def test_float32_replaces_what_the_cpu_lacks(quantization: str | None) -> None:
-    config = vllm_config(MICRO, dtype="auto", quantization=quantization)
+    config = engine_config(MICRO, dtype="auto", quantization=quantization)
     assert config.model_config.dtype == torch.float32
 
 
 @pytest.mark.usefixtures("slow_bfloat16")
 def test_another_dtype_asked_for_by_name_stays() -> None:
-    assert vllm_config(MICRO, dtype="float16").model_config.dtype == torch.float16
+    assert engine_config(MICRO, dtype="float16").model_config.dtype == torch.float16
 
 
 @pytest.mark.usefixtures("slow_bfloat16")
 def test_dtype_is_kept_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_W4A4_KEEP_DTYPE", "1")
-    assert vllm_config(MICRO, dtype="auto").model_config.dtype == torch.bfloat16
+    assert engine_config(MICRO, dtype="auto").model_config.dtype == torch.bfloat16
 
 
 @pytest.mark.usefixtures("slow_bfloat16")
 def test_dtype_is_kept_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dtypes, "affordable", lambda extra_bytes: False)
-    assert vllm_config(MICRO, dtype="auto").model_config.dtype == torch.bfloat16
+    assert engine_config(MICRO, dtype="auto").model_config.dtype == torch.bfloat16
 
 
 def test_dtype_is_kept_where_the_cpu_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dtypes, "slow_on_this_cpu", lambda dtype: False)
-    assert vllm_config(MICRO, dtype="auto").model_config.dtype == torch.bfloat16
+    assert engine_config(MICRO, dtype="auto").model_config.dtype == torch.bfloat16
 
 
 def test_cost_counts_what_widens() -> None:

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A checkpoint of made-up linears, opened as vLLM opens one, at any rank of a tensor-parallel group."""
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from safetensors.torch import save_file
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.model_executor.layers import linear as vllm_linear
 
-from tests.quantization.linears import PACKED, Linear
+from tests.linears import open_config
+from tests.quantization.linears import Linear
 from vllm_w4a4_plugin.quantization.config import AscendW4A4Config
 
 
@@ -25,17 +24,7 @@ def make_config(tmp_path: Path) -> Callable[..., AscendW4A4Config]:
     """Write the linears as a checkpoint directory and open it as vLLM does."""
 
     def make(**linears: Linear) -> AscendW4A4Config:
-        tensors, kinds = {}, {}
-        for name, linear in linears.items():
-            for suffix, tensor in linear.tensors().items():
-                tensors[f"m.{name}.{suffix}"] = tensor
-                kinds[f"m.{name}.{suffix}"] = "FLOAT" if suffix == "bias" else linear.kind
-        save_file(tensors, tmp_path / "model.safetensors")
-        (tmp_path / "quant_model_description.json").write_text(json.dumps({"version": "1.0.0", **kinds}))
-        config = AscendW4A4Config()
-        config.maybe_update_config(str(tmp_path))
-        config.packed_modules_mapping = PACKED
-        return config
+        return open_config(AscendW4A4Config(), tmp_path, {f"m.{name}": linear for name, linear in linears.items()})
 
     return make
 

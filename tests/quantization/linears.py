@@ -4,11 +4,12 @@
 from typing import Any
 
 import torch
-from vllm.model_executor.layers.linear import MergedColumnParallelLinear
+from vllm.model_executor.layers.linear import ColumnParallelLinear, MergedColumnParallelLinear
 
+from tests.linears import relative_error
 from vllm_w4a4_plugin.ops import reference
+from vllm_w4a4_plugin.quantization.config import AscendW4A4Config
 
-PACKED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
 LEFT, RIGHT = 12, 16
 IN = LEFT * RIGHT
 KINDS = ["W4A4_FLATQUANT_DYNAMIC", "W4A4_DYNAMIC", "W8A8_DYNAMIC"]
@@ -56,25 +57,17 @@ class Linear:
         )
 
 
-def load(layer: Any, linears: dict[Any, Linear]) -> None:
-    """What a model's load_weights does, then what vLLM's loader does after it."""
-    for shard, linear in linears.items():
-        for name, tensor in linear.tensors().items():
-            parameter = getattr(layer, name)
-            if shard is None:
-                parameter.weight_loader(parameter, tensor)
-            else:
-                parameter.weight_loader(parameter, tensor, shard)
-    layer.quant_method.process_weights_after_loading(layer)
-
-
 def assert_near(y: torch.Tensor, expected: torch.Tensor) -> None:
-    assert y.shape == expected.shape
-    assert ((y - expected).norm() / expected.norm()).item() < 2e-3  # a flipped 4-bit rounding now and then
+    assert relative_error(y, expected) < 2e-3  # a flipped 4-bit rounding now and then
 
 
 def inputs(tokens: int = 9) -> torch.Tensor:
     return torch.randn(tokens, IN, generator=torch.Generator().manual_seed(5))
+
+
+def column_layer(config: AscendW4A4Config, out: int, bias: bool = False) -> ColumnParallelLinear:
+    """A column-parallel layer `m.proj`, not loaded."""
+    return ColumnParallelLinear(IN, out, bias=bias, params_dtype=torch.float32, quant_config=config, prefix="m.proj")
 
 
 def merged_pair(make_config: Any) -> tuple[Any, Linear, Linear]:

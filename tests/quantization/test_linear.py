@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 from vllm.model_executor.layers.linear import (
-    ColumnParallelLinear,
     MergedColumnParallelLinear,
     QKVParallelLinear,
     ReplicatedLinear,
     RowParallelLinear,
 )
 
-from tests.quantization.linears import IN, KINDS, Linear, assert_near, inputs, load
+from tests.linears import load
+from tests.quantization.linears import IN, KINDS, Linear, assert_near, column_layer, inputs
 from vllm_w4a4_plugin.ops import reference
 from vllm_w4a4_plugin.quantization.schemes import w4a4_flatquant_dynamic
 
@@ -80,9 +80,7 @@ def test_column_with_groups_and_offsets(make_config: Any, at_rank: Any, groups: 
     config = make_config(proj=linear)
     for rank in range(size):
         at_rank(rank, size)
-        layer = ColumnParallelLinear(
-            IN, 48, bias=False, params_dtype=torch.float32, quant_config=config, prefix="m.proj"
-        )
+        layer = column_layer(config, 48)
         load(layer, {None: linear})
         assert_near(layer(inputs())[0], linear.expected(inputs()).chunk(size, -1)[rank])
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from vllm.model_executor.layers.linear import MergedColumnParallelLinear
 
-from tests.quantization.linears import PACKED
+from tests.conftest import PACKED
 from vllm_w4a4_plugin.checkpoint import QuantType, TypeSpec, register_type, types
 from vllm_w4a4_plugin.checkpoint.types import BIAS_TENSOR, CPU, WEIGHT, Layout, TensorSpec, quantized_tensors
 from vllm_w4a4_plugin.cli import main
@@ -53,7 +53,9 @@ def toy_type(monkeypatch: pytest.MonkeyPatch) -> QuantType:
         def create_weights(self, layer: Layer, shape: LayerShape, weight_loader: Callable[..., Any]) -> None:
             common = {"plan": self.plan, "weight_loader": weight_loader}
             weight = torch.zeros(shape.sizes, dtype=torch.int8)
-            layer.register_parameter(WEIGHT, MatrixParameter(weight, sizes=shape.sizes, suffix=WEIGHT, **common))
+            layer.register_parameter(
+                WEIGHT, MatrixParameter(weight, sizes=shape.sizes, input_parts=1, suffix=WEIGHT, **common)
+            )
             self._register_scales(layer, shape, weight_loader)
             layer.register_parameter(GAIN, GainParameter(torch.zeros(len(self.plan.shards)), suffix=GAIN, **common))
 

@@ -5,16 +5,17 @@ from typing import Any
 
 import pytest
 import torch
-from vllm.model_executor.layers.linear import ColumnParallelLinear, MergedColumnParallelLinear
+from vllm.model_executor.layers.linear import MergedColumnParallelLinear
 
-from tests.quantization.linears import IN, KINDS, Linear, load
+from tests.linears import load
+from tests.quantization.linears import IN, KINDS, Linear, column_layer
 
 pytestmark = pytest.mark.usefixtures("vllm_context")
 
 
 def test_int4_weights_stay_half_a_byte(make_config: Any, at_rank: Any) -> None:
     config = make_config(proj=Linear(48, "W4A4_FLATQUANT_DYNAMIC", 0))
-    layer = ColumnParallelLinear(IN, 48, bias=False, params_dtype=torch.float32, quant_config=config, prefix="m.proj")
+    layer = column_layer(config, 48)
     assert layer.weight.numel() * layer.weight.element_size() == 48 * IN // 2
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelLinear
 
-from tests.quantization.linears import IN, LEFT, Linear, load, merged_pair
+from tests.linears import load
+from tests.quantization.linears import IN, LEFT, Linear, column_layer, merged_pair
 from vllm_w4a4_plugin.checkpoint import CheckpointError
 
 pytestmark = pytest.mark.usefixtures("vllm_context")
@@ -51,8 +52,8 @@ def test_a_parameter_that_no_tensor_filled_is_an_error(make_config: Any, at_rank
     [
         ("weight", torch.full((16, IN), 8, dtype=torch.int8), "expected int4 values in"),
         ("weight", torch.zeros(16, IN), "expected int8, found torch.float32"),
-        ("weight", torch.zeros(16, IN + 8, dtype=torch.int8), "expected 192 columns"),
-        ("weight", torch.zeros(15, IN, dtype=torch.int8), "expected 16 rows"),
+        ("weight", torch.zeros(16, IN + 8, dtype=torch.int8), "expected shape \\[16, 192\\], found \\[16, 200\\]"),
+        ("weight", torch.zeros(15, IN, dtype=torch.int8), "expected shape \\[16, 192\\], found \\[15, 192\\]"),
         ("weight_scale", torch.full((16, 1), float("nan")), "expected finite values"),
         ("left_trans", torch.zeros(LEFT + 1, LEFT + 1), r"expected shape \[12, 12\], found \[13, 13\]"),
         ("clip_ratio", torch.tensor([1.5]), r"expected a clip ratio in \(0, 1\], found 1.5"),
@@ -72,7 +73,7 @@ def test_bad_tensors_are_refused_as_they_arrive(
 def test_asymmetric_int8_weights_are_refused(make_config: Any, at_rank: Any) -> None:
     linear = Linear(16, "W8A8_DYNAMIC", 0, offset=True)
     config = make_config(proj=linear)
-    layer = ColumnParallelLinear(IN, 16, bias=False, params_dtype=torch.float32, quant_config=config, prefix="m.proj")
+    layer = column_layer(config, 16)
     with pytest.raises(CheckpointError, match=r"m\.proj\.weight_offset: expected zeros"):
         load(layer, {None: linear})
 
@@ -81,9 +82,7 @@ def test_asymmetric_int8_weights_are_refused(make_config: Any, at_rank: Any) -> 
 def test_a_bias_on_one_side_only_is_an_error(make_config: Any, at_rank: Any, in_checkpoint: bool) -> None:
     linear = Linear(16, "W4A4_DYNAMIC", 0, bias=in_checkpoint)
     config = make_config(proj=linear)
-    layer = ColumnParallelLinear(
-        IN, 16, bias=not in_checkpoint, params_dtype=torch.float32, quant_config=config, prefix="m.proj"
-    )
+    layer = column_layer(config, 16, bias=not in_checkpoint)
     linear.bias = None
     with pytest.raises(CheckpointError, match=r"m\.proj\.bias: checkpoint has"):
         load(layer, {None: linear})

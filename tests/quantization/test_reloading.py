@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from vllm.model_executor.layers.linear import ColumnParallelLinear
 
-from tests.quantization.linears import IN, KINDS, Linear, assert_near, inputs, load, merged_pair
+from tests.linears import load
+from tests.quantization.linears import KINDS, Linear, assert_near, column_layer, inputs, merged_pair
 from vllm_w4a4_plugin.checkpoint import CheckpointError
 
 pytestmark = pytest.mark.usefixtures("vllm_context")
@@ -17,7 +17,7 @@ def test_loading_again_replaces_everything(make_config: Any, at_rank: Any) -> No
     first, second = (Linear(40, "W4A4_FLATQUANT_DYNAMIC", i, offset=bool(i)) for i in range(2))
     second.clip_ratio = torch.tensor([0.7])
     config = make_config(proj=first)
-    layer = ColumnParallelLinear(IN, 40, bias=False, params_dtype=torch.float32, quant_config=config, prefix="m.proj")
+    layer = column_layer(config, 40)
     for linear in (first, second, first):
         load(layer, {None: linear})
         assert_near(layer(inputs())[0], linear.expected(inputs()))

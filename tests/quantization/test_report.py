@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.quantization.linears import load, merged_pair
+from tests.linears import load
+from tests.quantization.linears import merged_pair
 
 pytestmark = pytest.mark.usefixtures("vllm_context")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where calibration activations live: in memory, or in files that the system maps and evicts as it needs."""
+"""Where calibration activations are kept: in memory, or in memory-mapped files that the system can page out."""
 
 import os
 import tempfile
@@ -11,11 +11,11 @@ from torch import Tensor
 
 
 class Activations:
-    """Makes float32 tensors with one row per token.
+    """Allocates float32 tensors with one row per token.
 
     Args:
-        directory: for the files, None for memory. A file has no name while it is in use, so that its space is freed
-            when its tensor is, or when the process ends, however it ends.
+        directory: for memory-mapped files; None keeps tensors in memory. A file has no name while it is in use, so
+            its space is freed with its tensor, or when the process ends for whatever reason.
     """
 
     def __init__(self, directory: Path | None = None) -> None:
@@ -30,6 +30,6 @@ class Activations:
         if self.directory is None:
             return torch.empty(shape)
         with tempfile.NamedTemporaryFile(dir=self.directory, prefix="activations-") as file:
-            # Reserved now: a mapped file that outgrows the disk would end the process by a signal.
+            # Allocated up front: a mapped file that outgrows the disk would kill the process with SIGBUS.
             os.posix_fallocate(file.fileno(), 0, 4 * prod(shape))
             return torch.from_file(file.name, shared=True, size=prod(shape)).view(shape)

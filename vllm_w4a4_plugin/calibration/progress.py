@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a run tells what it is doing."""
+"""How a run reports its progress."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,8 +7,9 @@ from enum import StrEnum
 
 
 class Phase(StrEnum):
-    """Parts of a run, each of many equal units of work, so that time left can be estimated within each."""
+    """Phases of a run, in order. Each has many equal units of work, so that its remaining time can be estimated."""
 
+    GENERATING_TEXT = "Generating text"
     GRADIENTS_FORWARD = "Gradients, forward"
     GRADIENTS_BACKWARD = "Gradients, backward"
     QUANTIZING = "Quantizing"
@@ -19,11 +20,12 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True)
 class Progress:
-    """One piece of news.
+    """A step forward.
 
     Attributes:
-        phase: what is going on. done, total: units of it (blocks, or steps of distillation).
-        detail: within the unit that is being worked on.
+        phase: the current phase.
+        done, total: units of it: tokens of generated text, blocks, or distillation steps.
+        detail: what is being done within the current unit.
     """
 
     phase: Phase

@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which quant type each linear layer gets: named recipes, YAML files and exceptions by pattern."""
+"""Which quant type each linear layer gets: named recipes, YAML files, and exceptions by pattern."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from vllm_w4a4_plugin.checkpoint import QuantType
 
 from .errors import CalibrationError
-from .kronecker import NPU_MAXIMUM, NPU_MULTIPLE, FactorSizes, factor_sizes
-from .structure import Group, Role, group_shapes, head_dim
+from .model.structure import Group, Role
 
 _FLATQUANT, _W8A8 = QuantType.W4A4_FLATQUANT_DYNAMIC, QuantType.W8A8_DYNAMIC
 _W4A4, _FLOAT = QuantType.W4A4_DYNAMIC, QuantType.FLOAT
@@ -28,11 +26,11 @@ RECIPES: Mapping[str, RoleTypes] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """Types per role, with exceptions.
+    """A quant type for each role, with exceptions.
 
     Attributes:
-        types: what a layer gets that no exception matches.
-        exceptions: (pattern, type) in order; a pattern is a shell pattern over full module names such as
+        types: of layers that match no exception.
+        exceptions: pairs of pattern and type. A pattern is a shell pattern over full module names, such as
             `model.layers.0.*` or `*.o_proj`; the last match wins.
     """
 
@@ -48,7 +46,7 @@ class Recipe:
         """Type of each role of one block.
 
         Raises:
-            CalibrationError: exceptions give the layers of one group different types.
+            CalibrationError: exceptions give layers of one group different types.
         """
         result = {}
         for role, group in groups.items():
@@ -56,8 +54,8 @@ class Recipe:
             if len(set(types.values())) > 1:
                 listing = ", ".join(f"{name}: {kind}" for name, kind in types.items())
                 raise CalibrationError(
-                    f"these layers run as one matrix product and must have one quant type, the recipe gives {listing}. "
-                    "Name all of them in the recipe or in --keep-float."
+                    "these layers run as one matrix product and must have the same quant type, but the recipe gives "
+                    f"{listing}. Name all of them in the recipe or in `keep_float`."
                 )
             result[role] = next(iter(types.values()))
         return result
@@ -74,23 +72,6 @@ class Recipe:
                     f"pattern {pattern!r} matches no linear layer; their names look like {', '.join(names[:7])}."
                 )
 
-    def npu_objections(self, config: Any) -> list[str]:
-        """Why the NPU kernel would refuse layers of this recipe; they run elsewhere all the same.
-
-        Args:
-            config: transformers' text config.
-        """
-        result = []
-        for role, (_, n) in group_shapes(config).items():
-            head = head_dim(config)
-            sizes = FactorSizes(n // head, head) if role is Role.O else factor_sizes(n)
-            if self.types[role] is _FLATQUANT and not sizes.fits_npu:
-                result.append(
-                    f"{role}: {n} inputs have no transform [M, M] x [N, N] with N divisible by {NPU_MULTIPLE} and both "
-                    f"at most {NPU_MAXIMUM}; {sizes.left} x {sizes.right} is used, which NPUs cannot run."
-                )
-        return result
-
     def _of_layer(self, name: str, role: Role) -> QuantType:
         matching = [kind for pattern, kind in self.exceptions if fnmatchcase(name, pattern)]
         return matching[-1] if matching else self.types[role]
@@ -99,8 +80,8 @@ class Recipe:
 def load_recipe(name: str, keep_float: Sequence[str] = ()) -> Recipe:
     """A recipe by name, or from a YAML file.
 
-    The file has an optional `base` (a recipe's name, default `tutorial`) and `layers`, a mapping of patterns to quant
-    types in order of rising priority:
+    The file has an optional `base` (a recipe's name, by default `tutorial`) and `layers`, a mapping of patterns to
+    quant types in ascending order of priority:
 
         base: tutorial
         layers:
@@ -136,7 +117,7 @@ def _read_yaml(file: Path) -> tuple[RoleTypes, list[tuple[str, QuantType]]]:
         raise CalibrationError(f"{file}: layers must map patterns to quant types.")
     allowed = {t for r in RECIPES.values() for t in r.values()}
     if base != "w4a4-dynamic":
-        allowed.discard(_W4A4)  # without rotations folded into the model it would be of no use
+        allowed.discard(_W4A4)  # it needs the rotations that this base folds into the model
     for pattern, kind in layers.items():
         if kind not in allowed:
             raise CalibrationError(

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Perplexity of a finished checkpoint computed in plain torch from the stored codes, one block at a time.
+"""Logits and perplexity of a finished checkpoint, computed in plain torch from the stored codes, block by block.
 
-Independent of vLLM and of the plugin's kernels: what calibration believes the checkpoint to be.
+Independent of vLLM and of the plugin's kernels, so that what is served can be compared with what was calibrated.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import exp
 from pathlib import Path
 
@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from vllm_w4a4_plugin.checkpoint import CheckpointReader, QuantType
 from vllm_w4a4_plugin.checkpoint.resolve import module_type
+from vllm_w4a4_plugin.checkpoint.types import CLIP_RATIO, LEFT_TRANS, RIGHT_TRANS, WEIGHT, WEIGHT_OFFSET, WEIGHT_SCALE
 
-from .kronecker import apply_kronecker
-from .model import HEAD, StreamedModel
-from .rounding import quantize_tokens
+from .block.rounding import dequantize, quantize_tokens
+from .errors import CalibrationError
+from .model.streamed import HEAD, StreamedModel
+from .transforms.kronecker import apply_kronecker
 
 
 def float_logits(model: StreamedModel, ids: Tensor) -> Iterator[Tensor]:
@@ -62,33 +64,57 @@ def _fill_outer(model: StreamedModel, reader: CheckpointReader) -> None:
 
 
 def _fill(block: nn.Module, reader: CheckpointReader, name: str) -> None:
-    """Replace a float block's parameters by the checkpoint's, and its linear layers by simulated ones."""
+    """Replace a float block's parameters by the checkpoint's, and its quantized linear layers by simulated ones."""
+    kinds = {
+        local: module_type(reader.description, f"{name}.{local}")
+        for local, module in block.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    quantized = {local: kind for local, kind in kinds.items() if kind.spec.is_quantized}
     for local, parameter in block.named_parameters():
-        full = f"{name}.{local}"
-        if full in reader.tensors and reader.tensors[full].dtype != "I8":
+        full, owner = f"{name}.{local}", local.rpartition(".")[0]
+        is_codes = owner in quantized and local.endswith(f".{WEIGHT}")
+        if full in reader.tensors and not is_codes:
             parameter.data = reader.load(full).to(parameter)
-    for local, module in list(block.named_modules()):
-        if isinstance(module, nn.Linear):
-            kind = module_type(reader.description, f"{name}.{local}")
-            if kind is not QuantType.FLOAT:
-                simulated = SimulatedLinear(reader, f"{name}.{local}", kind, module.bias)
-                block.set_submodule(local, simulated)
+    for local, kind in quantized.items():
+        bias = block.get_submodule(local).bias
+        assert bias is None or isinstance(bias, Tensor)
+        tensors = layer_tensors(reader, f"{name}.{local}", kind)
+        block.set_submodule(local, SimulatedLinear(tensors, kind, bias))
+
+
+def layer_tensors(reader: CheckpointReader, name: str, kind: QuantType) -> dict[str, Tensor]:
+    """The stored tensors of a linear layer, by suffix.
+
+    Raises:
+        CalibrationError: the table of types does not say which tensors layers of this type have.
+    """
+    if not kind.spec.is_described:
+        raise CalibrationError(
+            f"{reader.directory}: layer {name} has quant type {kind}, whose arithmetic is not known here. Simulate a "
+            "checkpoint without such layers."
+        )
+    suffixes = (tensor.suffix for tensor in kind.spec.tensors)
+    return {suffix: reader.load(f"{name}.{suffix}") for suffix in suffixes if f"{name}.{suffix}" in reader.tensors}
 
 
 class SimulatedLinear(nn.Module):
-    """One quantized linear layer in float arithmetic."""
+    """One quantized linear layer in float arithmetic, from the table entry of its type alone.
 
-    def __init__(self, reader: CheckpointReader, name: str, kind: QuantType, bias: Tensor | None) -> None:
+    Args:
+        tensors: as stored, by suffix.
+        kind: its quant type.
+        bias: [output_size] or None.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], kind: QuantType, bias: Tensor | None) -> None:
         super().__init__()
-        self.weight = reader.load(f"{name}.weight").float() * reader.load(f"{name}.weight_scale")
-        self.bias, self.bits = bias, 4 if kind.is_w4a4 else 8
-
-        def optional(suffix: str) -> Tensor | None:
-            return reader.load(f"{name}.{suffix}") if f"{name}.{suffix}" in reader.tensors else None
-
-        self.left, self.right, clip = optional("left_trans"), optional("right_trans"), optional("clip_ratio")
-        self.clip = 1.0 if clip is None else clip.item()
+        self.weight = dequantize(tensors[WEIGHT].float(), tensors[WEIGHT_SCALE], tensors.get(WEIGHT_OFFSET))
+        self.bias, self.bits = bias, kind.spec.activation_bits
+        self.left, self.right = tensors.get(LEFT_TRANS), tensors.get(RIGHT_TRANS)
+        self.clip = tensors[CLIP_RATIO].item() if CLIP_RATIO in tensors else 1.0
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., input_size] -> [..., output_size]."""
         x = quantize_tokens(apply_kronecker(x, self.left, self.right), self.clip, self.bits)
         return nn.functional.linear(x, self.weight, self.bias)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader, QuantType
-from vllm_w4a4_plugin.checkpoint.plan import Inventory, plan_layer
+from vllm_w4a4_plugin.checkpoint.inventory import Inventory
+from vllm_w4a4_plugin.checkpoint.plan import plan_layer
 from vllm_w4a4_plugin.checkpoint.spec import LinearSpec
 from vllm_w4a4_plugin.checkpoint.types import WEIGHT
 from vllm_w4a4_plugin.checkpoint.verify import linear_modules
@@ -143,8 +144,8 @@ def _attention(config: Mapping[str, Any]) -> tuple[int, int, int, int]:
 
 
 def _recipe_types(recipe: str, block: str) -> dict[str, QuantType]:
+    from vllm_w4a4_plugin.calibration.model.structure import Group, Role
     from vllm_w4a4_plugin.calibration.recipe import load_recipe
-    from vllm_w4a4_plugin.calibration.structure import Group, Role
 
     groups = {
         Role.QKV: ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -157,7 +158,7 @@ def _recipe_types(recipe: str, block: str) -> dict[str, QuantType]:
 
 
 def _factors(kind: QuantType, name: str, input_size: int, head_dim: int) -> tuple[int | None, int | None]:
-    from vllm_w4a4_plugin.calibration.kronecker import factor_sizes
+    from vllm_w4a4_plugin.calibration.transforms.sizes import factor_sizes
 
     if not kind.spec.has_transform:
         return None, None

@@ -5,82 +5,16 @@ The one place that decides it. Both quantization configurations, `verify` and `d
 of them can say something else of a checkpoint than the others.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
 
-from .description import QuantDescription
 from .errors import CheckpointError
-from .reader import CheckpointReader, TensorInfo
+from .inventory import Inventory
 from .resolve import checkpoint_name, resolve, shard_names
 from .spec import LinearSpec, agreeing_spec, assumed_spec, linear_spec
 from .types import WEIGHT, QuantType
 
 PackedModules = Mapping[str, Sequence[str]]
-
-USUALLY_FUSED: PackedModules = {
-    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
-    "gate_up_proj": ("gate_proj", "up_proj"),
-}
-"""The `packed_modules_mapping` of most of vLLM's decoder models, for where there is no vLLM to ask."""
-
-
-class Inventory:
-    """What a checkpoint holds, grouped by module once.
-
-    Args:
-        description: with tensor names as vLLM spells them.
-        tensors: the headers by tensor name as vLLM spells it; empty where there are no weights yet. Their own names
-            are those in the files.
-        stored_names: tensor name as vLLM spells it -> name in the files, where the two differ.
-    """
-
-    def __init__(
-        self,
-        description: QuantDescription,
-        tensors: Mapping[str, TensorInfo] | None = None,
-        stored_names: Mapping[str, str] | None = None,
-    ) -> None:
-        self.description, self.tensors, self._stored_names = description, tensors or {}, stored_names or {}
-
-    @classmethod
-    def of(cls, reader: CheckpointReader) -> "Inventory":
-        """That of a directory with weights."""
-        return cls(reader.description, reader.tensors)
-
-    def renamed(
-        self, rename: Callable[[dict[str, Any]], dict[str, Any]], description: QuantDescription | None = None
-    ) -> "Inventory":
-        """The same with tensor names mapped by `rename`, vLLM's `WeightsMapper.apply_dict`.
-
-        Args:
-            rename: returns a dict with other keys and the same values.
-            description: the description with its names mapped, where somebody else has mapped them.
-        """
-        names = {**self.description.tensors, **self.tensors}
-        return Inventory(
-            description or self.description.renamed(rename),
-            rename(dict(self.tensors)),
-            rename({name: self._stored_names.get(name, name) for name in names}),
-        )
-
-    def stored_name(self, module: str) -> str:
-        """A module's name in the files."""
-        weight = f"{module}.{WEIGHT}"
-        return self._stored_names.get(weight, weight).removesuffix(f".{WEIGHT}")
-
-    def module(self, name: str) -> Mapping[str, TensorInfo]:
-        """Headers of a module's tensors by the last part of their names."""
-        return self._modules.get(name, {})
-
-    @cached_property
-    def _modules(self) -> dict[str, dict[str, TensorInfo]]:
-        modules: dict[str, dict[str, TensorInfo]] = {}
-        for name, info in self.tensors.items():
-            module, _, suffix = name.rpartition(".")
-            modules.setdefault(module, {})[suffix] = info
-        return modules
 
 
 @dataclass(frozen=True)
@@ -93,6 +27,7 @@ class LayerPlan:
         shards: names in the files of the modules fused into it, in order.
         spec: what its shards agree in; None where no sizes are known, and for a type that is known by name only.
         files: tensor name -> shard file, of all its tensors.
+        output_sizes: rows of the weight of each shard; empty where there are no headers.
         weight_bytes: stored size of its weights.
     """
 
@@ -101,6 +36,7 @@ class LayerPlan:
     shards: tuple[str, ...]
     spec: LinearSpec | None = None
     files: Mapping[str, str] = field(default_factory=dict)
+    output_sizes: tuple[int, ...] = ()
     weight_bytes: int = 0
 
     def tensor_name(self, suffix: str, shard: int | None = None) -> str:
@@ -133,15 +69,18 @@ def plan_layer(
     """
     description = inventory.description
     quant_type = resolve(description, prefix, packed_modules_mapping)
-    modules = [checkpoint_name(description, name) or name for name in shard_names(prefix, packed_modules_mapping)]
-    headers = [info for module in modules for info in inventory.module(module).values()]
+    shards = shard_names(description, prefix, packed_modules_mapping)
+    modules = [checkpoint_name(description, name) or name for name in shards]
+    headers = [inventory.module(module) for module in modules]
+    weights = [tensors[WEIGHT] for tensors in headers if WEIGHT in tensors]
     return LayerPlan(
         prefix,
         quant_type,
         tuple(inventory.stored_name(module) for module in modules),
         _spec(prefix, quant_type, modules, inventory, sizes),
-        {info.name: info.file for info in headers},
-        sum(info[WEIGHT].nbytes for module in modules if WEIGHT in (info := inventory.module(module))),
+        {info.name: info.file for tensors in headers for info in tensors.values()},
+        tuple(info.shape[0] for info in weights if info.shape) if len(weights) == len(modules) else (),
+        sum(info.nbytes for info in weights),
     )
 
 

@@ -20,6 +20,19 @@ if TYPE_CHECKING:
     import torch
 
 
+ROTARY_SUFFIXES = (
+    "rotary_emb.inv_freq",
+    "rotary_pos_emb.inv_freq",
+    "rotary_emb.cos_cached",
+    "rotary_emb.sin_cached",
+)
+
+
+def is_rotary(name: str) -> bool:
+    """Whether a tensor is a table of rotary positions; vLLM computes them and needs none."""
+    return name.endswith(ROTARY_SUFFIXES)
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     """What a safetensors header says of one tensor.
@@ -68,6 +81,11 @@ class CheckpointReader:
         """`config.json`, decoded."""
         return read_json_object(self.directory / "config.json")
 
+    @property
+    def has_config(self) -> bool:
+        """Whether there is a config.json."""
+        return (self.directory / "config.json").is_file()
+
     @cached_property
     def has_weights(self) -> bool:
         """Whether there is an index or a safetensors file."""
@@ -89,7 +107,7 @@ class CheckpointReader:
     def tensors(self) -> dict[str, TensorInfo]:
         """Every tensor of the checkpoint, by name, from the headers of all shards."""
         weight_map = self._weight_map()
-        shards = sorted(set(weight_map.values())) if weight_map else self._loose_shards()
+        shards = self._indexed_shards(weight_map) if self.index_file else self._loose_shards()
         tensors: dict[str, TensorInfo] = {}
         for shard in shards:
             for info in self._read_header(shard):
@@ -100,7 +118,7 @@ class CheckpointReader:
                     )
                 tensors[info.name] = info
         for name, shard in weight_map.items():
-            if name not in tensors or tensors[name].file != shard:
+            if (name in tensors and tensors[name].file != shard) or (name not in tensors and not is_rotary(name)):
                 raise CheckpointError(
                     f"{self.index_file}: says that {shard} holds tensor {name}, but it does not. "
                     "Index and shards come from different runs; copy the whole directory again."
@@ -130,6 +148,18 @@ class CheckpointReader:
                     f"{self.index_file}: shard {shard} is missing. Download or copy it into {self.directory}."
                 )
         return weight_map
+
+    def _indexed_shards(self, weight_map: dict[str, str]) -> list[str]:
+        """The files that the index names, which must be all there are: vLLM would read the others too."""
+        shards = sorted(set(weight_map.values()))
+        others = sorted({file.name for file in self.directory.glob("*.safetensors")}.difference(shards))
+        if others:
+            raise CheckpointError(
+                f"{self.directory}: {', '.join(others)} {'are' if others[1:] else 'is'} not named by "
+                f"{self.index_file.name if self.index_file else 'the index'}, so it is unclear which weights "
+                "are the model's. Remove the files of another run or of the float model."
+            )
+        return shards
 
     def _loose_shards(self) -> list[str]:
         shards = sorted(file.name for file in self.directory.glob("*.safetensors"))

@@ -15,10 +15,25 @@ WRAPPER = "language_model"
 LM_HEAD = "lm_head"
 
 
-def shard_names(prefix: str, packed_modules_mapping: Mapping[str, Sequence[str]]) -> list[str]:
-    """Names of the checkpoint modules that vLLM fuses into module `prefix`, in order; `[prefix]` if none."""
+USUALLY_FUSED: Mapping[str, Sequence[str]] = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+}
+"""The `packed_modules_mapping` of most of vLLM's decoder models, for where there is no vLLM to ask, and for models that
+set theirs only after their first layers were made."""
+
+
+def shard_names(
+    description: QuantDescription, prefix: str, packed_modules_mapping: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """Names of the checkpoint modules that vLLM's module `prefix` is made of, in order; `[prefix]` if it is one itself.
+
+    The checkpoint may have the fused module as it is (GLM-4's `gate_up_proj`), which goes before its parts.
+    """
     parent, _, leaf = prefix.rpartition(".")
-    shards = packed_modules_mapping.get(leaf, [leaf])
+    if checkpoint_name(description, prefix) is not None:
+        return [prefix]
+    shards = packed_modules_mapping.get(leaf) or USUALLY_FUSED.get(leaf) or [leaf]
     return [f"{parent}.{shard}" if parent else shard for shard in shards]
 
 
@@ -82,7 +97,7 @@ def resolve(
     Raises:
         CheckpointError: a shard is missing or unknown, or the shards of a fused module differ in type.
     """
-    types = {name: module_type(description, name) for name in shard_names(prefix, packed_modules_mapping)}
+    types = {name: module_type(description, name) for name in shard_names(description, prefix, packed_modules_mapping)}
     if len(set(types.values())) > 1:
         listing = ", ".join(f"{name}: {kind}" for name, kind in types.items())
         raise CheckpointError(

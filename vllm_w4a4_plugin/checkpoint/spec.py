@@ -3,12 +3,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isqrt
+from math import isqrt, prod
 from typing import TYPE_CHECKING, NoReturn
 
 from .description import QuantDescription
 from .errors import CheckpointError
 from .reader import TensorInfo
+from .runnable import Kind, unsupported_reason
 from .types import (
     BIAS,
     LEFT_TRANS,
@@ -20,14 +21,10 @@ from .types import (
     QuantType,
     TensorSpec,
     known_suffixes,
-    runnable_types,
 )
 
 if TYPE_CHECKING:
     import torch
-
-TENSORS_OF_ONE_VALUE = ((), (1,))
-"""Shapes of a tensor with one value."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +152,7 @@ class _LinearChecker:
 
     def spec(self) -> LinearSpec:
         if not self.quant_type.spec.is_described:
-            raise CheckpointError(unsupported_type(self.name, self.quant_type))
+            raise CheckpointError(unsupported_reason(self.name, self.quant_type, Kind.LINEAR))
         weight = self.required(WEIGHT)
         if len(weight.shape) != 2:
             self.fail(weight, "two dimensions [out, in]", f"shape {list(weight.shape)}")
@@ -189,24 +186,24 @@ class _LinearChecker:
                 self.check_scales(info)
             case Layout.LIKE_SCALES:
                 scales = self.required(WEIGHT_SCALE)
-                if shape != scales.shape:
+                if _table(shape) != _table(scales.shape):
                     self.fail(info, f"the shape of weight_scale, {list(scales.shape)}", found)
             case Layout.SQUARE:
                 if len(shape) != 2 or shape[0] != shape[1]:
                     self.fail(info, "a square float matrix", f"{info.dtype} {found}")
                 self.factors[tensor.suffix] = shape[0]
             case Layout.ONE_VALUE:
-                if shape not in TENSORS_OF_ONE_VALUE:
+                if prod(shape) != 1:
                     self.fail(info, "one value", f"shape {found}")
             case Layout.ROW:
                 if shape != (self.output_size,):
                     self.fail(info, f"a float tensor of shape [{self.output_size}]", f"{info.dtype} {found}")
 
     def check_scales(self, info: TensorInfo) -> None:
-        shape = info.shape
-        if len(shape) not in (1, 2) or shape[0] != self.output_size:
-            self.fail(info, f"shape [{self.output_size}, 1] or [{self.output_size}, groups]", str(list(shape)))
-        self.groups = 1 if len(shape) == 1 else shape[-1]
+        shape = _table(info.shape)
+        if len(shape) != 2 or shape[0] != self.output_size:
+            self.fail(info, f"shape [{self.output_size}, 1] or [{self.output_size}, groups]", str(list(info.shape)))
+        self.groups = shape[1]
         if self.groups > 1 and not self.quant_type.spec.has_groups:
             self.fail(info, f"one scale per output row for {self.quant_type}", f"{self.groups} groups")
         if self.groups < 1 or self.input_size % self.groups:
@@ -245,12 +242,11 @@ class _LinearChecker:
         )
 
 
-def unsupported_type(name: str, quant_type: QuantType) -> str:
-    """Message for a layer whose type is known but cannot be run here."""
-    return (
-        f"layer {name}: quant type {quant_type} cannot be run here. "
-        f"Types that can: {', '.join(runnable_types())}. Quantize this layer with one of them."
-    )
+def _table(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """[rows, groups] of scales or offsets stored as [rows], [rows, groups] or [rows, groups, 1]."""
+    if len(shape) == 1:
+        return (*shape, 1)
+    return shape[:2] if shape[2:] == (1,) else shape
 
 
 CLIP_TOLERANCE = 1e-3

@@ -22,7 +22,7 @@ RIGHT_TRANS = "right_trans"
 CLIP_RATIO = "clip_ratio"
 BIAS = "bias"
 
-FLOAT_DTYPES = ("F32", "BF16", "F16")
+FLOAT_DTYPES = ("F32", "BF16", "F16", "F64")
 
 CPU, NPU, VLLM_ASCEND = "cpu", "npu", "vllm-ascend"
 """Where a type runs: our kernels on CPUs, ours on NPUs, or vllm-ascend's own."""
@@ -32,8 +32,8 @@ class Layout(Enum):
     """What the shape of a tensor is made of, in vLLM's words for the sizes of a linear layer."""
 
     MATRIX = "two dimensions [output_size, input_size]"
-    SCALES = "[output_size], [output_size, 1], or [output_size, groups] for a type with groups"
-    LIKE_SCALES = "the shape of weight_scale"
+    SCALES = "[output_size], [output_size, groups] or [output_size, groups, 1]; one group for a type without groups"
+    LIKE_SCALES = "as many values as weight_scale, in one of the shapes of SCALES"
     SQUARE = "a square matrix, one factor of the Kronecker transform"
     ONE_VALUE = "one value"
     ROW = "[output_size]"
@@ -180,7 +180,7 @@ def quantized_tensors(check: ValueCheck | None = None) -> tuple[TensorSpec, ...]
     return (
         TensorSpec(WEIGHT, Layout.MATRIX, ("I8",), check=check),
         TensorSpec(WEIGHT_SCALE, Layout.SCALES, check=scales),
-        TensorSpec(WEIGHT_OFFSET, Layout.LIKE_SCALES, required=False, check=finite),
+        TensorSpec(WEIGHT_OFFSET, Layout.LIKE_SCALES, (*FLOAT_DTYPES, "I8"), required=False, check=finite),
     )
 
 

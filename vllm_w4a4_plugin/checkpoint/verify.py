@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every check that a checkpoint must pass before it is served."""
+"""Every check that a checkpoint must pass before it is served; loading makes the same ones."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
 
+from .accounting import header_accounting, rotation_findings
 from .errors import CheckpointError
-from .plan import USUALLY_FUSED, Inventory, plan_layer
+from .inventory import Inventory
+from .model_config import EMBEDDING, HEAD, config_findings, is_tied
+from .plan import plan_layer
 from .reader import CheckpointReader
-from .resolve import module_type
-from .spec import check_values, merge_clip_ratios, unsupported_type
-from .types import CLIP_RATIO, CPU, LEFT_TRANS, RIGHT_TRANS, WEIGHT, QuantType
+from .resolve import USUALLY_FUSED, module_type
+from .runnable import Kind, kind_of, unsupported_reason
+from .spec import check_values, merge_clip_ratios
+from .types import CLIP_RATIO, LEFT_TRANS, RIGHT_TRANS, WEIGHT, QuantType
 
 
-def check_headers(reader: CheckpointReader) -> None:
-    """Check description, index and tensor headers.
+def check_headers(reader: CheckpointReader) -> Inventory:
+    """Check description, config, index and tensor headers.
 
     Raises:
         CheckpointError: the first finding, and how many more there are.
@@ -22,28 +26,19 @@ def check_headers(reader: CheckpointReader) -> None:
     if findings:
         more = f" (and {len(findings) - 1} more: run `vllm-w4a4 verify {reader.directory}`)" if findings[1:] else ""
         raise CheckpointError(findings[0] + more)
+    return Inventory.of(reader)
 
 
 def header_findings(reader: CheckpointReader) -> Iterator[str]:
-    """Everything wrong with a checkpoint that its description, index and headers show; one text each."""
+    """Everything wrong with a checkpoint that its description, config, index and headers show; one text each."""
     try:
         inventory = Inventory.of(reader)
     except CheckpointError as error:
         yield str(error)
         return
-    described, stored = inventory.description.tensors, inventory.tensors
-    for name in described:
-        if name not in stored:
-            yield (
-                f"{reader.directory}: tensor {name} is described as {described[name]} but is in none of the weight "
-                "files. The copy is incomplete, or description and weights come from different runs."
-            )
-    for name, info in stored.items():
-        if name not in described:
-            yield (
-                f"{info.file}: tensor {name} has no entry in {reader.directory.name}/quant_model_description.json. "
-                "Description and weights come from different runs; copy the whole directory again."
-            )
+    yield from rotation_findings(inventory.description)
+    yield from header_accounting(inventory, reader.directory)
+    yield from config_findings(inventory, reader.directory)
     faulty: set[str] = set()
     for name in linear_modules(inventory):
         for finding in _caught(partial(_check_layer, name, inventory)):
@@ -67,17 +62,37 @@ def value_findings(reader: CheckpointReader, progress: Callable[[], None] = lamb
                 progress()
     for shards in _fused_layers(inventory).values():
         yield from _fused_value_findings(reader, shards)
+    yield from tied_head_findings(reader, inventory)
 
 
 def linear_modules(inventory: Inventory) -> list[str]:
-    """Modules that are linear layers: quantized, or FLOAT with a two-dimensional weight other than an embedding."""
+    """Modules that are linear layers: quantized, or FLOAT with a two-dimensional weight other than an embedding.
+
+    Those that the model is served without are left out.
+    """
     names = []
     for name, written in inventory.description.modules.items():
         info = inventory.module(name).get(WEIGHT)
-        is_matrix = info is not None and len(info.shape) == 2 and "embed" not in name
-        if is_matrix or written != QuantType.FLOAT:
+        is_matrix = info is not None and len(info.shape) == 2 and kind_of(name) is not Kind.EMBEDDING
+        if (is_matrix or written != QuantType.FLOAT) and not inventory.is_useless(f"{name}.{WEIGHT}"):
             names.append(name)
     return names
+
+
+def tied_head_findings(reader: CheckpointReader, inventory: Inventory) -> Iterator[str]:
+    """An output head that the model would not use, because config.json ties it to an embedding that is not equal."""
+    head = reader.tensors.get(f"{HEAD}.{WEIGHT}")
+    if head is None or not is_tied(inventory.config):
+        return
+    for name, embedding in reader.tensors.items():
+        if name.endswith(f"{EMBEDDING}.{WEIGHT}") and embedding.shape == head.shape:
+            if not reader.load(name).equal(reader.load(head.name)):
+                yield (
+                    f"{head.file}: tensor {head.name} differs from {name}, but config.json ties the output head to the "
+                    "embedding (tie_word_embeddings), so the head would not be used. Set tie_word_embeddings to false "
+                    "if the head was trained by itself."
+                )
+            return
 
 
 def _fused_layers(inventory: Inventory) -> dict[str, list[str]]:
@@ -88,15 +103,15 @@ def _fused_layers(inventory: Inventory) -> dict[str, list[str]]:
         for name in sorted(modules):
             parent, _, leaf = name.rpartition(".")
             shards = [f"{parent}.{other}" for other in leaves]
-            if leaf == leaves[0] and modules.issuperset(shards):
+            if leaf == leaves[0] and modules.issuperset(shards) and kind_of(name) is Kind.LINEAR:
                 layers[f"{parent}.{fused}"] = shards
     return layers
 
 
 def _check_layer(name: str, inventory: Inventory) -> None:
     plan = plan_layer(name, inventory, {})
-    if CPU not in plan.quant_type.spec.runs_on:
-        raise CheckpointError(unsupported_type(name, plan.quant_type))
+    if reason := unsupported_reason(name, plan.quant_type, kind_of(name)):
+        raise CheckpointError(reason)
 
 
 def _fused_value_findings(reader: CheckpointReader, shards: list[str]) -> Iterator[str]:

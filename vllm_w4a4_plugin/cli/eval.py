@@ -38,7 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print one row per model; returns 0."""
-    from vllm_w4a4_plugin.calibration.data import read_texts
+    from vllm_w4a4_plugin.calibration.data.texts import read_texts
 
     texts = read_texts(args.text)
     if args.window < 2 or args.windows < 1:
@@ -99,10 +99,10 @@ def _windows(directory: Path, texts: list[str], args: argparse.Namespace) -> lis
     """Consecutive windows of the texts joined by two newlines."""
     from transformers import AutoTokenizer
 
-    from vllm_w4a4_plugin.calibration.data import SEPARATOR
+    from vllm_w4a4_plugin.calibration.data.tokens import join_texts
 
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    ids = tokenizer(SEPARATOR.join(texts), add_special_tokens=False, verbose=False).input_ids
+    ids = join_texts(texts, tokenizer)
     rows = [ids[i : i + args.window] for i in range(0, len(ids) - args.window + 1, args.window)][: args.windows]
     if not rows:
         raise CheckpointError(f"{args.text}: {len(ids)} tokens are fewer than one window of {args.window}.")

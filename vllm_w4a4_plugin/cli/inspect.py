@@ -8,7 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from vllm_w4a4_plugin.checkpoint import CheckpointReader
-from vllm_w4a4_plugin.checkpoint.plan import Inventory, plan_layer
+from vllm_w4a4_plugin.checkpoint.inventory import Inventory
+from vllm_w4a4_plugin.checkpoint.plan import plan_layer
 from vllm_w4a4_plugin.checkpoint.spec import LinearSpec
 from vllm_w4a4_plugin.checkpoint.verify import linear_modules
 from vllm_w4a4_plugin.text import format_table

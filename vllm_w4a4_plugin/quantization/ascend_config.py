@@ -14,7 +14,8 @@ from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBa
 from vllm_ascend.quantization.modelslim_config import AscendModelSlimConfig
 
 from vllm_w4a4_plugin.checkpoint import QuantDescription
-from vllm_w4a4_plugin.checkpoint.plan import Inventory, plan_layer
+from vllm_w4a4_plugin.checkpoint.inventory import Inventory
+from vllm_w4a4_plugin.checkpoint.plan import plan_layer
 from vllm_w4a4_plugin.checkpoint.resolve import checkpoint_name, shard_names
 from vllm_w4a4_plugin.checkpoint.types import NPU, WEIGHT, runnable_types
 from vllm_w4a4_plugin.constants import LOGGER
@@ -79,7 +80,7 @@ class AscendW4A4ModelSlimConfig(AscendModelSlimConfig):
         return QuantDescription(tensors=types, group_size=self.quant_description.get("group_size"))
 
     def _modules(self, prefix: str) -> list[str]:
-        names = shard_names(prefix, self.packed_modules_mapping)
+        names = shard_names(self.inventory.description, prefix, self.packed_modules_mapping)
         return [checkpoint_name(self.inventory.description, name) or name for name in names]
 
     def _written_type(self, module: str) -> str:

@@ -7,13 +7,14 @@ import torch
 from vllm.model_executor.layers.fused_moe import RoutedExperts
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
-from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.platforms import current_platform
 
 from vllm_w4a4_plugin.checkpoint import CheckpointError, QuantDescription, QuantType
-from vllm_w4a4_plugin.checkpoint.plan import Inventory, plan_layer
+from vllm_w4a4_plugin.checkpoint.inventory import Inventory
+from vllm_w4a4_plugin.checkpoint.plan import plan_layer
 from vllm_w4a4_plugin.checkpoint.resolve import checkpoint_name, module_type, resolve_experts
-from vllm_w4a4_plugin.checkpoint.spec import unsupported_type
+from vllm_w4a4_plugin.checkpoint.runnable import Kind, unsupported_reason
 from vllm_w4a4_plugin.constants import METHOD
 
 from .linear import AscendW4A4LinearMethod
@@ -88,12 +89,11 @@ class AscendW4A4Config(QuantizationConfig):
             return self._linear_method(layer, prefix)
         if isinstance(layer, VocabParallelEmbedding):
             name = checkpoint_name(description, prefix)
-            if name is not None and module_type(description, name) is not QuantType.FLOAT:
-                raise CheckpointError(unsupported_type(prefix, module_type(description, name)))
+            if name is not None:
+                kind = Kind.HEAD if isinstance(layer, ParallelLMHead) else Kind.EMBEDDING
+                _require(unsupported_reason(prefix, module_type(description, name), kind))
         elif isinstance(layer, RoutedExperts):
-            expert_type = resolve_experts(description, prefix)
-            if expert_type is not QuantType.FLOAT:
-                raise CheckpointError(unsupported_type(prefix, expert_type))
+            _require(unsupported_reason(prefix, resolve_experts(description, prefix), Kind.EXPERTS))
         return None
 
     def _linear_method(self, layer: LinearBase, prefix: str) -> QuantizeMethodBase:
@@ -102,9 +102,9 @@ class AscendW4A4Config(QuantizationConfig):
         if not plan.quant_type.spec.is_quantized:
             self.report.float_layer(plan.weight_bytes)
             return UnquantizedLinearMethod()
+        _require(unsupported_reason(prefix, plan.quant_type, Kind.LINEAR))
         scheme = new_scheme(plan, self.report.packed)
-        if scheme is None:
-            raise CheckpointError(unsupported_type(prefix, plan.quant_type))
+        assert scheme is not None  # the types that run here have one
         return AscendW4A4LinearMethod(scheme, self.report, not loads_dummy_weights())
 
     def _refuse_quantized_cache(self) -> None:
@@ -115,6 +115,11 @@ class AscendW4A4Config(QuantizationConfig):
                     f"{self.model}/quant_model_description.json: {key} is {value!r}, but a quantized KV cache or "
                     "attention cannot be run on CPU. Quantize the model without it."
                 )
+
+
+def _require(unsupported: str) -> None:
+    if unsupported:
+        raise CheckpointError(unsupported)
 
 
 def where_it_runs() -> str:

@@ -12,6 +12,7 @@ from vllm.model_executor.layers.linear import (
 
 from vllm_w4a4_plugin.checkpoint import CheckpointError
 
+from .parameters.base import Completeness
 from .schemes import LayerShape, LinearScheme
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class AscendW4A4LinearMethod(LinearMethodBase):
         if isinstance(layer, ReplicatedLinear):
             # Its loader copies whole tensors of equal shape; a packed weight has another one.
             def weight_loader(param: Any, loaded_weight: torch.Tensor) -> None:
-                param.load_column_parallel_weight(loaded_weight)
+                param.load_replicated_weight(loaded_weight)
 
         shape = LayerShape(sum(output_partition_sizes), input_size_per_partition, input_size, params_dtype)
         self.scheme.create_weights(layer, shape, weight_loader)
@@ -61,6 +62,9 @@ class AscendW4A4LinearMethod(LinearMethodBase):
         if self.expect_weights:
             self._check_filled(layer)
         self.scheme.process_weights_after_loading(layer)
+        for parameter in layer.parameters(recurse=False):
+            if isinstance(parameter, Completeness):
+                parameter.settle()
         self.report.ready(self.scheme, layer)
 
     def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -70,8 +74,7 @@ class AscendW4A4LinearMethod(LinearMethodBase):
         """vLLM lets quantized models start with parameters that no tensor filled; this does not."""
         prefix, spec = self.scheme.plan.prefix, self.scheme.spec
         for parameter in layer.parameters(recurse=False):
-            missing = getattr(parameter, "missing", str)()
-            if missing:
+            if isinstance(parameter, Completeness) and (missing := parameter.missing()):
                 raise CheckpointError(
                     f"layer {prefix}: {missing}. The checkpoint is incomplete; copy or quantize it again."
                 )

@@ -8,7 +8,7 @@ from vllm.transformers_utils.config import get_safetensors_params_metadata
 from vllm.transformers_utils.repo_utils import get_hf_file_to_dict, try_get_local_file
 
 from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader, QuantDescription, TensorInfo
-from vllm_w4a4_plugin.checkpoint.plan import Inventory
+from vllm_w4a4_plugin.checkpoint.inventory import Inventory
 from vllm_w4a4_plugin.checkpoint.verify import check_headers
 from vllm_w4a4_plugin.constants import DESCRIPTION_FILE
 
@@ -56,8 +56,7 @@ def open_checkpoint(model: str, revision: str | None = None) -> Inventory:
         reader = CheckpointReader(model)
         if not reader.has_weights:
             return Inventory(reader.description)
-        check_headers(reader)
-        return Inventory.of(reader)
+        return check_headers(reader)
     data = get_hf_file_to_dict(DESCRIPTION_FILE, model, revision)
     if data is None:
         raise CheckpointError(

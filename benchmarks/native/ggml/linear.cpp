@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// One linear in llama.cpp's Q4_0, driven through ggml's backend interface as llama.cpp drives it: weights in the
-// interleaved layout that ggml's CPU backend prefers where it has one for this CPU, activations in float32, which the
-// product quantizes to Q8_0 itself.
+// One linear layer in llama.cpp's Q4_0, run through ggml's backend interface as llama.cpp does: weights in the
+// interleaved layout that ggml's CPU backend prefers, if it has one for this CPU, and activations in float32, which the
+// product itself quantizes to Q8_0.
 #include <cmath>
 #include <cstdint>
 #include <map>
@@ -83,7 +83,7 @@ Product NewProduct(Linear& linear, int64_t tokens) {
 
 extern "C" {
 
-// A linear with random weights; `threads` threads that sleep between products.
+// A linear layer with random weights, on `threads` threads that sleep between products.
 void* w4a4_ggml_create(int64_t in, int64_t out, int threads) {
   auto* linear = new Linear();
   linear->backend = ggml_backend_cpu_init();
@@ -114,7 +114,7 @@ void* w4a4_ggml_create(int64_t in, int64_t out, int threads) {
 
 const char* w4a4_ggml_layout(void* handle) { return ggml_backend_buffer_name(static_cast<Linear*>(handle)->buffer); }
 
-// One product of `tokens` tokens that lie in float32 in ggml's memory already.
+// One product of `tokens` tokens, which are already in ggml's memory in float32.
 int w4a4_ggml_run(void* handle, int64_t tokens) {
   auto& linear = *static_cast<Linear*>(handle);
   auto found = linear.products.find(tokens);
@@ -122,8 +122,8 @@ int w4a4_ggml_run(void* handle, int64_t tokens) {
   return ggml_backend_graph_compute(linear.backend, found->second.graph);
 }
 
-// Largest difference of the last product of `tokens` tokens from float arithmetic on the dequantized weights, over the
-// first rows of the last token, relative to the largest value there: what is left is the rounding of x to Q8_0.
+// Largest difference between the last product of `tokens` tokens and float arithmetic on the dequantized weights, over
+// the first rows of the last token, relative to the largest value there. Its only cause is the rounding of x to Q8_0.
 float w4a4_ggml_error(void* handle, int64_t tokens) {
   auto& linear = *static_cast<Linear*>(handle);
   const Product& product = linear.products.at(tokens);

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// The launch of the device build; kernels/flatquant_linear.cpp has it. Includes nothing that a device compiler lacks.
+// The kernel launch of a device build, defined in kernels/flatquant_linear.cpp. Includes nothing that a device compiler
+// lacks.
 #pragma once
 
 #include "../kernels/tiling_data.h"
 
 namespace w4a4::npu {
 
-// Device memory. `left`, `right`, `bias` are null where the linear has none.
+// Addresses in device memory. `left`, `right` and `bias` are null where the linear has none.
 struct LinearPointers {
   const void* x;             // half or bfloat16 [tokens][in_features]
   const void* left;          // the same dtype [left][left]
   const void* right;         // the same dtype [right][right]
-  const void* weight;        // int4 nZ, vllm_w4a4_plugin/ops/nz.py
+  const void* weight;        // int4 nZ, vllm_w4a4_plugin/ops/npu/nz.py
   const void* weight_scale;  // float32 [groups][out_features]
   const void* bias;          // float32 [out_features]
   void* y;                   // the same dtype as x [tokens][out_features]

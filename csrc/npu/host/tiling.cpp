@@ -13,13 +13,13 @@ constexpr int64_t kMaxFactor = 256;      // rows of one A operand of the transfo
 constexpr int64_t kMaxFeatures = 32768;  // a token's float32 values must fit in UB
 constexpr int64_t kWorkspaceAlignment = 512;
 constexpr int64_t kMaxReplicatedTokens = 32;
-constexpr int64_t kLeastPipelinedStages = 4;  // fewer would wait for the latency of each
-constexpr int64_t kMostChunkRows = 12;
-// Of the time. Where the way into L0 or out of L0C is in use for more of it, the cube waits between its tiles.
-constexpr double kMostFeeding = 0.9, kMostStoring = 0.75;
-constexpr int64_t kLeastPrefetchBytes = 40 * 1024;  // of weights, on their way while a stage is multiplied
+constexpr int64_t kMinPipelinedStages = 4;  // fewer would wait for the latency of each load
+constexpr int64_t kMaxChunkRows = 12;
+// Of the time. If the path into L0 or out of L0C is busy for longer, the cube waits between its tiles.
+constexpr double kMaxFeedShare = 0.9, kMaxStoreShare = 0.75;
+constexpr int64_t kMinPrefetchBytes = 40 * 1024;  // of weights, loaded while a stage is multiplied
 
-// Bytes per microsecond of the paths that decide (GiB/s from the platform tables).
+// Bytes per microsecond of the transfer paths (GiB/s from the platform tables).
 constexpr double kGiBPerSecond = 1024.0 * 1024 * 1024 / 1e6;
 constexpr double kL0CToGm = 70 * kGiBPerSecond;
 constexpr double kL0CToL1 = 128 * kGiBPerSecond;
@@ -29,7 +29,7 @@ constexpr double kL1ToL0A = 441 * kGiBPerSecond;
 constexpr double kL1ToL0B = 220 * kGiBPerSecond;
 constexpr double kGmToUb = 101 * kGiBPerSecond;
 constexpr double kCyclesPerMicrosecond = 1800;
-constexpr double kTileMicroseconds = 0.05;  // to start a tile; decides between tiles that are equal otherwise
+constexpr double kTileMicroseconds = 0.05;  // to start a tile; decides between otherwise equal tiles
 constexpr double kInt4MacsPerCycle = 16 * 16 * 64;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -67,15 +67,15 @@ std::string check(const LinearShape& s, uint32_t cores) {
   }
   if (s.groups < 1 || s.in_features % s.groups != 0 ||
       (s.groups > 1 && s.in_features / s.groups % kInt4FractalK != 0)) {
-    return "weight_scale: " + text(s.groups) + " groups do not cut " + text(s.in_features) +
+    return "weight_scale: " + text(s.groups) + " groups do not divide " + text(s.in_features) +
            " input features into multiples of 64";
   }
   return "";
 }
 
-// Cuts a linear that has one factor at least, so that an A operand has at most 256 rows and the results of one pass
-// over `block_columns` are at most `sums` float32 sums.
-void cut_transform(const LinearShape& shape, int64_t sums, TilingData& data) {
+// Divides the transform of a linear with at least one factor so that an A operand has at most 256 rows and the results
+// of one pass over `block_columns` are at most `sums` float32 sums.
+void split_transform(const LinearShape& shape, int64_t sums, TilingData& data) {
   data.left = static_cast<uint32_t>(shape.left > 0    ? shape.left
                                     : shape.right > 0 ? shape.in_features / shape.right
                                                       : 1);
@@ -85,7 +85,7 @@ void cut_transform(const LinearShape& shape, int64_t sums, TilingData& data) {
   data.pass_tokens = data.slot_tokens = 1;
   if (factors_of(shape) == Factors::kNone) return;
 
-  // Rows of several tokens form one operand only if no padding rows lie between them.
+  // Rows of several tokens form one operand only if there are no padding rows between them.
   int64_t pass = 1;
   if (data.left % kFractalRows == 0) {
     pass = std::min(kMaxFactor / data.left_padded, sums / (data.left_padded * data.right_padded));
@@ -104,7 +104,7 @@ constexpr int64_t kL1Bytes = 512 * 1024;
 constexpr int64_t kL1Rows = kL1Bytes / (kGemmStepK / 2);  // rows or columns of one step that L1 holds
 
 double load_microseconds(int64_t rows, int64_t in_features) { return rows * in_features / 2.0 / kGmToL1; }
-// Weights that only one row of tiles reads come from HBM, at a core's share; others mostly from L2.
+// Weights that only one row of tiles reads come from the HBM, at a core's share of its rate; others mostly from the L2.
 double weights_microseconds(int64_t columns, int64_t in_features, int64_t row_tiles, uint32_t cores) {
   const double rate = row_tiles == 1 ? std::min(kGmToL1, kHbm / cores) : kGmToL1;
   return columns * in_features / 2.0 / rate;
@@ -113,13 +113,13 @@ double multiply_microseconds(int64_t rows, int64_t columns, int64_t in_features)
   return rows * columns * in_features / kInt4MacsPerCycle / kCyclesPerMicrosecond;
 }
 
-// Rows that a tile has if none has more than `most`: 129 tokens are two tiles of 80 and 49 rows, not of 128 and 1.
+// Rows of a tile if none has more than `most`: 129 tokens make two tiles of 80 and 49 rows, not of 128 and 1.
 int64_t even_rows(int64_t tokens, int64_t most) {
   return round_up(ceil_div(tokens, ceil_div(tokens, most)), kFractalRows);
 }
 
-// What a core's time means for the device, whose weights come from HBM once. The hundredth decides between grids that
-// all wait for that.
+// The time of the device, given that of a core: the weights come from the HBM once. The hundredth decides between grids
+// that all wait for the HBM.
 double device_microseconds(const LinearShape& shape, double core) {
   return std::max(core, shape.in_features * shape.out_features / 2.0 / kHbm) + 0.01 * core;
 }
@@ -133,12 +133,12 @@ struct Grid {
   int64_t chunk_rows = 0;      // in the others
 };
 
-// Tiles of `rows`, as wide as they balance best, activations and weights loaded together.
+// The tile width that balances best if activations and weights are streamed together.
 Grid streaming_grid(const LinearShape& shape, uint32_t cores, int64_t most_rows) {
   Grid best;
   const int64_t rows = even_rows(shape.tokens, most_rows), row_tiles = ceil_div(shape.tokens, rows);
   for (int64_t columns = kMaxTileColumns; columns >= kFractalRows; columns -= kFractalRows) {
-    // Half of a tile's sums leave L0C while the other half is multiplied; a part of the rest is waited for.
+    // Half of a tile's sums leave L0C while the other half is multiplied; part of the rest delays the next tile.
     const double store = 0.25 * rows * columns * 4.0 / kL0CToGm;
     const double load =
         load_microseconds(rows, shape.in_features) + weights_microseconds(columns, shape.in_features, row_tiles, cores);
@@ -151,8 +151,8 @@ Grid streaming_grid(const LinearShape& shape, uint32_t cores, int64_t most_rows)
   return best;
 }
 
-// The same with the activations of a row of tiles resident, where L1 has room for them and `stages` of weights. No
-// fewer steps than stages: the kernel reuses a step's place when its stage comes round.
+// The same with the activations of a row of tiles resident, if L1 has room for them and `stages` of weights. There must
+// be at least as many steps as stages: the kernel reuses a step's slot when its stage is reused.
 Grid resident_grid(const LinearShape& shape, uint32_t cores, int64_t most_rows, int64_t most_columns, int64_t stages) {
   Grid best;
   const int64_t steps = ceil_div(shape.in_features, kGemmStepK);
@@ -175,7 +175,7 @@ Grid resident_grid(const LinearShape& shape, uint32_t cores, int64_t most_rows, 
   return best;
 }
 
-// L1 that the transform takes, with two passes of tokens in it.
+// Bytes of L1 that the transform uses, with two passes of tokens in it.
 int64_t transform_l1_bytes(const TilingData& data, Factors factors) {
   const bool has_left = factors != Factors::kRight, has_right = factors != Factors::kLeft;
   const int64_t rows = int64_t{data.pass_tokens} * data.left_padded;
@@ -185,8 +185,8 @@ int64_t transform_l1_bytes(const TilingData& data, Factors factors) {
   return 2 * (left + right + products + 2 * rows * data.right_padded);
 }
 
-// What a core is busy with in the resident tiles of some rows of tiles: loads or products, the latter's way into L0,
-// and the sums' way out of L0C. Of the core that has most.
+// How long the busiest core works on the resident tiles of some rows of tiles: on loads or products, on operands into
+// L0 (feed), and on sums out of L0C (store), in microseconds.
 struct ChunkTime {
   double multiply = 0, feed = 0, store = 0;
 };
@@ -196,7 +196,7 @@ ChunkTime chunk_time(const LinearShape& shape, int64_t rows, int64_t columns, in
   const double weights = weights_microseconds(columns, shape.in_features, 2, cores);
   const double products = multiply_microseconds(rows, columns, shape.in_features);
   const double tile = std::max(weights, products);
-  // The first tile of a row brings its activations along.
+  // The first tile of a row loads its activations too.
   const double opening = std::max(weights + load_microseconds(rows, shape.in_features), products);
   ChunkTime time;
   for (int64_t core = 0; core < cores; ++core) {
@@ -211,7 +211,7 @@ ChunkTime chunk_time(const LinearShape& shape, int64_t rows, int64_t columns, in
   return time;
 }
 
-// The way into L0 of one token's operands.
+// How long one token's operands take into L0.
 double transform_feed_microseconds(const TilingData& data, Factors factors) {
   const double blocks = static_cast<double>(ceil_div(data.right_padded, data.block_columns));
   const double token = 2.0 * data.left_padded * data.right_padded;
@@ -225,7 +225,7 @@ double transform_feed_microseconds(const TilingData& data, Factors factors) {
   return time;
 }
 
-// The best cut of resident tiles of `rows` x `columns` into chunks, one of them beside the transform of the next.
+// The best division of resident tiles of `rows` x `columns` into chunks, each multiplied while the next is transformed.
 void consider_chunks(const LinearShape& shape, uint32_t cores, const TilingData& data, Grid grid, Grid& best) {
   const int64_t row_tiles = ceil_div(shape.tokens, grid.rows);
   const double feed = transform_feed_microseconds(data, factors_of(shape));
@@ -233,30 +233,30 @@ void consider_chunks(const LinearShape& shape, uint32_t cores, const TilingData&
   const auto transform = [&](int64_t rows_of_tiles) {
     return transform_microseconds(shape) * tokens(rows_of_tiles) + kBarrierMicroseconds;
   };
-  std::array<ChunkTime, kMostChunkRows + 1> times;
-  for (int64_t i = 1; i <= std::min(kMostChunkRows, row_tiles); ++i) {
+  std::array<ChunkTime, kMaxChunkRows + 1> times;
+  for (int64_t i = 1; i <= std::min(kMaxChunkRows, row_tiles); ++i) {
     times[i] = chunk_time(shape, grid.rows, grid.columns, i, cores);
   }
-  const auto beside = [&](int64_t rows_of_tiles, int64_t next) {
+  const auto overlapped = [&](int64_t rows_of_tiles, int64_t next) {
     const ChunkTime& time = times[rows_of_tiles];
     const double load = load_microseconds(tokens(next), shape.in_features) * 4;  // 16 bits instead of 4
-    return std::max({time.multiply + load, (time.feed + tokens(next) * feed) / kMostFeeding,
-                     (time.store + transform(next)) / kMostStoring});
+    return std::max({time.multiply + load, (time.feed + tokens(next) * feed) / kMaxFeedShare,
+                     (time.store + transform(next)) / kMaxStoreShare});
   };
-  for (grid.first_rows = 1; grid.first_rows <= std::min(kMostChunkRows, row_tiles - 1); ++grid.first_rows) {
+  for (grid.first_rows = 1; grid.first_rows <= std::min(kMaxChunkRows, row_tiles - 1); ++grid.first_rows) {
     const int64_t rest = row_tiles - grid.first_rows;
-    for (grid.chunk_rows = 1; grid.chunk_rows <= std::min(kMostChunkRows, rest); ++grid.chunk_rows) {
+    for (grid.chunk_rows = 1; grid.chunk_rows <= std::min(kMaxChunkRows, rest); ++grid.chunk_rows) {
       const int64_t chunks = ceil_div(rest, grid.chunk_rows), last = rest - (chunks - 1) * grid.chunk_rows;
       grid.microseconds = device_microseconds(
-          shape, transform(grid.first_rows) + beside(grid.first_rows, grid.chunk_rows) +
-                     (chunks - 1) * beside(grid.chunk_rows, grid.chunk_rows) + times[last].multiply);
+          shape, transform(grid.first_rows) + overlapped(grid.first_rows, grid.chunk_rows) +
+                     (chunks - 1) * overlapped(grid.chunk_rows, grid.chunk_rows) + times[last].multiply);
       if (grid.microseconds < best.microseconds) best = grid;
     }
   }
 }
 
-// Resident tall tiles whose L1 and L0C leave room for the transform of the next chunk of tokens. `data` has the
-// transform cut for it.
+// Large resident tiles that leave room in L1 and L0C for the transform of the next chunk of tokens. `data` has the
+// transform divided for that.
 Grid pipelined_grid(const LinearShape& shape, uint32_t cores, const TilingData& data) {
   Grid best;
   const int64_t room = kL1Bytes - transform_l1_bytes(data, factors_of(shape));
@@ -264,10 +264,10 @@ Grid pipelined_grid(const LinearShape& shape, uint32_t cores, const TilingData& 
     int64_t tried = 0;
     for (const int64_t depth : {1024, 512, 256}) {
       const int64_t steps = ceil_div(shape.in_features, depth), stage = columns * depth / 2;
-      if (steps < kPipelinedStages || (kLeastPipelinedStages - 1) * stage < kLeastPrefetchBytes) continue;
-      const int64_t fits = (room - kLeastPipelinedStages * stage) / (steps * depth / 2);
+      if (steps < kPipelinedStages || (kMinPipelinedStages - 1) * stage < kMinPrefetchBytes) continue;
+      const int64_t fits = (room - kMinPipelinedStages * stage) / (steps * depth / 2);
       const int64_t rows = std::min({int64_t{128}, fits, kPipelinedTileSums / columns}) / kFractalRows * kFractalRows;
-      // Shorter stages only for more rows. The kernel pads a tile of one row in the first stage only.
+      // Shorter stages only if they allow more rows. The kernel pads a tile of one row in the first stage only.
       if (rows <= std::max<int64_t>(tried, 64) || shape.tokens % rows == 1) continue;
       tried = rows;
       consider_chunks(shape, cores, data, {rows, columns, true, INFINITY, depth}, best);
@@ -276,8 +276,8 @@ Grid pipelined_grid(const LinearShape& shape, uint32_t cores, const TilingData& 
   return best;
 }
 
-// Into chunks of `first` and `others` tokens, or (0) into one.
-void cut_chunks(int64_t first, int64_t others, TilingData& data) {
+// Divides the tokens into a chunk of `first` and chunks of `others`; first == 0: into one chunk.
+void split_chunks(int64_t first, int64_t others, TilingData& data) {
   data.chunks = 1;
   data.first_chunk_tokens = data.chunk_tokens = data.tokens;
   if (first == 0) return;
@@ -286,7 +286,7 @@ void cut_chunks(int64_t first, int64_t others, TilingData& data) {
   data.chunk_tokens = static_cast<uint32_t>(others);
 }
 
-void cut_gemm(const LinearShape& shape, uint32_t cores, Pipelining pipelining, Tiling& tiling) {
+void tile_gemm(const LinearShape& shape, uint32_t cores, Pipelining pipelining, Tiling& tiling) {
   tiling.token_class = shape.tokens <= 16   ? TokenClass::kRows16
                        : shape.tokens <= 32 ? TokenClass::kRows32
                        : shape.tokens <= 64 ? TokenClass::kRows64
@@ -294,14 +294,14 @@ void cut_gemm(const LinearShape& shape, uint32_t cores, Pipelining pipelining, T
   const bool is_tall = tiling.token_class == TokenClass::kRows128;
   const int64_t most_rows = static_cast<int64_t>(tiling.token_class);
   const Grid streaming = streaming_grid(shape, cores, most_rows);
-  // Tall tiles are stored while the next is multiplied, which takes half of L0C each; flat ones need a deep pipeline.
+  // Large tiles are stored while the next one is multiplied, so each has half of L0C; small ones need a deep pipeline.
   const Grid resident = is_tall ? resident_grid(shape, cores, most_rows, kResidentTileColumns, 2)
                                 : resident_grid(shape, cores, most_rows, kMaxTileColumns, 3);
   Grid grid = resident.microseconds < streaming.microseconds ? resident : streaming;
   TilingData& data = tiling.data;
   if (is_tall && tiling.factors != Factors::kNone && shape.groups == 1 && shape.in_features <= kPipelinedMaxFeatures) {
     TilingData small = data;
-    cut_transform(shape, kPipelinedTransformSums, small);
+    split_transform(shape, kPipelinedTransformSums, small);
     const Grid pipelined = pipelined_grid(shape, cores, small);
     const double before = transform_microseconds(shape) * ceil_div(shape.tokens, cores) + kBarrierMicroseconds;
     const double best = pipelining == Pipelining::kAlways ? INFINITY : grid.microseconds + before;
@@ -311,7 +311,7 @@ void cut_gemm(const LinearShape& shape, uint32_t cores, Pipelining pipelining, T
     }
   }
   if (pipelining == Pipelining::kAlways && grid.first_rows == 0) {
-    tiling.error = "the transform of the next tokens does not fit beside the tiles of these";
+    tiling.error = "the transform of the next chunk of tokens does not fit between the tiles of this one";
     return;
   }
   data.tile_rows = static_cast<uint32_t>(grid.rows);
@@ -320,7 +320,7 @@ void cut_gemm(const LinearShape& shape, uint32_t cores, Pipelining pipelining, T
   data.row_tiles = static_cast<uint32_t>(ceil_div(shape.tokens, grid.rows));
   data.column_tiles = static_cast<uint32_t>(ceil_div(shape.out_features, grid.columns));
   data.resident = grid.resident ? 1 : 0;
-  cut_chunks(grid.first_rows * grid.rows, grid.chunk_rows * grid.rows, data);
+  split_chunks(grid.first_rows * grid.rows, grid.chunk_rows * grid.rows, data);
 }
 
 void lay_out_workspace(uint32_t cores, Tiling& tiling) {
@@ -347,7 +347,7 @@ void lay_out_workspace(uint32_t cores, Tiling& tiling) {
 double transform_microseconds(const LinearShape& shape) {
   const double features = static_cast<double>(shape.in_features);
   if (factors_of(shape) == Factors::kNone) return features * 2 / kGmToUb / 2;
-  // The way out of L0C is what bounds it: the result as float32, and before it X R in 16 bits.
+  // It is bound by the path out of L0C: the result in float32, and before it X R in 16 bits.
   double time = features * sizeof(float) / kL0CToGm;
   if (factors_of(shape) == Factors::kBoth) time += features * 2 / kL0CToL1;
   return time;
@@ -369,11 +369,11 @@ Tiling make_tiling(const LinearShape& shape, uint32_t cores, Pipelining pipelini
   data.scale_factor = shape.clip_ratio / 7.0f;
   data.inverse_factor = 7.0f / shape.clip_ratio;
 
-  cut_transform(shape, kTransformSums, data);
+  split_transform(shape, kTransformSums, data);
   const double all = transform_microseconds(shape) * shape.tokens;
   const double share = transform_microseconds(shape) * ceil_div(shape.tokens, cores) + kBarrierMicroseconds;
   data.replicated = shape.tokens <= kMaxReplicatedTokens && all <= share ? 1 : 0;
-  cut_gemm(shape, cores, pipelining, tiling);
+  tile_gemm(shape, cores, pipelining, tiling);
   if (tiling.ok()) lay_out_workspace(cores, tiling);
   return tiling;
 }
@@ -381,7 +381,7 @@ Tiling make_tiling(const LinearShape& shape, uint32_t cores, Pipelining pipelini
 Tiling share_activations(const Tiling& tiling) {
   Tiling shared = tiling;
   shared.data.replicated = 0;
-  cut_chunks(0, 0, shared.data);
+  split_chunks(0, 0, shared.data);
   lay_out_workspace(shared.cores, shared);
   return shared;
 }

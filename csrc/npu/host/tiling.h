@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How a linear is cut for the NPU: a pure function of its shape and the number of cores. No CANN, no torch.
+// How a linear is divided for the NPU: a pure function of its shape and the number of cores. No CANN, no torch.
 #pragma once
 
 #include <cstdint>
@@ -33,18 +33,18 @@ struct Tiling {
   bool ok() const { return error.empty(); }
 };
 
-// Whether the next tokens are transformed between the tiles of these. kAlways, for tests, is an error where it does not
-// fit: one chunk of tokens, few features, no transform.
+// Whether the next chunk of tokens is transformed between the tiles of this one. kAlways, for tests, is an error where
+// that is impossible: a single chunk of tokens, few features, no transform.
 enum class Pipelining { kIfFaster, kAlways };
 
 // `cores`: AICs of the device (24 on 910B1/B2 and an A3 die, 20 on 910B3).
 Tiling make_tiling(const LinearShape& shape, uint32_t cores, Pipelining pipelining = Pipelining::kIfFaster);
 
-// The same with the tokens shared among the cores, for launching transform and GEMM one after the other.
+// The same with the tokens shared among the cores, for separate launches of transform and GEMM.
 Tiling share_activations(const Tiling& tiling);
 
-// Microseconds that one core takes to transform one token, and that the grid barrier takes: what `replicated` is
-// decided by. Estimates from published transfer rates, not measurements.
+// How long one core takes to transform one token, and how long a grid barrier takes, in microseconds; they decide
+// `replicated`. Estimates from published transfer rates, not measurements.
 double transform_microseconds(const LinearShape& shape);
 inline constexpr double kBarrierMicroseconds = 2.0;
 

@@ -48,7 +48,7 @@ LinearShape check(const at::Tensor& x, const at::Tensor& weight, const at::Tenso
   shape.clip_ratio = static_cast<float>(clip_ratio);
   const std::vector<int64_t> packed = {(shape.in_features + 63) / 64, (shape.out_features + 15) / 16, 16, 32};
   TORCH_CHECK(weight.scalar_type() == at::kByte && weight.is_contiguous() && weight.sizes() == packed,
-              "weight: expected uint8 ", at::IntArrayRef(packed), " (vllm_w4a4_plugin.ops.nz.pack_nz) for ",
+              "weight: expected uint8 ", at::IntArrayRef(packed), " (vllm_w4a4_plugin.ops.npu.nz.pack_nz) for ",
               shape.out_features, " x ", shape.in_features, ", found ", weight.scalar_type(), " ", weight.sizes());
   if (bias) {
     TORCH_CHECK(bias->scalar_type() == at::kFloat && bias->is_contiguous() && bias->numel() == shape.out_features,

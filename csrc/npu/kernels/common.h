@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the parts of the kernels share: on-chip memory, the flags between cores, small arithmetic.
+// What all parts of the kernels share: on-chip memory, the flags between cores, small arithmetic.
 #pragma once
 
 #include "kernel_operator.h"
@@ -20,19 +20,19 @@ inline constexpr uint32_t kL0CBytes = 128 * 1024;
 inline constexpr uint32_t kFractalBytes = 512;
 inline constexpr uint32_t kInt4Fractal = 1024;  // elements of a fractal
 inline constexpr uint32_t kHalfFractal = 256;
-inline constexpr uint32_t kMostLoadRepeats = 255;  // of a LoadData
-inline constexpr uint32_t kVectorLanes = 64;       // float32 of one vector repeat, 256 bytes
-inline constexpr uint32_t kVectorBlocks = 8;       // 32-byte blocks of one vector repeat
-// An Mmad whose result has fewer fractals than this may overtake the one before it on the same result.
+inline constexpr uint32_t kMaxLoadRepeats = 255;  // of one LoadData
+inline constexpr uint32_t kVectorLanes = 64;      // float32 of one vector repeat, 256 bytes
+inline constexpr uint32_t kVectorBlocks = 8;      // 32-byte blocks of one vector repeat
+// An Mmad whose result has fewer fractals than this may overtake the previous one on the same result.
 inline constexpr uint32_t kOrderedMmadFractals = 10;
 
-// The two slots of L0A and of L0B, in bytes. GEMM and transform have both, one after the other; between each other's
-// products (several chunks) each has a half of its own, so that neither waits for the other.
+// The two slots of L0A and of L0B, in bytes. If GEMM and transform follow each other, both use all of L0A and L0B; if
+// they alternate (several chunks), each has a half of its own, so that neither waits for the other.
 struct L0Slots {
   uint32_t begin;
   uint32_t bytes;
   uint32_t load_event;  // MTE1_M
-  uint32_t free_event;  // M_MTE1; TPipe uses 0 to 2 itself on an AIC
+  uint32_t free_event;  // M_MTE1; on an AIC, TPipe uses 0 to 2 itself
 
   __aicore__ inline explicit L0Slots(const TilingData& tiling, bool is_transform)
       : begin(0), bytes(kL0Bytes / 2), load_event(0), free_event(3) {
@@ -51,12 +51,12 @@ struct L0Slots {
   }
 };
 
-// Counters between cores. An AIC and its two AIVs (mode 2), except kGrid: all AIVs (mode 0).
-inline constexpr uint16_t kTokensReady = 0;       // AIC -> AIV: transformed tokens lie in a ring slot
+// Counters between cores: between an AIC and its two AIVs (mode 2), except kGrid, which all AIVs share (mode 0).
+inline constexpr uint16_t kTokensReady = 0;       // AIC -> AIV: transformed tokens are in a ring slot
 inline constexpr uint16_t kTokensFree = 1;        // AIV -> AIC: the slot may be overwritten
 inline constexpr uint16_t kGrid = 2;              // every AIV has written its share of the int4 activations
 inline constexpr uint16_t kActivationsReady = 3;  // AIV -> AIC: the int4 activations that this core reads are written
-inline constexpr uint16_t kSumsReady = 4;         // AIC -> AIV: integer sums lie in a ring slot
+inline constexpr uint16_t kSumsReady = 4;         // AIC -> AIV: integer sums are in a ring slot
 inline constexpr uint16_t kSumsFree = 5;          // AIV -> AIC: the slot may be overwritten
 inline constexpr uint8_t kModeAllVectors = 0;
 inline constexpr uint8_t kModeGroup = 2;
@@ -65,13 +65,13 @@ __aicore__ inline uint32_t CeilDiv(uint32_t a, uint32_t b) { return (a + b - 1) 
 __aicore__ inline uint32_t RoundUp(uint32_t a, uint32_t b) { return CeilDiv(a, b) * b; }
 __aicore__ inline uint32_t Min(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
-// `outer` x `inner` fractals of `elements` from L1 to L0, where they lie one after the other, `inner` fastest. Fractal
-// (o, i) comes from `first` + o * `outer_stride` + i * `inner_stride`. As few instructions as that takes.
+// Loads `outer` x `inner` fractals of `elements` from L1 to L0, with as few instructions as possible. Fractal (o, i)
+// comes from `first` + o * `outer_stride` + i * `inner_stride`; in L0 they are contiguous, `inner` fastest.
 template <typename T>
 __aicore__ inline void LoadFractals(const LocalTensor<T>& to, const LocalTensor<T>& from, uint32_t elements,
                                     uint32_t first, uint32_t outer, uint32_t outer_stride, uint32_t inner,
                                     uint32_t inner_stride, bool transpose) {
-  const bool is_run = outer_stride == inner * inner_stride && outer * inner <= kMostLoadRepeats;
+  const bool is_run = outer_stride == inner * inner_stride && outer * inner <= kMaxLoadRepeats;
   const bool along_outer = !is_run && inner < outer;
   const uint32_t count = is_run ? 1 : along_outer ? inner : outer;
   AscendC::LoadData2DParams load;
@@ -86,11 +86,11 @@ __aicore__ inline void LoadFractals(const LocalTensor<T>& to, const LocalTensor<
 }
 
 template <bool kFirst, typename A, typename B>
-struct Choose {
+struct Conditional {
   using Type = A;
 };
 template <typename A, typename B>
-struct Choose<false, A, B> {
+struct Conditional<false, A, B> {
   using Type = B;
 };
 
@@ -99,7 +99,7 @@ inline constexpr bool kIsHalf = false;
 template <>
 inline constexpr bool kIsHalf<half> = true;
 
-// The AIC's memory, whole; each phase lays it out for itself.
+// All of the AIC's memory; each phase has its own layout.
 struct CubeBuffers {
   TBuf<TPosition::A1> l1;
   TBuf<TPosition::A2> l0a;
@@ -114,7 +114,7 @@ struct CubeBuffers {
   }
 };
 
-// Whole rows of tiles. All of a chunk's activations are made before the first of its tiles is multiplied.
+// A chunk of tokens: whole rows of tiles. All its activations are quantized before its first tile is multiplied.
 struct Chunk {
   uint32_t begin;  // tokens
   uint32_t end;
@@ -167,8 +167,8 @@ struct Tile {
   uint32_t row;
   uint32_t rows;
   uint32_t column;
-  uint32_t columns;          // real ones
-  uint32_t column_fractals;  // the last one of a row of tiles may be partly padding
+  uint32_t columns;          // without padding
+  uint32_t column_fractals;  // the last may be partly padding
 
   __aicore__ inline Tile(const TilingData& tiling, const TileGrid& grid, uint32_t index) {
     const uint32_t tile = grid.first + index * grid.step;
@@ -181,7 +181,7 @@ struct Tile {
   }
 };
 
-// What the transform of some tokens is cut into, and how many ring slots are full when some of it is done.
+// The units that the transform of some tokens consists of, and how many ring slots are full after some of them.
 struct TransformUnits {
   uint32_t count;
   uint32_t of_slot;
@@ -196,9 +196,10 @@ struct TransformUnits {
   }
 };
 
-// How many of the next chunk's `units` of transform are done after so many L0 slots of a chunk's `tiles`: spread evenly
-// over all tiles but the last two, beside which the last tokens are quantized and the cores meet, and in each tile over
-// the slots that come after the sums of the tile before it have left L0C, since the transform's sums take the same way.
+// How many of the next chunk's `units` of transform are due after a number of L0 slots of this chunk's `tiles`. They
+// are spread evenly over all tiles except the last two, during which the last tokens are quantized and the cores
+// synchronize, and within a tile over the slots after the previous tile's sums have left L0C, since the transform's
+// sums use the same path.
 class Pace {
  public:
   __aicore__ inline Pace(const TilingData& tiling, uint32_t units, uint32_t tiles)
@@ -215,8 +216,8 @@ class Pace {
   __aicore__ inline uint32_t AtEnd(uint32_t tile) const { return After((tile + 1) * tile_slots_ - 1); }
 
  private:
-  // Inputs that are multiplied while a tile's sums leave L0C, for tiles of any size: 16384 int4 products a cycle beside
-  // 70 GiB/s.
+  // Depth that is multiplied while a tile's sums leave L0C, for tiles of any size: 16384 int4 products per cycle
+  // against 70 GiB/s.
   static constexpr uint32_t kStoreDepth = 1536;
 
   uint32_t units_, tile_slots_, late_slots_, all_slots_;

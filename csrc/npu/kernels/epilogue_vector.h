@@ -24,7 +24,7 @@ class EpilogueVector {
   static constexpr uint32_t kOutAt = kConstantsAt + 2 * kConstants;
   static constexpr uint32_t kBytes = (kOutAt + kChunk) * sizeof(float);
   static_assert(kBytes <= kUbBytes);
-  // Events of its own, of any kind.
+  // Ids of its own among the events of each kind.
   static constexpr uint32_t kEvents = 4;
 
   // scale: float [tokens][kScaleLanes]; weight_scale: float [groups][out_features]; bias: float [out_features];
@@ -41,7 +41,7 @@ class EpilogueVector {
     y_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(y));
   }
 
-  // Start and Run, for each further chunk Next and Run, then Finish.
+  // Call Start and Run, then Next and Run for each further chunk, then Finish.
   __aicore__ inline void Start() {
     for (uint32_t i = 0; i < 2; ++i) {
       AscendC::SetFlag<HardEvent::V_MTE2>(kConstantsEvent + i);
@@ -126,7 +126,7 @@ class EpilogueVector {
     AscendC::SetFlag<HardEvent::MTE2_V>(kConstantsEvent + ring);
   }
 
-  // Rows [row, row + rows) of the AIV's part of the tile. Instructions go by columns of 64, one repeat a row.
+  // Rows [row, row + rows) of the AIV's part of the tile. An instruction computes 64 columns, one repeat per row.
   __aicore__ inline void AddChunk(const Tile& tile, uint32_t first, uint32_t row, uint32_t rows, bool is_first,
                                   bool is_last) {
     const uint32_t slot = chunks_ % 2;
@@ -188,7 +188,7 @@ class EpilogueVector {
       AscendC::Cast(out[c], result[c], AscendC::RoundMode::CAST_RINT, Lanes(tile, c), repeats,
                     {1, 1, out_stride, stride});
     }
-    // The next tile's sums go where these results are.
+    // The next tile's sums overwrite these results.
     AscendC::PipeBarrier<PIPE_V>();
     AscendC::SetFlag<HardEvent::V_MTE3>(slot);
     AscendC::WaitFlag<HardEvent::V_MTE3>(slot);

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // One launch for a whole W4A4 linear, and its two phases alone. Every core is an AIC with two AIVs.
 //
-// Few tokens (`replicated`): every core transforms and quantizes all tokens for itself, so that nothing is waited for
-// but its own AIVs. Many: each core takes its share; a barrier over all AIVs comes before the first tile. More still go
-// in chunks: the next one's tokens are transformed and quantized between the tiles of this one, and the barrier over
-// them falls between tiles too.
+// Few tokens (`replicated`): every core transforms and quantizes all tokens for itself, so that it waits only for its
+// own AIVs. Many tokens: each core transforms a share of them, and a barrier over all AIVs comes before the first tile.
+// Even more are processed in chunks: the next chunk's tokens are transformed and quantized between the tiles of this
+// one, and the barrier comes between tiles too.
 #pragma once
 
 #include "common.h"
@@ -15,7 +15,7 @@
 
 namespace w4a4::npu {
 
-// Where things are in global memory. The factors and the bias may be null where the linear has none.
+// Addresses in global memory. The factors and the bias are null where the linear has none.
 struct LinearAddresses {
   GM_ADDR x;             // T [tokens][in_features]
   GM_ADDR left;          // T [left][left]
@@ -24,8 +24,8 @@ struct LinearAddresses {
   GM_ADDR weight_scale;  // float [groups][out_features]
   GM_ADDR bias;          // float [out_features]
   GM_ADDR y;             // T [tokens][out_features]
-  GM_ADDR q;             // int4 [tokens][q_row_bytes], and the scales float [tokens][8]: workspace of the one launch,
-  GM_ADDR scale;         // between the two launches if the phases are launched alone
+  GM_ADDR q;             // int4 [tokens][q_row_bytes], and the scales float [tokens][8]: workspace, which carries
+  GM_ADDR scale;         // them to the second launch if the phases are launched separately
   GM_ADDR z;             // workspace
   GM_ADDR acc;           // workspace
 };
@@ -38,9 +38,9 @@ __aicore__ inline LinearAddresses AddWorkspace(LinearAddresses at, GM_ADDR works
   return at;
 }
 
-// What belongs to core `core` alone.
+// With the workspace that belongs to one core alone.
 template <uint32_t kRows>
-__aicore__ inline LinearAddresses OfCore(LinearAddresses at, const TilingData& tiling, uint32_t core) {
+__aicore__ inline LinearAddresses AddressesOfCore(LinearAddresses at, const TilingData& tiling, uint32_t core) {
   if (tiling.replicated) {
     at.q += uint64_t{core} * tiling.tokens * tiling.q_row_bytes;
     at.scale += uint64_t{core} * tiling.tokens * kBlockBytes;
@@ -50,7 +50,7 @@ __aicore__ inline LinearAddresses OfCore(LinearAddresses at, const TilingData& t
   return at;
 }
 
-// What an AIC does between the products of a chunk's tiles: nothing, or the transform of the next chunk.
+// What an AIC does between the products of a chunk's tiles: nothing, or transform the next chunk.
 struct NoTransform {
   __aicore__ inline void operator()(uint32_t) const {}
 };
@@ -61,8 +61,8 @@ struct TransformBetween {
   __aicore__ inline void operator()(uint32_t slots) const { transform.Advance(pace.After(slots)); }
 };
 
-// AIV: every int4 activation of the chunk is in global memory, whoever wrote it, before an AIC reads the first.
-__aicore__ inline void MeetOverActivations(const TilingData& tiling) {
+// AIV: lets the AIC read the chunk's int4 activations once those of all cores that it needs are in global memory.
+__aicore__ inline void PublishActivations(const TilingData& tiling) {
   if (!tiling.replicated) {
     AscendC::CrossCoreSetFlag<kModeAllVectors, PIPE_MTE3>(kGrid);
     AscendC::CrossCoreWaitFlag(kGrid);
@@ -70,8 +70,8 @@ __aicore__ inline void MeetOverActivations(const TilingData& tiling) {
   AscendC::CrossCoreSetFlag<kModeGroup, PIPE_MTE3>(kActivationsReady);
 }
 
-// What an AIV does before a tile: nothing, or it quantizes what its AIC has transformed by then. The order of both is
-// the same on both sides, so that neither ring can fill up while the other is waited for.
+// What an AIV does before a tile: nothing, or quantize what its AIC has transformed by then. AIC and AIV follow the
+// same order, so that neither ring can fill up while a core waits for the other.
 struct NoQuantization {
   __aicore__ inline void operator()(uint32_t) {}
 };
@@ -81,7 +81,7 @@ struct QuantizeBetween {
   const TilingData& tiling;
   TransformUnits units;
   Pace pace;
-  bool has_met = false;
+  bool is_published = false;
 
   __aicore__ inline QuantizeBetween(Quantize& of, const TilingData& data, TokenRange tokens, uint32_t tiles)
       : quantize(of), tiling(data), units(data, tokens), pace(data, units.count, tiles) {
@@ -89,11 +89,11 @@ struct QuantizeBetween {
   }
   __aicore__ inline void operator()(uint32_t tile) { Until(pace.AtEnd(tile)); }
   __aicore__ inline void Until(uint32_t done) {
-    if (has_met) return;
+    if (is_published) return;
     quantize.Advance(units.SlotsOf(done));
     if (done < units.count) return;
-    MeetOverActivations(tiling);
-    has_met = true;
+    PublishActivations(tiling);
+    is_published = true;
   }
 };
 
@@ -102,7 +102,7 @@ __aicore__ inline void RunCube(AscendC::TPipe& pipe, const LinearAddresses& at, 
                                uint32_t cores) {
   CubeBuffers buffers;
   buffers.Init(pipe);
-  // Transform and GEMM take turns with the same slots, or each has its own.
+  // Transform and GEMM use the same slots one after the other, or each has its own.
   const L0Slots first(tiling, false), second(tiling, true);
   first.Open();
   if (tiling.chunks > 1) second.Open();
@@ -110,14 +110,14 @@ __aicore__ inline void RunCube(AscendC::TPipe& pipe, const LinearAddresses& at, 
   constexpr bool kWaits = (kPhases & 1) != 0;
   if constexpr ((kPhases & 1) && kFactors != Factors::kNone) {
     using Transform = TransformCube<T, kFactors>;
-    // Weights may come before the transform is done if it has L1 of its own and all its loads are issued.
+    // Weights can be loaded before the transform ends if it has a part of L1 to itself and all its loads are issued.
     const uint32_t left_over = kL1Bytes - Transform::L1Bytes(tiling, 2);
     if (gemm.L1Bytes(2) <= left_over && left_over < gemm.L1Bytes(gemm.stages())) gemm.UseStages(2);
     const uint32_t gemm_bytes = gemm.L1Bytes(gemm.stages());
     const bool is_apart = (kPhases & 2) && gemm_bytes <= left_over;
     Transform transform(buffers, is_apart ? gemm_bytes : 0, tiling, TokensOf(tiling, Chunk(tiling, 0), core, cores),
                         at.x, at.left, at.right, at.z);
-    const bool is_early = is_apart && transform.LoadsAtOnce();
+    const bool is_early = is_apart && transform.IssuesAllLoads();
     transform.Start();
     if (is_early) gemm.Start();
     transform.Transform();
@@ -158,7 +158,7 @@ __aicore__ inline void RunVector(AscendC::TPipe& pipe, const LinearAddresses& at
       Epilogue epilogue(ub, tiling, core, cores, half_index, at.scale, at.weight_scale, at.bias, at.acc, at.y);
       quantize.Start();
       quantize.Run();
-      MeetOverActivations(tiling);
+      PublishActivations(tiling);
       epilogue.Start();
       for (uint32_t chunk = 0; chunk + 1 < tiling.chunks; ++chunk) {
         QuantizeBetween<Quantize> between(quantize, tiling, TokensOf(tiling, Chunk(tiling, chunk + 1), core, cores),
@@ -180,7 +180,7 @@ __aicore__ inline void RunVector(AscendC::TPipe& pipe, const LinearAddresses& at
     quantize.Run();
     quantize.Finish();
   }
-  if constexpr (kPhases == 3) MeetOverActivations(tiling);
+  if constexpr (kPhases == 3) PublishActivations(tiling);
   if constexpr (kPhases & 2) {
     Epilogue epilogue(ub, tiling, core, cores, half_index, at.scale, at.weight_scale, at.bias, at.acc, at.y);
     NoQuantization nothing;
@@ -197,11 +197,11 @@ __aicore__ inline void FlatQuantLinear(const LinearAddresses& addresses, const T
   const uint32_t cores = AscendC::GetBlockNum();
   if ASCEND_IS_AIC {
     const uint32_t core = AscendC::GetBlockIdx();
-    RunCube<T, kFactors, kRows, kPhases>(pipe, OfCore<kRows>(addresses, tiling, core), tiling, core, cores);
+    RunCube<T, kFactors, kRows, kPhases>(pipe, AddressesOfCore<kRows>(addresses, tiling, core), tiling, core, cores);
   }
   if ASCEND_IS_AIV {
     const uint32_t core = AscendC::GetBlockIdx() / AscendC::GetSubBlockNum();
-    RunVector<T, kFactors, kRows, kPhases>(pipe, OfCore<kRows>(addresses, tiling, core), tiling, core, cores);
+    RunVector<T, kFactors, kRows, kPhases>(pipe, AddressesOfCore<kRows>(addresses, tiling, core), tiling, core, cores);
   }
 }
 

@@ -4,20 +4,20 @@
 //   GM --MTE2--> L1 (256 to 1024 inputs) --MTE1--> L0A, L0B (two slots) --M--> L0C (two slots) --FIX--> workspace
 //
 // A tile's columns are computed in units of at most kUnitColumns, each in an L0C slot of its own, so that one unit's
-// sums leave while the next one is multiplied.
+// sums are stored while the next unit is multiplied.
 #pragma once
 
 #include "common.h"
 
 namespace w4a4::npu {
 
-// Activations and weights of a step share a stage, or (`resident`) the activations of a row of tiles stay in L1, one
-// slot a step, and only weights have stages: then GM->L1 carries each weight once a row of tiles and nothing else.
+// Activations and weights of a step share a stage, or (`resident`) the activations of a row of tiles stay in L1, in one
+// slot per step, and only weights have stages: then GM->L1 carries only weights, each once per row of tiles.
 template <uint32_t kRows>
 class GemmCube {
  public:
   static constexpr uint32_t kStreamingStages = kRows == 128 ? 2 : 3;
-  static constexpr uint32_t kMostStages = 3;
+  static constexpr uint32_t kMaxStages = 3;
   static constexpr uint32_t kUnitColumns = kRows == 128 ? 128 : 256;
   static constexpr uint32_t kDepth = kRows == 128 ? 512 : 256;  // inputs of one L0 slot
   static_assert(kRows * kPipelinedDepth / 2 <= kL0Bytes / 4);
@@ -50,26 +50,26 @@ class GemmCube {
     stages_ = kStreamingStages;
     if (tiling.resident) {
       const uint32_t room = (kL1Bytes - depth_steps_ * activation_bytes_) / weight_bytes_;
-      stages_ = Min(Min(is_pipelined ? kPipelinedStages : kMostStages, depth_steps_), room);
+      stages_ = Min(Min(is_pipelined ? kPipelinedStages : kMaxStages, depth_steps_), room);
     }
     UseStages(stages_);
   }
 
-  // Before Prefetch; no more than there are. Two stages keep the loads going; a third only holds more weights by the
-  // time they are wanted.
+  // Call before Start, with at most stages(). Two stages keep the loads going; a third only holds more weights by the
+  // time they are needed.
   __aicore__ inline void UseStages(uint32_t stages) {
     stages_ = stages;
     weights_at_ = (tiling_.resident ? depth_steps_ : stages_) * activation_bytes_;
   }
 
-  // L1 that the GEMM takes, from its begin on, with `stages` of weights.
+  // Bytes that the GEMM uses at the beginning of L1, with `stages` of weights.
   __aicore__ inline uint32_t L1Bytes(uint32_t stages) const {
     return (tiling_.resident ? depth_steps_ : stages) * activation_bytes_ + stages * weight_bytes_;
   }
   __aicore__ inline uint32_t stages() const { return stages_; }
 
-  // Start and Run, for each further chunk Next and Run, then Finish. Start after whatever used the GEMM's part of L1.
-  // Weights do not depend on the activations: the first stages of them are on their way while those are made.
+  // Call Start and Run, then Next and Run for each further chunk, then Finish. Start must follow every other use of the
+  // GEMM's part of L1. It loads the first stages of weights, which do not depend on the activations.
   __aicore__ inline void Start() {
     ClearRowPadding();
     for (uint32_t i = 0; i < stages_; ++i) AscendC::SetFlag<HardEvent::MTE1_MTE2>(i);
@@ -107,11 +107,11 @@ class GemmCube {
   }
 
  private:
-  // A tile of one row is multiplied as 16, since Mmad takes m == 1 for another layout of A; the 15 others are zeros
-  // that no later copy overwrites.
+  // A tile of one row is multiplied as 16, since Mmad expects another layout of A for m == 1; the 15 other rows are
+  // zeros that no later copy overwrites.
   __aicore__ inline void ClearRowPadding() {
     if (tiling_.tokens - (tiling_.row_tiles - 1) * tiling_.tile_rows != 1) return;
-    // What the transform has in L1 it has read by then.
+    // The transform has read everything that it has in L1 by then.
     AscendC::SetFlag<HardEvent::MTE1_MTE2>(0);
     AscendC::WaitFlag<HardEvent::MTE1_MTE2>(0);
     const LocalTensor<int32_t> activations = l1_.template ReinterpretCast<int32_t>();
@@ -144,8 +144,8 @@ class GemmCube {
     AscendC::DataCopy(l1_[weights_at_ + stage * weight_bytes_], weight_[uint64_t{first} * kFractalBytes], copy);
   }
 
-  // Where the activations of a step are in L1. A resident slot is free when its stage's weights are: there are no more
-  // stages than slots, so the step that read the slot last is not after the one that used the stage last.
+  // Where the activations of a step are in L1. A resident slot is free when the step's stage is: there are at most as
+  // many stages as slots, so the step that last read the slot is not later than the one that last used the stage.
   __aicore__ inline uint32_t ActivationsAt(uint32_t step) const {
     return (tiling_.resident ? step % depth_steps_ : step % stages_) * activation_bytes_;
   }
@@ -177,7 +177,7 @@ class GemmCube {
     const uint32_t begin = DepthBegin(step), end = begin + DepthOf(step);
     const uint32_t units = CeilDiv(tile.columns, kUnitColumns);
     AscendC::WaitFlag<HardEvent::MTE2_MTE1>(stage);
-    // A part is what of this stage lies in one scale group.
+    // A part is the portion of this stage that lies in one scale group.
     for (uint32_t part = begin; part < end;) {
       const uint32_t group_end = (part / tiling_.group_size + 1) * tiling_.group_size;
       const uint32_t part_end = Min(end, group_end);
@@ -203,14 +203,14 @@ class GemmCube {
     AscendC::SetFlag<HardEvent::MTE1_MTE2>(stage);
   }
 
-  // One L0 slot: rows of `tile` times `fractals` * 16 columns over `depth` inputs.
+  // One L0 slot: the rows of `tile` times `fractals` * 16 columns over a depth of `depth`.
   __aicore__ inline void MultiplyPart(const Tile& tile, uint32_t step, uint32_t first_depth, uint32_t depth,
                                       uint32_t first_fractal, uint32_t fractals, uint32_t slot, bool is_first) {
     const uint32_t depth_fractals = CeilDiv(depth, kInt4FractalK);
     const uint32_t row_fractals = CeilDiv(tile.rows, kFractalRows);
     const uint32_t l1_rows = tiling_.tile_rows / kFractalRows;
     const uint32_t at = l0_.begin + l0_slot_ * l0_.bytes;
-    const LocalTensor<AscendC::int4b_t> l0a = l0a_[at * 2];  // two elements a byte
+    const LocalTensor<AscendC::int4b_t> l0a = l0a_[at * 2];  // two elements per byte
     const LocalTensor<AscendC::int4b_t> l0b = l0b_[at * 2];
     AscendC::WaitFlag<HardEvent::M_MTE1>(l0_.free_event + l0_slot_);
     LoadFractals(l0a, l1_int4_[ActivationsAt(step) * 2], kInt4Fractal, first_depth * l1_rows, row_fractals, 1,
@@ -231,7 +231,7 @@ class GemmCube {
     l0_slot_ ^= 1;
   }
 
-  // A unit's sums into the ring slot of its tile and group.
+  // Stores a unit's sums in the ring slot of its tile and group.
   __aicore__ inline void Store(const Tile& tile, uint32_t first_fractal, uint32_t fractals, uint32_t slot,
                                bool is_first, bool is_last) {
     if (is_first && stored_ >= kRingSlots) AscendC::CrossCoreWaitFlag(kSumsFree);

@@ -2,15 +2,15 @@
 // AIV: per token s = (clip / 7) * max|z| and q = round_half_even(z * ((7 / clip) / max|z|)) saturated to [-8, 7], in
 // float32 up to the one rounding to int4. z is what the AIC transformed, or x itself where there is no transform.
 //
-// float -> half rounds to odd, half -> int4 to nearest even: the first keeps 11 bits and whether any were lost, so that
-// the second rounds as if from float32.
+// float -> half rounds to odd, half -> int4 to nearest even: the first keeps 11 bits and the information whether others
+// were lost, so that the second rounds as if from float32.
 #pragma once
 
 #include "common.h"
 
 namespace w4a4::npu {
 
-// kMaxFeatures: of a token; kBegin: byte of UB from which on all is this one's; kFirstEvent: of two of each kind.
+// kMaxFeatures: of a token; kBegin: the first byte of UB that it uses; kFirstEvent: it uses two events of each kind.
 template <typename T, Factors kFactors, uint32_t kMaxFeatures = 32768, uint32_t kBegin = 0, uint32_t kFirstEvent = 0>
 class QuantizeVector {
  public:
@@ -32,7 +32,7 @@ class QuantizeVector {
   static constexpr uint32_t kNumeratorAt = kInverseAt + kBlockBytes;
   static_assert(kNumeratorAt + kBlockBytes <= kUbBytes);
   static_assert(kMaxima <= kVectorLanes * kScaleLanes);
-  // Replaces smaller maxima in the division, so that a token of zeros gives 0 * finite.
+  // Replaces smaller maxima in the division, so that the result for an all-zero token is 0 times a finite number.
   static constexpr float kSmallest = 7.8886090522101181e-31f;  // 2^-100
 
   // x: T [tokens][in_features]; z: the core's ring, float [kRingSlots][slot_tokens][left][right_padded];
@@ -48,7 +48,7 @@ class QuantizeVector {
     slots_ = tiling.in_features * 2 * sizeof(Source) <= kTokenBytes ? 2 : 1;
   }
 
-  // Start, Run, then for further tokens Begin and Advance to all of them, and Finish.
+  // Call Start and Run, then Begin and Advance for further tokens until all are quantized, then Finish.
   __aicore__ inline void Start() {
     for (uint32_t i = 0; i < slots_; ++i) AscendC::SetFlag<HardEvent::V_MTE2>(kFirstEvent + i);
     for (uint32_t i = 0; i < 2; ++i) AscendC::SetFlag<HardEvent::MTE3_V>(kFirstEvent + i);
@@ -73,7 +73,7 @@ class QuantizeVector {
     taken_ = 0;
   }
 
-  // Ring slots of the tokens, and until `slots` of them are quantized.
+  // The number of ring slots that the tokens take. Advance quantizes until `slots` of them are done.
   __aicore__ inline uint32_t slots() const { return CeilDiv(tokens_.end - tokens_.begin, tiling_.slot_tokens); }
   __aicore__ inline void Advance(uint32_t slots) {
     for (; taken_ < slots; ++taken_) {
@@ -95,7 +95,7 @@ class QuantizeVector {
   }
 
  private:
-  using Source = typename Choose<kHasTransform, float, T>::Type;
+  using Source = typename Conditional<kHasTransform, float, T>::Type;
 
   template <typename U>
   __aicore__ inline LocalTensor<U> At(uint32_t byte) const {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // AIC: z = L^T (X R) of each of the core's tokens, X being the token as a matrix [left, right].
 //
-// One pass takes the rows of `pass_tokens` tokens as one operand, a unit `block_columns` columns of a pass: y = X R
-// into L0C, rounded to T on its way back to L1, then L^T y per token, float32 into the ring in workspace. A missing
-// factor drops its half. The first product of a unit is issued before the second of the one before it, so that FIX,
-// which is the slowest here, always has something to store. All operands of T are loaded as stored; the fractals that
-// the cube wants the other way round (R, y, L^T) are transposed on their way to L0.
+// In a pass the rows of `pass_tokens` tokens form one operand; a unit is `block_columns` columns of a pass. For each
+// unit y = X R goes to L0C and, rounded to T, back to L1; then L^T y, for each token, goes in float32 to the ring in
+// workspace. A missing factor omits its product. The first product of a unit is issued before the second product of the
+// previous unit, so that FIX, the slowest pipe here, always has something to store. Operands of type T are loaded as
+// stored; the fractals that the cube needs transposed (R, y, L^T) are transposed on their way to L0.
 #pragma once
 
 #include "common.h"
@@ -18,7 +18,7 @@ class TransformCube {
   static constexpr bool kLeft = kFactors == Factors::kLeft || kFactors == Factors::kBoth;
   static constexpr bool kRight = kFactors == Factors::kRight || kFactors == Factors::kBoth;
 
-  // L1 that the transform takes, in bytes, with `slots` passes of tokens in it.
+  // Bytes of L1 that the transform uses, with `slots` passes of tokens in it.
   __aicore__ static inline uint32_t L1Bytes(const TilingData& tiling, uint32_t slots) {
     const uint32_t rows = tiling.pass_tokens * tiling.left_padded;
     const uint32_t right = kRight ? tiling.right_padded * tiling.right_padded : 0;
@@ -46,7 +46,7 @@ class TransformCube {
     const uint32_t product_at = left_at + (kLeft ? tiling.left_padded * tiling.left_padded : 0);
     const uint32_t tokens_at = product_at + (kLeft && kRight ? 2 * pass_rows_ * tiling.block_columns : 0);
     slots_ = 2;
-    while (slots_ < kMostSlots && l1_begin + L1Bytes(tiling, slots_ + 1) <= kL1Bytes) ++slots_;
+    while (slots_ < kMaxSlots && l1_begin + L1Bytes(tiling, slots_ + 1) <= kL1Bytes) ++slots_;
     const LocalTensor<T> l1 = buffers.l1.Get<T>();
     right_l1_ = l1[right_at];
     left_l1_ = l1[left_at];
@@ -61,11 +61,11 @@ class TransformCube {
     z_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(z));
   }
 
-  // Whether Start issues all loads that there are.
-  __aicore__ inline bool LoadsAtOnce() const { return passes_ <= slots_; }
+  // Whether Start already issues all loads.
+  __aicore__ inline bool IssuesAllLoads() const { return passes_ <= slots_; }
 
-  // Start, Transform and Finish, in this order; between the last two, for further tokens, Begin, Advance to some units
-  // as often as one likes, and Advance to all. Start issues the loads of the factors and of as many passes as fit.
+  // Call Start, Transform and Finish in this order. Before Finish, further tokens take a Begin and any number of calls
+  // of Advance, of which the last reaches all units. Start loads the factors and as many passes as fit.
   __aicore__ inline void Start() {
     for (uint32_t i = 0; i < slots_; ++i) AscendC::SetFlag<HardEvent::MTE1_MTE2>(kTokensEvent + i);
     for (uint32_t i = 0; i < l0c_slots_; ++i) AscendC::SetFlag<HardEvent::FIX_M>(kSumsEvent + i);
@@ -99,8 +99,8 @@ class TransformCube {
     }
   }
 
-  // Until `units` are done. A unit's second product comes at the earliest opportunity after its first: other work lies
-  // between, beside which X R is stored.
+  // Continues until `units` are done. Each unit's first product is issued right after the previous unit, so that its X
+  // R is stored during the other work between two calls.
   __aicore__ inline void Advance(uint32_t units) {
     for (; done_ < units; ++done_) {
       Result(done_);
@@ -117,16 +117,17 @@ class TransformCube {
   }
 
  private:
-  // MTE1_MTE2 and MTE2_MTE1; the GEMM has those below. The first tokens' stand for the factors too, which come before.
+  // MTE1_MTE2 and MTE2_MTE1; the GEMM uses lower ids. The first tokens' event covers the factors, which are loaded
+  // before.
   static constexpr uint32_t kTokensEvent = 4;
-  static constexpr uint32_t kMostSlots = 4;
-  // Events M_FIX and FIX_M of the slots of L0C; the GEMM has 0 and 1.
+  static constexpr uint32_t kMaxSlots = 4;
+  // M_FIX and FIX_M of the slots of L0C; the GEMM uses 0 and 1.
   static constexpr uint32_t kSumsEvent = 2;
-  // L0C: a first product if there are two, and results.
-  static constexpr uint32_t kMostL0CSlots = 3;
+  // Slots of L0C: one for the first product, if there are two products, and the others for results.
+  static constexpr uint32_t kMaxL0CSlots = 3;
   static constexpr uint32_t kProduct = 0;
   static_assert(kPipelinedStages <= kTokensEvent);
-  static_assert(kMostL0CSlots * kTransformSums * sizeof(float) <= kL0CBytes);
+  static_assert(kMaxL0CSlots * kTransformSums * sizeof(float) <= kL0CBytes);
 
   __aicore__ inline void LoadMatrix(const LocalTensor<T>& to, const GlobalTensor<T>& from, uint32_t size) {
     AscendC::Nd2NzParams copy;
@@ -205,13 +206,13 @@ class TransformCube {
     }
   }
 
-  // What a unit is: columns [first * 16, (first + fractals) * 16) of a pass.
+  // Columns [first * 16, (first + fractals) * 16) of a pass.
   struct Unit {
     uint32_t pass;
     uint32_t first;
     uint32_t fractals;
-    bool opens;   // the first of its pass
-    bool closes;  // the last of its pass
+    bool is_first;  // of its pass
+    bool is_last;   // of its pass
   };
 
   __aicore__ inline Unit UnitAt(uint32_t index) const {
@@ -222,12 +223,12 @@ class TransformCube {
 
   __aicore__ inline LocalTensor<float> Sums(uint32_t slot) const { return l0c_[sums_at_ + slot * sums_]; }
 
-  // X as an operand, waited for by the first that takes it, given back after the last.
-  __aicore__ inline void TakeTokens(const Unit& unit) {
-    if (unit.opens) AscendC::WaitFlag<HardEvent::MTE2_MTE1>(kTokensEvent + unit.pass % slots_);
+  // X as an operand: the first unit of its pass waits for it, the last one frees its slot.
+  __aicore__ inline void AcquireTokens(const Unit& unit) {
+    if (unit.is_first) AscendC::WaitFlag<HardEvent::MTE2_MTE1>(kTokensEvent + unit.pass % slots_);
   }
-  __aicore__ inline void ReturnTokens(const Unit& unit) {
-    if (!unit.closes) return;
+  __aicore__ inline void ReleaseTokens(const Unit& unit) {
+    if (!unit.is_last) return;
     AscendC::SetFlag<HardEvent::MTE1_MTE2>(kTokensEvent + unit.pass % slots_);
     if (unit.pass + slots_ < passes_) LoadTokens(unit.pass + slots_);
   }
@@ -235,11 +236,11 @@ class TransformCube {
   // X R of a unit.
   __aicore__ inline void MultiplyRight(const Unit& unit, uint32_t slot) {
     const uint32_t right_fractals = tiling_.right_padded / kFractalRows;
-    TakeTokens(unit);
+    AcquireTokens(unit);
     AscendC::WaitFlag<HardEvent::FIX_M>(kSumsEvent + slot);
     Multiply<false>(Sums(slot), {TokensL1(unit.pass % slots_), 0, pass_rows_ / kFractalRows},
                     {right_l1_, unit.first * right_fractals, right_fractals}, Rows(unit), unit.fractals, tiling_.right);
-    ReturnTokens(unit);
+    ReleaseTokens(unit);
     AscendC::SetFlag<HardEvent::M_FIX>(kSumsEvent + slot);
     AscendC::WaitFlag<HardEvent::M_FIX>(kSumsEvent + slot);
   }
@@ -250,7 +251,8 @@ class TransformCube {
     return product_l1_[index % 2 * pass_rows_ * tiling_.block_columns];
   }
 
-  // X R, rounded to T, to L1. What was there two units ago has been read: FIX stored that unit's result before.
+  // Stores X R, rounded to T, in L1. It overwrites the product of two units before, which has been read: FIX has stored
+  // that unit's result already.
   __aicore__ inline void FirstProduct(uint32_t index) {
     const Unit unit = UnitAt(index);
     MultiplyRight(unit, kProduct);
@@ -277,7 +279,7 @@ class TransformCube {
       if constexpr (kRight) {
         AscendC::WaitFlag<HardEvent::FIX_MTE1>(index % 2);
       } else {
-        TakeTokens(unit);
+        AcquireTokens(unit);
         y = {TokensL1(unit.pass % slots_), unit.first * (pass_rows_ / kFractalRows), pass_rows_ / kFractalRows};
       }
       AscendC::WaitFlag<HardEvent::FIX_M>(kSumsEvent + slot);
@@ -286,7 +288,7 @@ class TransformCube {
                        {y.tensor, y.first + token * left_fractals, y.stride}, tiling_.left, unit.fractals,
                        tiling_.left);
       }
-      if constexpr (!kRight) ReturnTokens(unit);
+      if constexpr (!kRight) ReleaseTokens(unit);
       AscendC::SetFlag<HardEvent::M_FIX>(kSumsEvent + slot);
       AscendC::WaitFlag<HardEvent::M_FIX>(kSumsEvent + slot);
     } else {
@@ -295,7 +297,7 @@ class TransformCube {
 
     const uint32_t slot_passes = tiling_.slot_tokens / tiling_.pass_tokens;
     const uint32_t slot_pass = unit.pass % slot_passes;
-    if (unit.opens && slot_pass == 0 && filled_ >= kRingSlots) AscendC::CrossCoreWaitFlag(kTokensFree);
+    if (unit.is_first && slot_pass == 0 && filled_ >= kRingSlots) AscendC::CrossCoreWaitFlag(kTokensFree);
     if constexpr (kLeft) {
       for (uint32_t token = 0; token < count; ++token) {
         Store(Sums(slot)[token * size], slot_pass * tiling_.pass_tokens + token, tiling_.left, unit);
@@ -304,12 +306,12 @@ class TransformCube {
       Store(Sums(slot), slot_pass * tiling_.pass_tokens, Rows(unit), unit);
     }
     AscendC::SetFlag<HardEvent::FIX_M>(kSumsEvent + slot);
-    if (!unit.closes || (slot_pass + 1 < slot_passes && unit.pass + 1 < passes_)) return;
+    if (!unit.is_last || (slot_pass + 1 < slot_passes && unit.pass + 1 < passes_)) return;
     AscendC::CrossCoreSetFlag<kModeGroup, PIPE_FIX>(kTokensReady);
     ++filled_;
   }
 
-  // Rows of float32, from token `token` of the ring slot on, to the unit's columns.
+  // Stores float32 rows in the unit's columns of the ring slot, from token `token` on.
   __aicore__ inline void Store(const LocalTensor<float>& from, uint32_t token, uint32_t rows, const Unit& unit) {
     AscendC::FixpipeParamsV220 store;
     store.nSize = unit.fractals * kFractalRows;
@@ -335,7 +337,7 @@ class TransformCube {
   uint32_t pass_rows_, passes_, blocks_;
   uint32_t slots_;                                // passes whose tokens L1 holds
   uint32_t sums_at_ = 0, sums_ = kTransformSums;  // where the L0C slots begin, and the sums of one
-  uint32_t l0c_slots_ = kMostL0CSlots;
+  uint32_t l0c_slots_ = kMaxL0CSlots;
   uint32_t first_result_;
   uint32_t l0_slot_ = 0;
   uint32_t done_ = 0;    // units of the tokens since Begin

@@ -9,6 +9,7 @@ from vllm.model_executor.parameter import BasevLLMParameter
 
 from vllm_w4a4_plugin.checkpoint.plan import LayerPlan
 from vllm_w4a4_plugin.checkpoint.spec import check_values
+from vllm_w4a4_plugin.checkpoint.types import WEIGHT_OFFSET
 
 _QKV = {"q": 0, "k": 1, "v": 2}
 
@@ -18,12 +19,27 @@ def shard_index(shard_id: str | int | None) -> int | None:
     return _QKV[shard_id] if isinstance(shard_id, str) else shard_id
 
 
-class MatrixParameter(BasevLLMParameter):
+class Completeness:
+    """Mixin of parameters that know which of their parts were loaded, load after load."""
+
+    is_settled = False
+
+    def settle(self) -> None:
+        """A load has ended: what arrives from now on belongs to the next one, which must be complete by itself."""
+        self.is_settled = True
+
+    def missing(self) -> str:
+        """What this load has not brought yet, "" if everything is there."""
+        raise NotImplementedError
+
+
+class MatrixParameter(Completeness, BasevLLMParameter):
     """A matrix [output_size, input_size], or a vector [output_size], filled row range by row range.
 
     Args:
         data: storage on this rank.
         sizes: (output_size, input_size) on this rank; `data` may be laid out differently.
+        input_parts: number of ranks over which the input features are split.
         plan, suffix: which tensors fill it.
         weight_loader: vLLM's, which calls the `load_*` methods.
     """
@@ -32,16 +48,23 @@ class MatrixParameter(BasevLLMParameter):
     input_dim = 1
 
     def __init__(
-        self, data: torch.Tensor, *, sizes: tuple[int, int], plan: LayerPlan, suffix: str, weight_loader: Any
+        self,
+        data: torch.Tensor,
+        *,
+        sizes: tuple[int, int],
+        input_parts: int,
+        plan: LayerPlan,
+        suffix: str,
+        weight_loader: Any,
     ) -> None:
         super().__init__(data=data, weight_loader=weight_loader)
         self.output_size, self.input_size = sizes
+        self.input_parts = input_parts
         self.plan, self.suffix = plan, suffix
         # Replaced, never changed in place: vLLM's reload keeps a shallow copy of the attributes from before loading.
         self.filled: Mapping[int, int] = {}
 
     def missing(self) -> str:
-        """What has not been loaded yet, "" if everything has."""
         have = sum(self.filled.values())
         if have >= self.output_size:
             return ""
@@ -49,44 +72,61 @@ class MatrixParameter(BasevLLMParameter):
         return f"{have} of {self.output_size} rows of {self.suffix} were loaded (from {names})"
 
     def load_column_parallel_weight(self, loaded_weight: torch.Tensor) -> None:
-        self._load(loaded_weight, None, 0, self.output_size, self.tp_rank)
+        self._load(loaded_weight, None, (0, self.output_size), self.tp_size, self.tp_rank)
 
     def load_row_parallel_weight(self, loaded_weight: torch.Tensor) -> None:
-        self._load(loaded_weight, None, 0, self.output_size, 0)
+        self.load_replicated_weight(loaded_weight)
+
+    def load_replicated_weight(self, loaded_weight: torch.Tensor) -> None:
+        """A tensor of which every rank has all rows."""
+        self._load(loaded_weight, None, (0, self.output_size), 1, 0)
 
     def load_merged_column_weight(self, loaded_weight: torch.Tensor, **kwargs: Any) -> None:
-        shard = shard_index(kwargs["shard_id"])
-        self._load(loaded_weight, shard, kwargs["shard_offset"], kwargs["shard_size"], self.tp_rank)
+        rows = (kwargs["shard_offset"], kwargs["shard_size"])
+        self._load(loaded_weight, shard_index(kwargs["shard_id"]), rows, self.tp_size, self.tp_rank)
 
     def load_qkv_weight(self, loaded_weight: torch.Tensor, **kwargs: Any) -> None:
         # num_heads is the number of ranks that hold a copy of the same key-value head.
-        rank = self.tp_rank if kwargs["shard_id"] == "q" else self.tp_rank // kwargs["num_heads"]
-        shard = shard_index(kwargs["shard_id"])
-        self._load(loaded_weight, shard, kwargs["shard_offset"], kwargs["shard_size"], rank)
+        copies = 1 if kwargs["shard_id"] == "q" else kwargs["num_heads"]
+        rows = (kwargs["shard_offset"], kwargs["shard_size"])
+        self._load(loaded_weight, shard_index(kwargs["shard_id"]), rows, self.tp_size // copies, self.tp_rank // copies)
 
-    def _load(self, loaded: torch.Tensor, shard: int | None, first_row: int, rows: int, rank: int) -> None:
-        if loaded.dtype.is_floating_point != self._is_float():
-            expected = "a float dtype" if self._is_float() else "int8"
-            raise self.plan.error(self.suffix, shard, f"expected {expected}, found {loaded.dtype}")
-        matrix = loaded.reshape(-1, 1) if loaded.dim() < 2 else loaded
-        matrix = self._partition(matrix, 0, rows, rank, shard, loaded.shape)
-        matrix = self._partition(matrix, 1, self.input_size, self.tp_rank, shard, loaded.shape)
+    def _load(self, loaded: torch.Tensor, shard: int | None, rows: tuple[int, int], parts: int, rank: int) -> None:
+        """Take this rank's rows of a checkpoint tensor.
+
+        Args:
+            loaded: the whole tensor.
+            shard: of the fused layer that it belongs to.
+            rows: first row here, and how many.
+            parts: into which the tensor's rows are divided over ranks; `rank` is the number of ours.
+        """
+        first_row, count = rows
+        matrix = self._matrix(loaded, shard)
+        expected = (count * parts, self.input_size * self.input_parts)
+        if matrix.shape != expected:
+            ranks = f" for {self.tp_size} tensor-parallel ranks" if self.tp_size > 1 else ""
+            problem = f"expected shape {list(expected)}{ranks}, found {list(loaded.shape)}"
+            raise self.plan.error(self.suffix, shard, problem)
+        matrix = matrix.narrow(0, rank * count, count)
+        if self.input_parts > 1:
+            matrix = matrix.narrow(1, self.tp_rank * self.input_size, self.input_size)
         if not self.is_meta and (problem := check_values(self.suffix, matrix, self.plan.quant_type)):
             raise self.plan.error(self.suffix, shard, problem)
         self._store(matrix, first_row)
         if not self.is_meta:
-            self.filled = {**self.filled, first_row: rows}
+            self.filled = {**({} if self.is_settled else self.filled), first_row: count}
+            self.is_settled = False
 
-    def _partition(
-        self, matrix: torch.Tensor, dim: int, size: int, rank: int, shard: int | None, shape: torch.Size
-    ) -> torch.Tensor:
-        """This rank's part of `matrix` along `dim`; a tensor of the local size is every rank's."""
-        if matrix.shape[dim] == size:
-            return matrix
-        if matrix.shape[dim] % size or (rank + 1) * size > matrix.shape[dim]:
-            what = f"{size} {'rows' if dim == 0 else 'columns'} for each of {self.tp_size} tensor-parallel ranks"
-            raise self.plan.error(self.suffix, shard, f"expected {what}, found shape {list(shape)}")
-        return matrix.narrow(dim, rank * size, size)
+    def _matrix(self, loaded: torch.Tensor, shard: int | None) -> torch.Tensor:
+        """The tensor in two dimensions and with a dtype of the parameter's kind."""
+        if self._is_float() and not loaded.dtype.is_floating_point and self.suffix == WEIGHT_OFFSET:
+            loaded = loaded.float()
+        if loaded.dtype.is_floating_point != self._is_float():
+            expected = "a float dtype" if self._is_float() else "int8"
+            raise self.plan.error(self.suffix, shard, f"expected {expected}, found {loaded.dtype}")
+        if loaded.dim() == 3 and loaded.shape[2] == 1:
+            loaded = loaded.squeeze(2)
+        return loaded.reshape(-1, 1) if loaded.dim() < 2 else loaded
 
     def _is_float(self) -> bool:
         return self.dtype.is_floating_point
@@ -94,6 +134,16 @@ class MatrixParameter(BasevLLMParameter):
     def _store(self, matrix: torch.Tensor, first_row: int) -> None:
         target = self.data.narrow(0, first_row, matrix.shape[0])
         target.copy_(matrix.reshape(target.shape))
+
+
+class ZeroOffsetParameter(MatrixParameter):
+    """Weight offsets of a layer whose kernel needs symmetric weights: they must be zero."""
+
+    def _store(self, matrix: torch.Tensor, first_row: int) -> None:
+        if not self.is_meta and bool(matrix.any()):
+            problem = "expected zeros, found other values: the kernels of this layer need symmetric weights"
+            raise self.plan.error(self.suffix, None, problem)
+        super()._store(matrix, first_row)
 
 
 class PackedParameter(MatrixParameter):

@@ -10,8 +10,10 @@ from vllm_w4a4_plugin.checkpoint import CheckpointError
 from vllm_w4a4_plugin.checkpoint.plan import LayerPlan
 from vllm_w4a4_plugin.checkpoint.spec import check_values, merge_clip_ratios
 
+from .base import Completeness
 
-class PerShardParameter(PerTensorScaleParameter):
+
+class PerShardParameter(Completeness, PerTensorScaleParameter):
     """A parameter to which each shard of a fused layer brings a tensor of its own, none of them sharded by rank.
 
     Args:
@@ -24,11 +26,13 @@ class PerShardParameter(PerTensorScaleParameter):
         self.filled: frozenset[int] = frozenset()
 
     def missing(self) -> str:
-        """What has not been loaded yet, "" if everything has."""
         names = [f"{shard}.{self.suffix}" for index, shard in enumerate(self.plan.shards) if index not in self.filled]
         return f"no tensor filled {self.suffix} (expected {', '.join(names)})" if names else ""
 
     def load_row_parallel_weight(self, loaded_weight: torch.Tensor) -> None:
+        self._load(loaded_weight, 0)
+
+    def load_replicated_weight(self, loaded_weight: torch.Tensor) -> None:
         self._load(loaded_weight, 0)
 
     def load_column_parallel_weight(self, loaded_weight: torch.Tensor) -> None:
@@ -40,9 +44,14 @@ class PerShardParameter(PerTensorScaleParameter):
     def _load(self, loaded: torch.Tensor, shard: int) -> None:
         if not self.is_meta and (problem := self._problem(loaded)):
             raise self.plan.error(self.suffix, shard, problem)
+        if self.is_settled and not self.is_meta:
+            self.filled, self.is_settled = frozenset(), False
         self._store(loaded, shard)
-        if not self.is_meta:
-            self.filled = self.filled | {shard}
+        if self.is_meta:
+            return
+        self.filled = self.filled | {shard}
+        if not self.missing():
+            self._complete()
 
     def _problem(self, loaded: torch.Tensor) -> str:
         expected = self._tensor_shape()
@@ -55,6 +64,9 @@ class PerShardParameter(PerTensorScaleParameter):
 
     def _store(self, loaded: torch.Tensor, shard: int) -> None:
         raise NotImplementedError
+
+    def _complete(self) -> None:
+        """The tensors of all shards have arrived."""
 
 
 class TransformParameter(PerShardParameter):
@@ -78,14 +90,9 @@ class TransformParameter(PerShardParameter):
 
 
 class ClipRatioParameter(PerShardParameter):
-    """Activation clip ratios, float32 [shards]; `merge` makes them one."""
+    """Activation clip ratios, float32 [shards]: all shards get their common one, or are refused."""
 
-    def merge(self) -> None:
-        """Give all shards their common clip ratio.
-
-        Raises:
-            CheckpointError: the shards differ by more than rounding.
-        """
+    def _complete(self) -> None:
         clips = {self.plan.tensor_name(self.suffix, i): clip for i, clip in enumerate(self.data.tolist())}
         try:
             self.data.fill_(merge_clip_ratios(clips))

@@ -40,9 +40,14 @@ class LayerShape:
         return self.output_size_per_partition, self.input_size_per_partition
 
     @property
+    def input_parts(self) -> int:
+        """Number of ranks over which the input features are split."""
+        return self.input_size // self.input_size_per_partition
+
+    @property
     def is_row_parallel(self) -> bool:
         """Whether the input features are split over ranks."""
-        return self.input_size_per_partition != self.input_size
+        return self.input_parts > 1
 
 
 class LinearScheme(ABC):
@@ -66,9 +71,11 @@ class LinearScheme(ABC):
     def create_weights(self, layer: Layer, shape: LayerShape, weight_loader: Callable[..., Any]) -> None:
         """Register the layer's parameters, under their names in the checkpoint."""
 
-    @abstractmethod
-    def process_weights_after_loading(self, layer: Layer) -> None:
-        """Make the loaded parameters ready; called once per loading, all parameters are filled."""
+    def process_weights_after_loading(self, layer: Layer) -> None:  # noqa: B027 - most schemes have nothing to do
+        """Make the loaded parameters ready; called once per loading, all parameters are filled.
+
+        A trainer that loads weights in place does not call it: what has to happen then is done by the parameters.
+        """
 
     @abstractmethod
     def apply(self, layer: Layer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -93,7 +100,13 @@ class LinearScheme(ABC):
     def weight_bytes(self, layer: Layer) -> int:
         """Resident bytes of the weight matrix on this rank."""
 
-    def _register_scales(self, layer: Layer, shape: LayerShape, weight_loader: Callable[..., Any]) -> None:
+    def _register_scales(
+        self,
+        layer: Layer,
+        shape: LayerShape,
+        weight_loader: Callable[..., Any],
+        offset_class: type[MatrixParameter] = MatrixParameter,
+    ) -> None:
         """Register `weight_scale` and, where stored, `weight_offset`: float32 [output_size(, groups)]."""
         groups = self.spec.groups
         if groups > 1 and shape.is_row_parallel:
@@ -106,9 +119,11 @@ class LinearScheme(ABC):
             groups = shape.input_size_per_partition // group_size
         rows = shape.output_size_per_partition
         for suffix in (WEIGHT_SCALE, *([WEIGHT_OFFSET] if self.spec.has_offset else [])):
-            parameter = MatrixParameter(
+            parameter_class = MatrixParameter if suffix == WEIGHT_SCALE else offset_class
+            parameter = parameter_class(
                 torch.zeros((rows,) if groups == 1 else (rows, groups), dtype=torch.float32),
                 sizes=(rows, groups),
+                input_parts=self.spec.groups // groups,
                 plan=self.plan,
                 suffix=suffix,
                 weight_loader=weight_loader,

@@ -26,14 +26,15 @@ class W4A4Scheme(LinearScheme):
                 "which the CPU kernels need. Quantize again with another group size or per channel."
             )
         weight = Int4Parameter.zeros(
-            shape.sizes, plan=self.plan, suffix=WEIGHT, weight_loader=weight_loader, on_packed=self.on_packed
+            shape.sizes,
+            input_parts=shape.input_parts,
+            plan=self.plan,
+            suffix=WEIGHT,
+            weight_loader=weight_loader,
+            on_packed=self.on_packed,
         )
         layer.register_parameter(WEIGHT, weight)
         self._register_scales(layer, shape, weight_loader)
-
-    def process_weights_after_loading(self, layer: Layer) -> None:
-        # A symmetric checkpoint stores offsets that are all zero; the kernels skip an absent one.
-        self.has_offset = self.spec.has_offset and bool(layer.weight_offset.any())
 
     @property
     def operator(self) -> str:
@@ -49,4 +50,5 @@ class W4A4Scheme(LinearScheme):
         return layer.weight.numel()
 
     def _offset(self, layer: Layer) -> torch.Tensor | None:
-        return layer.weight_offset if self.has_offset else None
+        """Also where all are zero: whether they are may change when weights are loaded again, under compiled graphs."""
+        return layer.weight_offset if self.spec.has_offset else None

@@ -39,10 +39,6 @@ class W4A4FlatQuantDynamicScheme(W4A4Scheme):
         clip = ClipRatioParameter(clips, plan=self.plan, suffix=CLIP_RATIO, weight_loader=weight_loader)
         layer.register_parameter(CLIP_RATIO, clip)
 
-    def process_weights_after_loading(self, layer: Layer) -> None:
-        super().process_weights_after_loading(layer)
-        layer.clip_ratio.merge()
-
     def apply(self, layer: Layer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         transform = (layer.left_trans, layer.right_trans, layer.clip_ratio)
         offset = self._offset(layer)

@@ -10,9 +10,10 @@ from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_
 
 from vllm_w4a4_plugin.checkpoint import CheckpointError, QuantType
 from vllm_w4a4_plugin.checkpoint.plan import LayerPlan
-from vllm_w4a4_plugin.checkpoint.types import CLIP_RATIO, LEFT_TRANS, NPU, RIGHT_TRANS, WEIGHT, WEIGHT_OFFSET
+from vllm_w4a4_plugin.checkpoint.types import CLIP_RATIO, LEFT_TRANS, NPU, RIGHT_TRANS, WEIGHT
 from vllm_w4a4_plugin.ops.npu import cann, fused
 from vllm_w4a4_plugin.ops.npu.select import EXACT_CLAMP_CLIP, INT4_PER_WORD, Kernel, RankShape, select_kernel
+from vllm_w4a4_plugin.quantization.parameters.base import ZeroOffsetParameter
 from vllm_w4a4_plugin.quantization.parameters.npu import NpuInt4Parameter, NpuTransformParameter
 from vllm_w4a4_plugin.quantization.parameters.shared import ClipRatioParameter
 
@@ -50,10 +51,15 @@ class W4A4NpuScheme(LinearScheme):
                 "tensor parallelism off for it."
             )
         weight = NpuInt4Parameter.zeros(
-            shape.sizes, plan=self.plan, suffix=WEIGHT, weight_loader=weight_loader, on_packed=self.on_packed
+            shape.sizes,
+            input_parts=shape.input_parts,
+            plan=self.plan,
+            suffix=WEIGHT,
+            weight_loader=weight_loader,
+            on_packed=self.on_packed,
         )
         layer.register_parameter(WEIGHT, weight)
-        self._register_scales(layer, shape, weight_loader)
+        self._register_scales(layer, shape, weight_loader, ZeroOffsetParameter)
         if self.has_transform:
             self._register_transform(layer, shape.params_dtype, weight_loader)
         config = get_current_vllm_config_or_none()
@@ -64,13 +70,6 @@ class W4A4NpuScheme(LinearScheme):
         )
 
     def process_weights_after_loading(self, layer: Layer) -> None:
-        if self.spec.has_offset and bool(layer.weight_offset.any()):
-            raise CheckpointError(
-                f"layer {self.plan.prefix}, tensor {self.plan.tensor_name(WEIGHT_OFFSET)}: expected zeros, "
-                "found other values. The int4 operators of the NPU need symmetric weights; quantize symmetrically."
-            )
-        if self.has_transform:
-            layer.clip_ratio.merge()
         self._set_clip_ratio(layer.clip_ratio[0].item() if self.has_transform else 1.0)
         if self.kernel is Kernel.KRONECKER:
             cann.find_token_limit(self.max_tokens, layer.weight.device)

@@ -15,11 +15,11 @@ import torch
 from vllm.logger import init_logger
 from vllm.model_executor.kernels.linear import init_int8_linear_kernel
 
-from vllm_w4a4_plugin.checkpoint import CheckpointError, QuantType
-from vllm_w4a4_plugin.checkpoint.types import WEIGHT, WEIGHT_OFFSET
+from vllm_w4a4_plugin.checkpoint import QuantType
+from vllm_w4a4_plugin.checkpoint.types import WEIGHT
 from vllm_w4a4_plugin.constants import LOGGER
 from vllm_w4a4_plugin.ops import api, cpu, reference
-from vllm_w4a4_plugin.quantization.parameters.base import MatrixParameter
+from vllm_w4a4_plugin.quantization.parameters.base import MatrixParameter, ZeroOffsetParameter
 from vllm_w4a4_plugin.quantization.parameters.cpu import Int8Parameter
 
 from .base import Layer, LayerShape, LinearScheme
@@ -40,26 +40,27 @@ class W8A8DynamicScheme(LinearScheme):
         self.fault = fault_of_vllm_kernel()
         if self.fault:
             weight: MatrixParameter = Int8Parameter.zeros(
-                shape.sizes, plan=self.plan, suffix=WEIGHT, weight_loader=weight_loader, on_packed=self.on_packed
+                shape.sizes,
+                input_parts=shape.input_parts,
+                plan=self.plan,
+                suffix=WEIGHT,
+                weight_loader=weight_loader,
+                on_packed=self.on_packed,
             )
         else:
             self.kernel = _new_vllm_kernel(layer, layer.output_partition_sizes)
             weight = MatrixParameter(
                 torch.zeros(shape.sizes, dtype=torch.int8),
                 sizes=shape.sizes,
+                input_parts=shape.input_parts,
                 plan=self.plan,
                 suffix=WEIGHT,
                 weight_loader=weight_loader,
             )
         layer.register_parameter(WEIGHT, weight)
-        self._register_scales(layer, shape, weight_loader)
+        self._register_scales(layer, shape, weight_loader, ZeroOffsetParameter)
 
     def process_weights_after_loading(self, layer: Layer) -> None:
-        if self.spec.has_offset and bool(layer.weight_offset.any()):
-            raise CheckpointError(
-                f"layer {self.plan.prefix}, tensor {self.plan.tensor_name(WEIGHT_OFFSET)}: expected zeros, "
-                "found other values. The int8 kernels need symmetric weights; quantize this layer symmetrically."
-            )
         if not self.fault:
             self.kernel.process_weights_after_loading(layer)
 

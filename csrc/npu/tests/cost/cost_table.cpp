@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Predicts what the linears of Qwen3-32B take on a 910B2, from the instructions that the kernels really issue, and
-// prints it as Markdown beside the lower bound and beside the chain of separate launches.
+// Predicts how long the linears of Qwen3-32B take on a 910B2, from the instructions that the kernels really issue, and
+// prints it as Markdown, next to the lower bound and to a chain of separate launches.
 //
 //   npu_cost [--quick] [--detail] [--launch MICROSECONDS]
 #include <algorithm>
@@ -17,7 +17,7 @@ using namespace w4a4::npu;
 namespace {
 
 constexpr uint32_t kCores = 24;  // AICs of a 910B2
-// What a launch takes beyond its kernel. Assumed, not published; --launch sets it.
+// The overhead of a launch. Assumed, not published; --launch sets it.
 double launch_microseconds = 3.0;
 
 struct Linear {
@@ -32,7 +32,7 @@ constexpr Linear kLinears[] = {
 };
 
 // Weights, scales, x and y once over the HBM, or the int4 products on the cubes, in microseconds.
-double lower_bound(const LinearShape& shape, const emulation::Rates& rates) {
+double lower_bound(const LinearShape& shape, const ascendc_emulator::Rates& rates) {
   const double in = static_cast<double>(shape.in_features), out = static_cast<double>(shape.out_features);
   const double tokens = static_cast<double>(shape.tokens);
   const double bytes = in * out / 2 + out * 4 + tokens * (in + out) * 2;
@@ -42,20 +42,19 @@ double lower_bound(const LinearShape& shape, const emulation::Rates& rates) {
 
 struct Prediction {
   double bound, fused, fused_assumed, transform, multiply;
-  emulation::Cost cost;  // of the one launch
+  ascendc_emulator::Cost cost;  // of the one launch
   double chain() const { return transform + multiply + 2 * launch_microseconds; }
   double one() const { return fused + launch_microseconds; }
 };
 
-emulation::Cost run(const Tiling& tiling, uint32_t phases, emulation::DeviceMemory& memory, const LinearAddresses& at,
-                    const emulation::Rates& rates, bool is_l2_warm = false) {
-  (void)memory;
-  emulation::Options options;
-  options.mode = emulation::Mode::kCostOnly;
+ascendc_emulator::Cost run(const Tiling& tiling, uint32_t phases, const LinearAddresses& at,
+                           const ascendc_emulator::Rates& rates, bool is_l2_warm = false) {
+  ascendc_emulator::Options options;
+  options.mode = ascendc_emulator::Mode::kCostOnly;
   options.rates = rates;
   options.is_l2_warm = is_l2_warm;
   options.device_cores = kCores;
-  const emulation::Report report = launch_bfloat16(tiling, phases, at, options);
+  const ascendc_emulator::Report report = launch_bfloat16(tiling, phases, at, options);
   if (!report.clean()) {
     std::fprintf(stderr, "the kernel breaks rules:\n%s", report.text().c_str());
     std::exit(1);
@@ -77,7 +76,7 @@ Prediction predict(const Linear& linear, int64_t tokens) {
   LinearShape untransformed = shape;
   untransformed.left = untransformed.right = 0;
   const Tiling plain = share_activations(make_tiling(untransformed, kCores));
-  emulation::DeviceMemory memory;
+  ascendc_emulator::DeviceMemory memory;
   const TilingData& t = tiling.data;
   const auto reserve = [&](uint64_t bytes, const char* name) { return memory.reserve(bytes, name); };
   LinearAddresses at{};
@@ -91,28 +90,29 @@ Prediction predict(const Linear& linear, int64_t tokens) {
       reserve(std::max({tiling.workspace_bytes, shared.workspace_bytes, plain.workspace_bytes}), "workspace");
 
   Prediction prediction;
-  const emulation::Rates published;
+  const ascendc_emulator::Rates published;
   prediction.bound = lower_bound(shape, published);
   const LinearAddresses one = AddWorkspace(at, workspace, t);
-  prediction.cost = run(tiling, 3, memory, one, published);
+  prediction.cost = run(tiling, 3, one, published);
   prediction.fused = prediction.cost.microseconds();
-  prediction.fused_assumed = run(tiling, 3, memory, one, emulation::with_assumed_latencies()).microseconds();
+  prediction.fused_assumed = run(tiling, 3, one, ascendc_emulator::with_assumed_latencies()).microseconds();
   // What the first launch wrote is still in L2; the weights are not, since the first launch reads none.
-  prediction.transform = run(shared, 1, memory, AddWorkspace(at, workspace, shared.data), published).microseconds();
-  prediction.multiply = run(plain, 2, memory, AddWorkspace(at, workspace, plain.data), published, true).microseconds();
+  prediction.transform = run(shared, 1, AddWorkspace(at, workspace, shared.data), published).microseconds();
+  prediction.multiply = run(plain, 2, AddWorkspace(at, workspace, plain.data), published, true).microseconds();
   return prediction;
 }
 
 void print_detail(const Linear& linear, int64_t tokens, const Prediction& prediction) {
-  const emulation::Cost& cost = prediction.cost;
+  const ascendc_emulator::Cost& cost = prediction.cost;
   std::printf("%s, %lld tokens: %.1f us\n  busiest core:", linear.name, static_cast<long long>(tokens),
               prediction.fused);
-  for (uint32_t pipe = 1; pipe < emulation::kPipes; ++pipe) {
-    std::printf(" %s %.1f us", emulation::name_of(static_cast<emulation::Pipe>(pipe)), cost.busiest[pipe]);
+  for (uint32_t pipe = 1; pipe < ascendc_emulator::kPipes; ++pipe) {
+    std::printf(" %s %.1f us", ascendc_emulator::name_of(static_cast<ascendc_emulator::Pipe>(pipe)),
+                cost.busiest[pipe]);
   }
   std::printf("\n  MB:");
-  for (uint32_t path = 0; path < emulation::kPaths; ++path) {
-    std::printf(" %s %.1f", emulation::name_of(static_cast<emulation::Path>(path)),
+  for (uint32_t path = 0; path < ascendc_emulator::kPaths; ++path) {
+    std::printf(" %s %.1f", ascendc_emulator::name_of(static_cast<ascendc_emulator::Path>(path)),
                 static_cast<double>(cost.bytes[path]) / 1e6);
   }
   std::printf(" HBM %.1f\n  cube %.1f us of all cores, HBM %.1f us, %llu instructions\n", cost.memory_bytes / 1e6,
@@ -137,8 +137,9 @@ int main(int count, char** arguments) {
   }
   std::printf("PREDICTED, not measured: Qwen3-32B linears on a 910B2 with 24 cube cores, bfloat16, microseconds.\n\n");
   std::printf(
-      "| linear | tokens | lower bound | one launch | of bound | with assumed latencies | transform adds | "
-      "one launch + %.0f us | two launches + %.0f us |\n|---|---|---|---|---|---|---|---|---|\n",
+      "| linear layer | tokens | lower bound | one launch | lower bound / one launch | one launch with assumed "
+      "latencies | added by transform | one launch + %.0f us | two launches + %.0f us "
+      "|\n|---|---|---|---|---|---|---|---|---|\n",
       launch_microseconds, 2 * launch_microseconds);
   const std::vector<int64_t> all_tokens =
       is_quick ? std::vector<int64_t>{1, 64} : std::vector<int64_t>{1, 64, 256, 1024, 4096};
@@ -156,15 +157,16 @@ int main(int count, char** arguments) {
       if (has_detail) print_detail(linear, tokens, p);
     }
   }
-  const emulation::Rates r = emulation::with_assumed_latencies();
+  const ascendc_emulator::Rates r = ascendc_emulator::with_assumed_latencies();
   std::printf(
-      "\nlower bound: weights, scales, x and y once over 1.6 TB/s, or the int4 products at 16 x 16 x 64 a cycle "
-      "and 1.8 GHz.\none launch: critical path of the instructions that the kernel issues, at the published "
-      "rates of each path (of the bytes that arrive) and pipe, and no less than its bytes over 1.6 TB/s.\nassumed "
-      "latencies: %.1f us a "
-      "global transfer, %.1f us a flag between cores, %.0f cycles to start an instruction, %.0f to issue one; "
-      "not published.\ntransform adds: one launch over the multiplication alone. two launches: our own two "
-      "phases, launched after each other.\n",
+      "\nlower bound: the longer of two times, for transferring weights, scales, x and y once at 1.6 TB/s, and for "
+      "the int4 products at 16 x 16 x 64 per cycle and 1.8 GHz.\n"
+      "one launch: the critical path of the instructions that the kernel issues, at the published rates of each path "
+      "(counting the bytes that arrive) and pipe, and at least the time for its bytes at 1.6 TB/s.\n"
+      "assumed latencies, not published: %.1f us per global transfer, %.1f us per flag between cores, %.0f cycles to "
+      "start an instruction, %.0f to issue one.\n"
+      "added by transform: one launch compared with the multiplication alone.\n"
+      "two launches: our own two phases one after the other.\n",
       r.gm_latency_us, r.cross_core_us, r.start_cycles, r.issue_cycles);
   return 0;
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernels, run by the emulation, against the reference: bit for bit where sums are exact in float32 whatever their
+// The kernels, run under the emulator, compared with the reference: bit for bit where float32 sums are exact in any
 // order, and always from the int4 activations on.
 //
 //   conformance_test [SECTION...]    all sections by default: models full tokens tails factors pipelined groups
@@ -27,15 +27,15 @@ void check_equal(const Linear16& linear, uint32_t cores, Launch launch = Launch:
   check(found.activations.scale == activations.scale, what + ": token scales");
   check(found.activations.q == activations.q, what + ": int4 activations");
   check(found.y == reference_multiply(linear, activations), what + ": y");
-  check(found.report.empty(), what + ": against the rules of the hardware:\n" + found.report);
+  check(found.report.empty(), what + ": breaks rules of the hardware:\n" + found.report);
 }
 
 Linear16 exact(const LinearShape& shape, Dtype dtype, uint32_t seed = 1) {
   return random_linear(shape, dtype, Values::kSmallIntegers, seed);
 }
 
-// Every transform of the models with its real factors; outputs are cut to a few tiles, whose number no code path
-// depends on beyond that.
+// Every transform of the models with its real factors. Outputs are cut to a few tiles, since no code path depends on
+// more of them.
 void test_models() {
   std::set<std::tuple<int64_t, int64_t, int64_t>> seen;
   for (const Model& model : models()) {
@@ -48,12 +48,12 @@ void test_models() {
       }
     }
   }
-  // Outputs and stages as wide as they get.
+  // The widest outputs and stages.
   check_equal(exact({2, 5120, 1030, 64, 80}, Dtype::kBFloat16), 2);
   check_equal(exact({130, 2112, 600, 0, 0}, Dtype::kHalf), 3);
 }
 
-// Linears of Qwen3-32B whole, on all cores of a device.
+// Whole linears of Qwen3-32B on all cores of a device.
 void test_full() {
   check_equal(exact({1, 5120, 10240, 64, 80}, Dtype::kBFloat16), 24);
   check_equal(exact({40, 8192, 5120, 64, 0}, Dtype::kBFloat16), 24);
@@ -87,7 +87,7 @@ void test_tails() {
   check_equal(exact({300, 2056, 150, 0, 0}, Dtype::kHalf), 3);
   check_equal(exact({112, 5200, 600, 0, 0}, Dtype::kBFloat16), 1);
   check_equal(exact({9, 4104, 520, 0, 0, 1, true}, Dtype::kHalf), 2);
-  // The largest token that fits in UB, and a tile of a single row behind full ones.
+  // The largest token that fits in UB, and a tile of a single row after full ones.
   check_equal(exact({2, 32768, 16, 256, 128}, Dtype::kHalf), 1);
   check_equal(exact({257, 64, 16, 0, 0}, Dtype::kHalf), 2);
   check_equal(exact({1153, 64, 16, 0, 0}, Dtype::kHalf), 2);
@@ -106,8 +106,8 @@ void test_factors() {
   }
 }
 
-// The transform of the next tokens between the tiles of these: both factors and one, several passes a slot and several
-// blocks a pass, last chunks and tiles that are smaller, cores without tiles or without tokens in a chunk.
+// The next chunk's tokens transformed between this chunk's tiles: both factors and one, several passes per slot and
+// several blocks per pass, smaller last chunks and tiles, cores without tiles or without tokens in a chunk.
 void test_pipelined() {
   const std::vector<std::tuple<LinearShape, uint32_t>> cases = {
       {{400, 2048, 512, 32, 64, 1, true, 0.9f}, 2},
@@ -124,7 +124,7 @@ void test_pipelined() {
       check_equal(exact(shape, dtype), cores, Launch::kPipelined);
     }
   }
-  // As much of L1 as there is, on all cores of a device.
+  // All of L1, on all cores of a device.
   check_equal(exact({300, 8192, 512, 64, 0}, Dtype::kHalf), 24, Launch::kPipelined);
   // Where it is chosen because it is faster.
   const LinearShape chosen{390, 5120, 500, 64, 80};
@@ -143,7 +143,7 @@ void test_groups() {
 
 void test_values() {
   for (const int64_t tokens : {4, 40}) {
-    // Tokens of zeros beside others, a whole batch of zeros.
+    // Some tokens all zeros, then all of them.
     Linear16 zeros = exact({tokens, 384, 40, 16, 24, 1, true}, Dtype::kBFloat16);
     std::fill(zeros.x.begin(), zeros.x.begin() + 384, 0);
     std::fill(zeros.x.end() - 384, zeros.x.end(), 0x8000);  // -0
@@ -151,18 +151,18 @@ void test_values() {
     std::fill(zeros.x.begin(), zeros.x.end(), 0);
     check_equal(zeros, 2);
 
-    // Everything at the ends of the ranges: |sum| = 64 in, saturated activations of both signs.
+    // Everything at the ends of the ranges: |sum| = 64 in_features, saturated activations of both signs.
     Linear16 full = exact({tokens, 1024, 40, 0, 0, 1, false, 0.25f}, Dtype::kHalf);
     std::fill(full.weight.begin(), full.weight.end(), -8);
     for (size_t i = 0; i < full.x.size(); ++i) full.x[i] = to_bits(full.dtype, i / 1024 % 2 ? -100.0f : 100.0f);
     check_equal(full, 2);
 
-    // clip < 1 saturates some; all clips that matter.
+    // clip_ratio < 1 saturates some activations.
     for (const float clip : {1.0f, 0.9791f, 0.5f, 0.03125f}) {
       check_equal(exact({tokens, 384, 40, 16, 24, 1, false, clip}, Dtype::kBFloat16), 2);
     }
 
-    // Magnitudes beyond float16 in between, and tokens too small for it.
+    // Intermediate values too large for float16, and tokens too small for it.
     for (const float scale : {1e30f, 1e-20f}) {
       Linear16 scaled = exact({tokens, 384, 40, 16, 24}, Dtype::kBFloat16);
       const float power = std::ldexp(1.0f, std::ilogb(scale));
@@ -182,9 +182,9 @@ double root_mean_square(const std::vector<double>& values) {
   return std::sqrt(sum / static_cast<double>(values.size()));
 }
 
-// Where sums are not exact the kernel may round elsewhere than the reference, by the order of its sums and the 16-bit
-// X R. It must lose no more than 2 % against the arithmetic without those roundings, measured as the error that
-// quantizing the activations makes.
+// Where sums are not exact the kernel rounds differently from the reference: its sums have another order, and X R has
+// 16 bits. The quantization error of its activations must be at most 2 % above that of arithmetic without those
+// roundings.
 void test_realistic() {
   for (const Dtype dtype : {Dtype::kBFloat16, Dtype::kHalf}) {
     for (const LinearShape& shape : {LinearShape{6, 5120, 64, 64, 80, 1, false, 0.95f},
@@ -193,7 +193,7 @@ void test_realistic() {
       const Result found = run_linear(linear, 2);
       // From the activations that the kernel made, the rest is exact.
       check(found.y == reference_multiply(linear, found.activations), linear.text() + ": y, realistic");
-      check(found.report.empty(), linear.text() + ": against the rules of the hardware:\n" + found.report);
+      check(found.report.empty(), linear.text() + ": breaks rules of the hardware:\n" + found.report);
 
       const std::vector<float> z = reference_transform(linear, false);
       const Quantized16 unrounded = reference_quantize(linear, z);

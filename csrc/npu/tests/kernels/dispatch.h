@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// From a tiling to its kernel. Instantiated for one dtype in a file of its own: each compiles 48 kernels.
+// From a tiling to its kernel. Each dtype is instantiated in a file of its own, which compiles 48 kernels.
 #pragma once
 
 #include <stdexcept>
@@ -12,17 +12,17 @@ struct Call {
   const Tiling& tiling;
   uint32_t phases;
   const LinearAddresses& at;
-  const emulation::Options& options;
+  const ascendc_emulator::Options& options;
 };
 
 template <typename T, Factors kFactors, uint32_t kRows, uint32_t kPhases>
-emulation::Report launch_kernel(const Call& call) {
+ascendc_emulator::Report launch_kernel(const Call& call) {
   const auto kernel = [&call] { FlatQuantLinear<T, kFactors, kRows, kPhases>(call.at, call.tiling.data); };
-  return emulation::Launch(call.tiling.cores, kernel, call.options);
+  return ascendc_emulator::Launch(call.tiling.cores, kernel, call.options);
 }
 
 template <typename T, Factors kFactors, uint32_t kRows>
-emulation::Report launch_phases(const Call& call) {
+ascendc_emulator::Report launch_phases(const Call& call) {
   switch (call.phases) {
     case 1:
       return launch_kernel<T, kFactors, kRows, 1>(call);
@@ -35,7 +35,7 @@ emulation::Report launch_phases(const Call& call) {
 }
 
 template <typename T, Factors kFactors>
-emulation::Report launch_rows(const Call& call) {
+ascendc_emulator::Report launch_rows(const Call& call) {
   switch (call.tiling.token_class) {
     case TokenClass::kRows16:
       return launch_phases<T, kFactors, 16>(call);
@@ -50,7 +50,7 @@ emulation::Report launch_rows(const Call& call) {
 }
 
 template <typename T>
-emulation::Report launch_factors(const Call& call) {
+ascendc_emulator::Report launch_factors(const Call& call) {
   switch (call.tiling.factors) {
     case Factors::kNone:
       return launch_rows<T, Factors::kNone>(call);

@@ -3,8 +3,8 @@
 
 namespace w4a4::npu {
 
-emulation::Report launch_half(const Tiling& tiling, uint32_t phases, const LinearAddresses& at,
-                              const emulation::Options& options) {
+ascendc_emulator::Report launch_half(const Tiling& tiling, uint32_t phases, const LinearAddresses& at,
+                                     const ascendc_emulator::Options& options) {
   return launch_factors<half>({tiling, phases, at, options});
 }
 

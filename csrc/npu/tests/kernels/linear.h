@@ -13,7 +13,7 @@
 
 enum class Dtype { kHalf, kBFloat16 };
 
-// A 16-bit floating-point number as the float that it stands for; round to nearest even on the way in.
+// A 16-bit floating-point number as a float and back, rounded to nearest even.
 inline float from_bits(Dtype dtype, uint16_t bits) {
   if (dtype == Dtype::kBFloat16) {
     const uint32_t wide = uint32_t{bits} << 16;
@@ -65,7 +65,7 @@ struct Linear16 {
   }
 };
 
-// packed[in / 64][out / 16][16][32 bytes], even inputs in the low nibble; see vllm_w4a4_plugin/ops/nz.py.
+// packed[in / 64][out / 16][16][32 bytes], even inputs in the low nibble; see vllm_w4a4_plugin/ops/npu/nz.py.
 inline std::vector<uint8_t> pack_nz(const std::vector<int8_t>& weight, int64_t out, int64_t in) {
   const int64_t output_blocks = (out + 15) / 16, input_blocks = (in + 63) / 64;
   std::vector<uint8_t> packed(output_blocks * input_blocks * 512, 0);
@@ -78,7 +78,7 @@ inline std::vector<uint8_t> pack_nz(const std::vector<int8_t>& weight, int64_t o
   return packed;
 }
 
-// What the values of a random linear are like.
+// What kind of values a random linear has.
 enum class Values {
   kSmallIntegers,  // every sum of the transform is exact in float32, whatever its order
   kRealistic,      // tokens with outliers, factors near orthogonal

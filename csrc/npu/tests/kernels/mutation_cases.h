@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Few small linears that between them make every flag, barrier and guard of the kernels matter: each ring goes round,
-// each stage and slot is used again, each tail occurs.
+// A few small linears that together make every flag, barrier and guard of the kernels matter: each ring wraps around,
+// each stage and slot is reused, each tail occurs.
 #pragma once
 
 #include <vector>
@@ -20,13 +20,13 @@ inline std::vector<MutationCase> mutation_cases() {
   };
   const Dtype half = Dtype::kHalf, bfloat16 = Dtype::kBFloat16;
   return {
-      // One row, every core for itself; a tile of the last core has no row for the second AIV.
+      // One row, which every core transforms for itself; a tile of the last core has no row for the second AIV.
       {linear({1, 192, 72, 12, 16, 1, true}, bfloat16), 2, Launch::kFused},
-      // Shares, the barrier, three ring slots of transformed tokens a core, several tiles.
+      // Shared tokens, the barrier, three ring slots of transformed tokens per core, several tiles.
       {linear({40, 384, 600, 16, 24, 1, true, 0.8f}, half), 2, Launch::kFused},
       // More than one chunk of features, more steps than stages, several passes.
       {linear({14, 5120, 300, 64, 80}, bfloat16), 2, Launch::kFused},
-      // One token a pass, in two blocks of columns.
+      // One token per pass, in two blocks of columns.
       {linear({7, 18496, 40, 136, 136}, half), 1, Launch::kFused},
       // One factor.
       {linear({12, 2048, 40, 16, 0}, bfloat16), 1, Launch::kFused},
@@ -42,7 +42,7 @@ inline std::vector<MutationCase> mutation_cases() {
       {linear({2, 5120, 1030, 0, 0}, half), 1, Launch::kFused},
       {linear({128, 9216, 256, 0, 0}, bfloat16), 1, Launch::kFused},
       {linear({112, 5200, 600, 0, 0}, half), 1, Launch::kFused},
-      // No more depth steps than stages could be; the next row of tiles overwrites them.
+      // As many depth steps as stages; the next row of tiles overwrites them.
       {linear({150, 2040, 400, 0, 0}, bfloat16), 1, Launch::kFused},
       // A last block of columns that is narrower.
       {linear({3, 12288, 40, 256, 48}, half), 1, Launch::kFused},
@@ -50,13 +50,13 @@ inline std::vector<MutationCase> mutation_cases() {
       {linear({1, 4136, 24, 0, 0}, half), 1, Launch::kFused},
       // A core without tokens.
       {linear({1, 192, 40, 12, 16}, bfloat16), 2, Launch::kTwo},
-      // The next tokens transformed between the tiles of these: chunks, both factors and one, no tiles for a core.
+      // The next chunk transformed between this chunk's tiles: both factors and one, a core without tiles.
       {linear({300, 1024, 130, 16, 64, 1, true}, bfloat16), 2, Launch::kPipelined},
       {linear({290, 1024, 24, 16, 0}, half), 3, Launch::kPipelined},
       {linear({330, 1088, 240, 0, 64}, bfloat16), 1, Launch::kPipelined},
       // A last chunk of fewer tokens than cores.
       {linear({194, 1024, 24, 16, 64}, half), 3, Launch::kPipelined},
-      // Tall tiles behind tokens that do not fit beside the epilogue.
+      // Tall tiles of tokens that do not fit in UB together with the epilogue.
       {linear({70, 9216, 16, 96, 96}, half), 2, Launch::kFused},
       // A tile of one row after full ones.
       {linear({1153, 64, 16, 0, 0}, half), 2, Launch::kFused},

@@ -18,7 +18,7 @@ Result run_linear(const Linear16& linear, uint32_t cores, Launch launch) {
   if (!is_fused) tiling = share_activations(tiling);
   const TilingData& t = tiling.data;
 
-  emulation::DeviceMemory memory;
+  ascendc_emulator::DeviceMemory memory;
   const auto upload = [&memory](const auto& values, const char* name) -> uint8_t* {
     return values.empty() ? nullptr : memory.copy(values.data(), values.size() * sizeof(values[0]), name);
   };

@@ -15,7 +15,7 @@ namespace {
 
 constexpr uint64_t kUb = 192 * 1024, kL1 = 512 * 1024, kL0 = 64 * 1024, kL0C = 128 * 1024;
 
-// `l1`: bytes that the GEMM takes of it.
+// `l1`: bytes of L1 that the GEMM uses.
 void check_pipelined(const Tiling& t, uint64_t l1, const std::string& what) {
   const TilingData& d = t.data;
   check(d.resident && !d.replicated && d.groups == 1 && t.token_class == TokenClass::kRows128, what + ": chunks");
@@ -32,7 +32,7 @@ void check_pipelined(const Tiling& t, uint64_t l1, const std::string& what) {
   const uint64_t right = has_right ? uint64_t{d.right_padded} * d.right_padded : 0;
   const uint64_t products = has_left && has_right ? 2 * rows * d.block_columns : 0;
   check(l1 + 2 * (left + right + products + 2 * rows * d.right_padded) <= kL1, what + ": L1 of both");
-  check(d.in_features <= kPipelinedMaxFeatures, what + ": a token in UB beside the epilogue");
+  check(d.in_features <= kPipelinedMaxFeatures, what + ": a token in UB together with the epilogue");
 }
 
 void check_limits(const Tiling& t, const std::string& what) {
@@ -90,7 +90,7 @@ void check_workspace(const Tiling& t, const std::string& what) {
   }
 }
 
-// The busiest core's columns over a perfect share, in percent.
+// The busiest core's columns, in percent of an even share.
 int64_t imbalance(const Tiling& t) {
   const TilingData& d = t.data;
   const int64_t tiles = int64_t{d.row_tiles} * d.column_tiles;
@@ -126,7 +126,7 @@ void test_models() {
 }
 
 void test_balance() {
-  // No core of the Qwen3-32B linears has more than this share, in percent of an even one.
+  // In none of the Qwen3-32B linears does a core have more than this, in percent of an even share.
   struct Case {
     int64_t tokens, in, out, left, right, percent;
   };
@@ -163,7 +163,7 @@ void test_decisions() {
   const Tiling bare = make_tiling({4096, 5120, 10240}, 24);
   check(bare.data.resident == 1 && bare.data.tile_rows == 128 && bare.data.tile_columns == 128 &&
             bare.data.step_depth == kGemmStepK && bare.data.chunks == 1,
-        "no transform: nothing beside the tiles");
+        "no transform: nothing between the tiles");
   const Tiling wide = make_tiling({4096, 25600, 5120, 160, 160}, 24);
   check(wide.data.resident == 0 && wide.data.tile_rows == 128 && wide.data.tile_columns == 256,
         "25600 features: none stay");

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Mutates the NPU kernels: every flag, barrier, guard and clamp can be left out, one at a time, and factors confused.
+"""Mutates the NPU kernels: leaves out every flag, barrier, guard and clamp, one at a time, and swaps scale factors.
 
 All mutants go into one copy of the sources, switched at run time by `mutation::active`, so that they are compiled once:
 
@@ -10,7 +10,7 @@ All mutants go into one copy of the sources, switched at run time by `mutation::
     clamp           Min(kChunk, left)         ->  (mutation::is(10) ? (kChunk) : Min(kChunk, left))
     formula         tiling_.scale_factor      ->  (mutation::is(11) ? tiling_.inverse_factor : tiling_.scale_factor)
 
-`if constexpr` chooses between kernels and is no guard of one.
+`if constexpr` selects between kernels, so it is not a guard.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-SYNCHRONISATION = re.compile(
+SYNCHRONIZATION = re.compile(
     r"AscendC::(SetFlag|WaitFlag|CrossCoreSetFlag|CrossCoreWaitFlag|PipeBarrier|SyncAll)(<[^;()]*>)?(?=\()"
 )
 GUARD = re.compile(r"\bif \(")
@@ -32,7 +32,7 @@ EARLY_EXIT = re.compile(r"\s*(return|continue|break)\b")
 
 @dataclass(frozen=True)
 class Mutant:
-    """One place that is left out: what kind, where, and its source text."""
+    """A place that is changed: its kind, where it is and its source text."""
 
     kind: str
     file: str
@@ -75,7 +75,7 @@ def mutate(text: str, file: str, mutants: list[Mutant]) -> str:
         mutants.append(Mutant(kind, file, line, " ".join(text[begin:end].split())))
         return len(mutants)
 
-    for match in SYNCHRONISATION.finditer(code):
+    for match in SYNCHRONIZATION.finditer(code):
         end = closing(code, match.end()) + 1
         if code[end] != ";":
             raise ValueError(f"{file}: expected a statement at {text[match.start() : end + 10]!r}")

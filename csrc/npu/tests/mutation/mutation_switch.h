@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which mutant the mutated kernels are: all are compiled into one program.
+// Selects the active mutant: all of them are compiled into one program.
 #pragma once
 
 namespace mutation {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every mutant must be noticed by a detector of the emulation or by wrong values, or stand in the list of those that
-// are redundant, with the reason. Each runs in a process of its own.
+// Every mutant must be noticed by a detector of the emulator or by wrong values, or be listed as redundant, with the
+// reason. Each runs in a process of its own.
 //
 //   mutation_test REDUNDANT.txt [SHARD SHARDS [FIRST_MUTANT LAST_MUTANT]]
 #include <sys/wait.h>
@@ -15,7 +15,7 @@
 #include <set>
 #include <sstream>
 
-#include "launch.h"
+#include "ascendc_emulator/launch.h"
 #include "mutation_switch.h"
 #include "npu/tests/kernels/mutation_cases.h"
 #include "npu/tests/kernels/run.h"
@@ -42,11 +42,11 @@ struct Case {
   Result expected;
 };
 
-// Seconds after which a mutant that runs for ever counts as noticed: the unmutated cases take a tenth of a second.
+// Seconds after which a mutant that does not end counts as noticed: the unmutated cases take a tenth of a second.
 constexpr unsigned kTimeout = 60;
 
-// What must be among that which notices a mutant of the kinds that were once seeded into a real kernel; see
-// emulation/hazards_test.cpp.
+// What must notice mutants of these kinds, whatever else does; the emulator's own hazards_test.cpp seeds the same
+// faults into a small kernel.
 const char* required(const Mutant& mutant) {
   if (mutant.kind == "formula") return "values";
   if (mutant.kind == "PipeBarrier") return "hazard";
@@ -61,8 +61,8 @@ struct Finding {
   uint64_t instructions = 0;
 };
 
-// A flag that is not waited for breaks the protocol of flags whether its order matters or not: for those the cases go
-// on until something else tells.
+// A missing wait leaves a flag set, whether the order that it enforces matters or not: for such mutants the cases go on
+// until something else notices them.
 Finding run_mutant(int number, const std::vector<Case>& cases) {
   int channel[2];
   if (pipe(channel) != 0) std::abort();
@@ -72,7 +72,7 @@ Finding run_mutant(int number, const std::vector<Case>& cases) {
     alarm(kTimeout);
     mutation::active = number;
     std::set<std::string> found;
-    const uint64_t before = emulation::instructions_issued();
+    const uint64_t before = ascendc_emulator::instructions_issued();
     for (const Case& test : cases) {
       const Result result = run_linear(test.linear.linear, test.linear.cores, test.linear.launch);
       std::istringstream lines(result.report);
@@ -84,7 +84,7 @@ Finding run_mutant(int number, const std::vector<Case>& cases) {
       const bool is_flag_alone = found == std::set<std::string>{"flag"};
       if (!found.empty() && !(is_flag_alone && is_order_alone(mutants()[number - 1].kind))) break;
     }
-    std::string words = std::to_string(emulation::instructions_issued() - before);
+    std::string words = std::to_string(ascendc_emulator::instructions_issued() - before);
     for (const std::string& word : found) words += " " + word;
     if (write(channel[1], words.data(), words.size()) < 0) _exit(1);
     _exit(0);
@@ -151,7 +151,7 @@ int main(int count, char** arguments) {
       std::printf("FAILED unmutated: %s\n%s", linear.linear.text().c_str(), result.report.c_str());
     }
   }
-  const uint64_t instructions = emulation::instructions_issued();
+  const uint64_t instructions = ascendc_emulator::instructions_issued();
   std::map<std::string, int> by;
   std::map<std::string, int> seen;
   for (int number = 1; number <= static_cast<int>(mutants().size()); ++number) {
@@ -186,7 +186,7 @@ int main(int count, char** arguments) {
     }
     ++failures;
     if (words == "crash") {
-      std::printf("FAILED: the emulation broke down\n");
+      std::printf("FAILED: the emulator crashed\n");
     } else if (!words.empty()) {
       std::printf("FAILED: listed as redundant, but it is noticed. Remove it from the list: %s\n", key.c_str());
     } else {

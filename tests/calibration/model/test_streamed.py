@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model that is loaded block by block, compared with transformers."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.calibration.conftest import FAMILIES
+from vllm_w4a4_plugin.calibration.errors import CalibrationError
+from vllm_w4a4_plugin.calibration.model.streamed import StreamedModel
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_streamed_model_computes_what_transformers_does(family: str, float_model: Callable[..., Path]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    directory = float_model(family)
+    ids = torch.randint(3, 512, (2, 48), generator=torch.Generator().manual_seed(0))
+    expected = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)(ids).logits
+    model = StreamedModel(directory)
+    hidden, _ = model.start(ids)
+    with torch.no_grad():
+        for index in range(len(model)):
+            hidden = model.run_block(model.load_block(index), index, hidden)
+        assert torch.allclose(model.logits(hidden), expected, atol=1e-4)
+
+
+def test_directories_without_a_usable_model_are_refused(tmp_path: Path, float_model: Callable[..., Path]) -> None:
+    with pytest.raises(CalibrationError, match=r"no config\.json"):
+        StreamedModel(tmp_path)
+    (tmp_path / "config.json").write_text((float_model("llama") / "config.json").read_text())
+    with pytest.raises(CalibrationError, match=r"no \*\.safetensors"):
+        StreamedModel(tmp_path)
+
+
+def test_blocks_are_new_copies_in_float32(float_model: Callable[..., Path]) -> None:
+    model = StreamedModel(float_model("llama"))
+    first, second = model.load_block(1), model.load_block(1)
+    for (name, one), two in zip(first.named_parameters(), second.parameters(), strict=True):
+        assert one.dtype == torch.float32
+        assert one.data_ptr() != two.data_ptr()
+        assert torch.equal(one, model.weights.read(f"model.layers.1.{name}").float())

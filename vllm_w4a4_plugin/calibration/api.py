@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quantization as one call: what `vllm-w4a4 quantize` does, for Python."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .block.report import LayerReport
+from .options import QuantizeOptions
+from .progress import Listener, silent
+from .run.pipeline import Quantization
+from .run.records import BlockRecord
+from .run.report import REPORT_FILE, render
+from .run.setup import Setup
+
+
+@dataclass(frozen=True)
+class Report:
+    """A finished quantization.
+
+    Attributes:
+        output: directory of the checkpoint, in which `quantization_report.html` shows this report.
+        blocks: what was done to each decoder block.
+        nbytes: size of all tensors of the checkpoint.
+        float_nbytes: size of all tensors of the float model.
+        seconds: how long it took.
+    """
+
+    output: Path
+    blocks: Sequence[BlockRecord]
+    nbytes: int
+    float_nbytes: int
+    seconds: float
+
+    @property
+    def layers(self) -> list[LayerReport]:
+        """What was done to each linear layer, in order of execution."""
+        return [layer for block in self.blocks for layer in block.layers()]
+
+
+def quantize(model: Path, output: Path, options: QuantizeOptions | None = None, progress: Listener = silent) -> Report:
+    """Quantize a float Hugging Face model.
+
+    The estimated memory, disk space and time are logged (level INFO) before the work starts, and so is what the user
+    may want to change (level WARNING), such as layers for which NPUs have no fused kernel.
+
+    Args:
+        model: directory of the float model.
+        output: directory to make.
+        options: all other choices.
+        progress: told of every step.
+
+    Raises:
+        CheckpointError: anything that the user can correct; nearly always a `CalibrationError`. The message says what
+            to do and names options in backquotes. An interrupted run can be continued with `resume`.
+    """
+    started = time.monotonic()
+    setup = Setup(Path(model), Path(output), options or QuantizeOptions())
+    job = setup.job(setup.calibration_ids(progress))
+    quantization = Quantization(
+        job, setup.output, setup.options.resume, setup.devices, setup.options.activations_on_disk
+    )
+
+    def page(records: Sequence[BlockRecord], nbytes: int) -> Mapping[str, str]:
+        facts = setup.facts(job.ids.numel(), nbytes, time.monotonic() - started)
+        return {REPORT_FILE: render(f"{setup.name}: quantization report", facts, records)}
+
+    records, nbytes = quantization.run(progress, page)
+    return Report(setup.output, records, nbytes, setup.float_nbytes, time.monotonic() - started)

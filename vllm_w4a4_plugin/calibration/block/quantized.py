@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A group of linear layers as it is computed after quantization."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..transforms.kronecker import apply_kronecker
+from .rounding import quantize_tokens
+
+
+@dataclass(frozen=True)
+class InputTransform:
+    """x -> (x * diagonal) kron(left, right) of tokens [tokens, n]; None is the identity.
+
+    Attributes:
+        diagonal: [n], folded into the norm that produces x.
+        left: [M, M]; right: [N, N].
+    """
+
+    diagonal: Tensor | None = None
+    left: Tensor | None = None
+    right: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return apply_kronecker(x if self.diagonal is None else x * self.diagonal, self.left, self.right)
+
+    def to(self, device: torch.device) -> "InputTransform":
+        """The same on another device."""
+        return InputTransform(*(None if t is None else t.to(device) for t in (self.diagonal, self.left, self.right)))
+
+
+@dataclass(frozen=True)
+class InputQuantizer:
+    """Dynamic per-token quantization of a group's input.
+
+    Attributes:
+        bits: of activations.
+        transform: applied first.
+        clip: activation clip ratio.
+    """
+
+    bits: int
+    transform: InputTransform = field(default_factory=InputTransform)
+    clip: float = 1.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Tokens [tokens, n] as the quantized layer sees them: transformed, quantized and dequantized."""
+        return quantize_tokens(self.transform(x), self.clip, self.bits)
+
+    def to(self, device: torch.device) -> "InputQuantizer":
+        """The same on another device."""
+        return InputQuantizer(self.bits, self.transform.to(device), self.clip)
+
+
+@dataclass(frozen=True)
+class QuantizedGroup:
+    """A group's weights, and how its input is quantized.
+
+    Attributes:
+        input: quantizer of the input.
+        weight: [output_size, input_size], transformed; what the codes approximate.
+        codes: integers of the same shape, as floats.
+        scale: [output_size, 1].
+        bits: of the codes.
+    """
+
+    input: InputQuantizer
+    weight: Tensor
+    codes: Tensor
+    scale: Tensor
+    bits: int
+
+    def dequantized(self) -> Tensor:
+        """[output_size, input_size]: codes * scale."""
+        return self.codes * self.scale

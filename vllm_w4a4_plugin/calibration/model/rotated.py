@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model whose residual stream is rotated by an orthogonal matrix folded into all weights (QuaRot, arXiv 2404.00456).
+
+Norm weights are first folded into the linear layers that follow them, because an RMSNorm without weights commutes with
+the rotation. The model computes the same function, but no channel of the stream stands out, at no cost at run time.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..transforms.hadamard import random_flat_orthogonal
+from .streamed import StreamedModel
+from .structure import Group, Role
+from .tracing import linear
+
+
+class RotatedModel(StreamedModel):
+    """`StreamedModel` with the rotation folded in.
+
+    Args:
+        directory, device, trust_remote_code: as for `StreamedModel`.
+        seed: of the rotation.
+
+    Raises:
+        CalibrationError: as for `StreamedModel`.
+    """
+
+    def __init__(self, directory: Path, device: str = "cpu", trust_remote_code: bool = False, seed: int = 0) -> None:
+        super().__init__(directory, device, trust_remote_code)
+        generator = torch.Generator().manual_seed(seed)
+        self.rotation = random_flat_orthogonal(self.hidden_size, generator).to(self.device)
+        self._rotate_outer()
+
+    def load_block(self, index: int) -> nn.Module:
+        """Block `index`, rotated; the weights of its norms are ones."""
+        block = super().load_block(index)
+        groups = self.groups[index].values()
+        for group in groups:
+            for name in group.linears:
+                self._rotate(linear(block, name), group, block)
+        for group in groups:
+            if group.norm:
+                nn.init.ones_(block.get_submodule(group.norm).weight)  # type: ignore[arg-type]
+        return block
+
+    def outer_tensors(self) -> dict[str, Tensor]:
+        """The rotated embedding and head, which are no longer one matrix, and a final norm of ones."""
+        named = dict(self.skeleton.named_parameters())
+        tensors = super().outer_tensors()
+        return {name: named[name].detach().to("cpu", tensor.dtype) for name, tensor in tensors.items()}
+
+    def _rotate(self, module: nn.Linear, group: Group, block: nn.Module) -> None:
+        """Rotate the input of a layer that reads the residual stream, or the output of one that adds to it."""
+        if group.norm:
+            norm_weight = block.get_submodule(group.norm).weight
+            assert isinstance(norm_weight, Tensor)
+            weight = module.weight.double() * norm_weight
+            module.weight.copy_(weight @ self.rotation)
+        elif group.role in (Role.O, Role.DOWN):
+            module.weight.copy_(self.rotation.t() @ module.weight.double())
+            if module.bias is not None:
+                module.bias.copy_(module.bias.double() @ self.rotation)
+
+    def _rotate_outer(self) -> None:
+        embedding, head = self.skeleton.get_input_embeddings(), self.skeleton.get_output_embeddings()
+        norm = next(
+            m for m in self.skeleton.get_decoder().children() if getattr(getattr(m, "weight", None), "ndim", 0) == 1
+        )
+        head.weight = nn.Parameter(((head.weight.double() * norm.weight) @ self.rotation).float(), requires_grad=False)
+        rotated = (embedding.weight.double() @ self.rotation).float()
+        embedding.weight = nn.Parameter(rotated, requires_grad=False)
+        nn.init.ones_(norm.weight)

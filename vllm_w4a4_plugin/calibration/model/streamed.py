@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Hugging Face causal language model whose decoder blocks are loaded one at a time."""
+
+import copy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CalibrationError
+from .skeleton import BlockArguments, BlockStub, build_skeleton, replace_blocks
+from .structure import Group, Role
+from .tracing import trace
+from .weights import FloatWeights
+
+HEAD = "lm_head.weight"
+
+_TRACE_TOKENS = 8
+
+
+class StreamedModel:
+    """Embedding, final norm and head in memory; decoder blocks read from the safetensors shards on request.
+
+    Arithmetic is float32: the fastest on CPU, and it adds no rounding of its own to what is measured.
+
+    Args:
+        directory: of the float model.
+        device: where blocks run.
+        trust_remote_code: run the model's own Python code.
+
+    Attributes:
+        weights: the stored tensors.
+        config, skeleton: transformers' config, and the model with stubs instead of blocks.
+        tied: whether the head is the embedding.
+        groups: of every block.
+
+    Raises:
+        CalibrationError: not a causal language model of supported structure, or tensors are missing.
+    """
+
+    def __init__(self, directory: Path, device: str = "cpu", trust_remote_code: bool = False) -> None:
+        self.directory, self.device = directory, torch.device(device)
+        self.weights = FloatWeights(directory)
+        self.config, self.skeleton = build_skeleton(directory, trust_remote_code)
+        text_config = self.config.get_text_config()
+        count = getattr(text_config, "num_hidden_layers", None)
+        self.blocks_name, self._blocks = replace_blocks(self.skeleton, count, directory)
+        self.tied = bool(text_config.tie_word_embeddings)
+        self._load_outer()
+        self.groups = self._trace_blocks()
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        return self.config.get_text_config().hidden_size
+
+    @property
+    def embedding_name(self) -> str:
+        """Name of the token embedding."""
+        embedding = self.skeleton.get_input_embeddings()
+        return next(name for name, module in self.skeleton.named_modules() if module is embedding)
+
+    def block_name(self, index: int) -> str:
+        """Full name of block `index`, e.g. `model.layers.3`."""
+        return f"{self.blocks_name}.{index}"
+
+    def linear_names(self) -> list[str]:
+        """Full names of the linear layers of all blocks."""
+        return [
+            f"{self.block_name(index)}.{name}"
+            for index, block in enumerate(self._blocks)
+            for name, module in block.named_modules()
+            if isinstance(module, nn.Linear)
+        ]
+
+    def load_block(self, index: int) -> nn.Module:
+        """A new copy of block `index` with its weights in float32, on the device."""
+        block = copy.deepcopy(self._blocks[index])
+        self._fill(block, self.block_name(index))
+        for parameter in block.parameters():
+            parameter.data = parameter.data.float()
+        return block
+
+    def outer_names(self) -> list[str]:
+        """Stored tensors that belong to no block, in stored order."""
+        return [name for name in self.weights.tensors if not name.startswith(self.blocks_name + ".")]
+
+    def outer_tensors(self) -> dict[str, Tensor]:
+        """The tensors that belong to no block, as they are to be written; a tied head is among them."""
+        tensors = {name: self.weights.read(name) for name in self.outer_names()}
+        if self.tied and HEAD not in tensors:
+            tensors[HEAD] = tensors[f"{self.embedding_name}.weight"].clone()
+        return tensors
+
+    def start(self, ids: Tensor) -> tuple[Tensor, list[BlockArguments]]:
+        """What the first block receives for token ids [rows, length], and each block's further arguments.
+
+        The arguments are those of one row: masks and positions broadcast over rows.
+        """
+        hidden = torch.cat([self._embed(row[None]) for row in ids])
+        return hidden, [stub.arguments for stub in self._stubs]
+
+    def run_block(self, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
+        """Output of a block for hidden [rows, length, hidden]; `start` must have run with this length."""
+        output = block(hidden, **{k: _moved(v, hidden.device) for k, v in self._stubs[index].arguments.items()})
+        return output[0] if isinstance(output, tuple) else output
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Final norm and head on the last block's output [rows, length, hidden]; differentiable."""
+        last = self._stubs[-1]
+        last.replacement = hidden
+        try:
+            placeholder = torch.zeros(hidden.shape[:2], dtype=torch.long)
+            return self.skeleton(input_ids=placeholder.to(hidden.device), use_cache=False).logits
+        finally:
+            last.replacement = None
+
+    @property
+    def _stubs(self) -> list[BlockStub]:
+        return list(self.skeleton.get_submodule(self.blocks_name))
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.skeleton.get_decoder()(input_ids=ids.to(self.device), use_cache=False)
+        return self._stubs[0].hidden
+
+    def _trace_blocks(self) -> list[dict[Role, Group]]:
+        """Blocks with modules and parameters of the same names, types and shapes have the same groups."""
+        known: dict[tuple[Any, ...], dict[Role, Group]] = {}
+        result = []
+        try:
+            hidden, _ = self.start(torch.arange(_TRACE_TOKENS)[None])
+            for index, empty in enumerate(self._blocks):
+                key = tuple(
+                    [(n, type(m)) for n, m in empty.named_modules()]
+                    + [(n, p.shape) for n, p in empty.named_parameters()]
+                )
+                if key not in known:
+                    block = StreamedModel.load_block(self, index)  # as stored, whatever a subclass changes
+                    run = partial(self.run_block, block, index, hidden)
+                    known[key] = trace(block, run, f"{self.directory}: {self.block_name(index)}")
+                result.append(known[key])
+        except CalibrationError:
+            raise
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise CalibrationError(
+                f"{self.directory}: {type(self.skeleton).__name__} does not run as one decoder block after another "
+                f"({error}). Only dense decoder-only language models can be quantized."
+            ) from error
+        return result
+
+    def _load_outer(self) -> None:
+        for name, module in list(self.skeleton.named_children()):
+            self._fill(module, name)
+        if self.tied:
+            head, embedding = self.skeleton.get_output_embeddings(), self.skeleton.get_input_embeddings()
+            head.weight = embedding.weight
+        for name, parameter in self.skeleton.named_parameters():
+            if parameter.is_meta:
+                raise self.weights.missing(name)
+            if parameter.ndim == 1:
+                parameter.data = parameter.data.float()
+        self._compute_outer_in_float32()
+
+    def _compute_outer_in_float32(self) -> None:
+        """Embedding and head stay in their stored dtype, half as large, and are converted when they are used."""
+        head = self.skeleton.get_output_embeddings()
+        self.skeleton.get_input_embeddings().register_forward_hook(lambda module, args, output: output.float())
+        head.forward = lambda x: nn.functional.linear(
+            x, head.weight.float(), None if head.bias is None else head.bias.float()
+        )
+
+    def _fill(self, module: nn.Module, prefix: str) -> None:
+        """Load a module's parameters as stored, and move its buffers; `prefix` is its full name."""
+        for name, _ in list(module.named_parameters(remove_duplicate=False)):
+            full = f"{prefix}.{name}"
+            if self.tied and full == HEAD and full not in self.weights.tensors:
+                continue
+            owner = module.get_submodule(name.rpartition(".")[0])
+            value = self.weights.read(full).to(self.device)
+            setattr(owner, name.rpartition(".")[2], nn.Parameter(value, requires_grad=False))
+        for name, buffer in list(module.named_buffers()):
+            owner = module.get_submodule(name.rpartition(".")[0])
+            setattr(owner, name.rpartition(".")[2], buffer.to(self.device))
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    return tuple(_moved(v, device) for v in value) if isinstance(value, tuple) else value

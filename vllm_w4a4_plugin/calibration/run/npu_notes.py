@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers for which NPUs will not use their fastest kernel, as the loader will choose it. Imports no torch."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from vllm_w4a4_plugin.checkpoint import QuantType
+from vllm_w4a4_plugin.ops.npu.select import Kernel, RankShape, select_kernel
+
+from ..model.structure import Role, group_sizes, head_dim
+from ..transforms.sizes import stored_factors
+
+
+def npu_notes(config: Any, kinds: Iterable[tuple[Role, QuantType]]) -> list[str]:
+    """One sentence for each role whose layers cannot have the fastest of CANN's kernels, on one device.
+
+    Args:
+        config: transformers' text config.
+        kinds: pairs of role and quant type in the model.
+    """
+    notes = []
+    for role, kind in sorted(set(kinds), key=lambda pair: (list(Role).index(pair[0]), pair[1])):
+        output_size, input_size = group_sizes(config)[role]
+        left = right = None
+        if kind.spec.has_transform:
+            left, right = stored_factors(role, input_size, head_dim(config))
+        shape = RankShape(kind, output_size, input_size, 1, left, right)
+        choice = select_kernel(shape, has_fused_library=False)
+        if choice.kernel is Kernel.NONE:
+            notes.append(f"{role} layers of type {kind} cannot run: {choice.reason}.")
+        elif choice.reason:
+            notes.append(f"{role} layers of type {kind} will run as {choice.kernel}: {choice.reason}.")
+    return notes

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Blocks of a finished checkpoint, from which distillation can start."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vllm_w4a4_plugin.checkpoint import CheckpointReader, QuantType
+from vllm_w4a4_plugin.checkpoint.types import CLIP_RATIO, LEFT_TRANS, RIGHT_TRANS, WEIGHT, known_types
+from vllm_w4a4_plugin.checkpoint.verify import check_headers
+
+from ..block.report import LayerReport
+from ..errors import CalibrationError
+from ..model.streamed import StreamedModel
+
+
+def trainable_types() -> tuple[QuantType, ...]:
+    """Quant types from which distillation can start: all whose tensors are described, with one exception.
+
+    The rotation of `W4A4_DYNAMIC` is folded into the outer tensors too, but those are taken from the float model.
+    """
+    return tuple(kind for kind in known_types() if kind.spec.is_described and kind is not QuantType.W4A4_DYNAMIC)
+
+
+@dataclass(frozen=True)
+class StoredBlock:
+    """A block of a checkpoint.
+
+    Attributes:
+        tensors: by full name.
+        types: quant type by full name, in the order of the description.
+        reports: what the files say of each linear layer.
+    """
+
+    tensors: Mapping[str, Tensor]
+    types: dict[str, str]
+    reports: list[LayerReport]
+
+
+class StartingPoint:
+    """A checkpoint made from a float model.
+
+    Args:
+        model: the float model.
+        reader: of the checkpoint.
+
+    Raises:
+        CheckpointError: its headers are wrong.
+        CalibrationError: it was not made from `model`, or has layers of types that cannot be distilled.
+    """
+
+    def __init__(self, model: StreamedModel, reader: CheckpointReader) -> None:
+        self.model, self.reader = model, reader
+        check_headers(reader)
+        self._check_tensors()
+        self._check_embedding()
+
+    def block(self, index: int) -> StoredBlock:
+        """Block `index` as the checkpoint has it."""
+        prefix = f"{self.model.block_name(index)}."
+        types = {name: kind for name, kind in self.reader.description.tensors.items() if name.startswith(prefix)}
+        tensors = {name: self.reader.load(name) for name in types}
+        linears = [name for name in self.model.linear_names() if name.startswith(prefix)]
+        return StoredBlock(tensors, types, [_report(name, tensors, types) for name in linears])
+
+    def _check_tensors(self) -> None:
+        model, reader, types = self.model, self.reader, self.reader.description.tensors
+        trainable = trainable_types()
+        for name, info in model.weights.tensors.items():
+            found = reader.tensors.get(name)
+            if found is None or found.shape != info.shape:
+                shape = "is missing" if found is None else f"has shape {list(found.shape)}"
+                raise CalibrationError(
+                    f"{reader.directory}: tensor {name} {shape}, but {model.directory} has it with shape "
+                    f"{list(info.shape)}. Give the float model that the checkpoint was made from."
+                )
+            if types[name] not in trainable:
+                raise CalibrationError(
+                    f"{reader.directory}: tensor {name} has quant type {types[name]}; distillation can only start "
+                    f"from {', '.join(trainable)}."
+                )
+
+    def _check_embedding(self) -> None:
+        embedding = f"{self.model.embedding_name}.weight"
+        if not torch.equal(self.reader.load(embedding), self.model.weights.read(embedding)):
+            raise CalibrationError(
+                f"{self.reader.directory}: {embedding} differs from that of {self.model.directory}. Give the float "
+                "model that the checkpoint was made from."
+            )
+
+
+def _report(name: str, tensors: Mapping[str, Tensor], types: Mapping[str, str]) -> LayerReport:
+    own = {full: tensor for full, tensor in tensors.items() if full.startswith(f"{name}.")}
+    clip = own.get(f"{name}.{CLIP_RATIO}")
+    return LayerReport(
+        name,
+        types[f"{name}.{WEIGHT}"],
+        list(own[f"{name}.{WEIGHT}"].shape),
+        sum(tensor.nbytes for tensor in own.values()),
+        clip=None if clip is None else clip.item(),
+        factors=[len(own[f]) for f in (f"{name}.{LEFT_TRANS}", f"{name}.{RIGHT_TRANS}") if f in own],
+    )

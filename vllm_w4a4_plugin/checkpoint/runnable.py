@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a module of a quant type can be run on CPUs, and if not, why: one answer for the loader and for `verify`."""
+
+import re
+from enum import StrEnum
+
+from .model_config import HEAD
+from .types import CPU, QuantType, runnable_types
+
+
+class Kind(StrEnum):
+    """What a module is to vLLM; the value names several of them in messages."""
+
+    LINEAR = "linear layers"
+    EXPERTS = "experts"
+    EMBEDDING = "embeddings"
+    HEAD = "output heads"
+
+
+_EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
+
+
+def kind_of(module: str) -> Kind:
+    """The kind of a module that has a weight matrix, by its name."""
+    leaf = module.rpartition(".")[2]
+    if _EXPERTS.search(module):
+        return Kind.EXPERTS
+    if leaf == HEAD:
+        return Kind.HEAD
+    return Kind.EMBEDDING if "embed" in leaf or leaf in ("wte", "wpe") else Kind.LINEAR
+
+
+def unsupported_reason(module: str, quant_type: QuantType, kind: Kind) -> str:
+    """Message for a module that cannot be run on CPUs as it is quantized, "" if it can.
+
+    Args:
+        module: name of the layer, for the message.
+        quant_type: its type.
+        kind: what it is.
+    """
+    types = runnable_types(CPU) if kind is Kind.LINEAR else (QuantType.FLOAT,)
+    if quant_type in types:
+        return ""
+    what = "" if kind is Kind.LINEAR else f"{kind} of "
+    return (
+        f"layer {module}: {what}quant type {quant_type} cannot be run here. Types that can: {', '.join(types)}. "
+        "Quantize the model again with one of them for this layer."
+    )
