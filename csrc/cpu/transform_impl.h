@@ -4,6 +4,7 @@
 // set's flags; everything here has internal linkage.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -98,11 +99,12 @@ void transform_left(const QuantizeArgs& args, int64_t row_begin, int64_t row_end
 
 void quantize_transformed(const QuantizeArgs& args, int64_t token, const float* scratch) {
   const float* z = transformed(args, scratch);
-  float largest = 0.0f;
+  int32_t largest = 0;
   for (int64_t m = 0; m < args.left; ++m) {
-    largest = std::fmax(largest, max_abs(z + m * args.padded_right, args.padded_right));
+    largest = std::max(largest, max_magnitude_bits(z + m * args.padded_right, args.padded_right));
   }
-  const float scale = args.clip * largest / args.q_max;
+  const bool is_finite = largest < kInfinityBits;
+  const float scale = is_finite ? args.clip * bits_to_float(largest) / args.q_max : NAN;
   int8_t* q = args.q + token * args.q_stride;
   args.scale[token] = scale;
   if (scale > 0.0f) {

@@ -69,6 +69,8 @@ W4A4_INLINE inline V pinned(V v) {
   return v;
 }
 
+constexpr int32_t kInfinityBits = 0x7F800000;
+
 inline float bits_to_float(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof value);
@@ -108,19 +110,23 @@ inline void store_floats(const float* source, int64_t count, Dtype dtype, void* 
   }
 }
 
-// The largest magnitude; `count` is a multiple of kVector.
-inline float max_abs(const float* values, int64_t count) {
-  FloatVector largest{};
+// The bits of the largest magnitude; `count` is a multiple of kVector. As integers, the bits of floats without their
+// sign are ordered as the magnitudes are, infinity above all finite ones and NaN above infinity: nothing that is not
+// finite gets lost, as it would in a comparison of floats.
+inline int32_t max_magnitude_bits(const float* values, int64_t count) {
+  IntVector largest{};
   for (int64_t i = 0; i < count; i += kVector) {
-    const FloatVector v = load(values + i);
-    largest = max(largest, max(v, -v));
+    IntVector bits;
+    std::memcpy(&bits, values + i, sizeof bits);
+    bits &= 0x7FFFFFFF;
+    largest = largest > bits ? largest : bits;
   }
-  float result = 0.0f;
+  int32_t result = 0;
   for (int64_t i = 0; i < kVector; ++i) result = largest[i] > result ? largest[i] : result;
   return result;
 }
 
-// clamp(round_half_even(values / scale), q_min, q_max). A true division: a reciprocal would move ties.
+// clamp(round_half_even(values / scale), q_min, q_max) of finite values. A true division: a reciprocal would move ties.
 inline void quantize_floats(const float* values, int64_t count, float scale, float q_min, float q_max, int8_t* q) {
   // Adding and subtracting 1.5 * 2^23 rounds to nearest even, exact while |value / scale| < 2^22; clamping first
   // keeps it there.

@@ -3,43 +3,18 @@
 //
 //   conformance_test [NAME...]    the instruction sets to test, whatever this CPU says of itself; by default those
 //                                 that it has. Exit status 1 after any failure.
+#include <cmath>
 #include <cstdio>
 #include <cstring>
-#include <functional>
 #include <string>
-#include <thread>
 #include <vector>
 
-#include "kernels.h"
-#include "layout.h"
-#include "linear.h"
+#include "harness.h"
+#include "nonfinite_test.h"
 #include "oracle.h"
-#include "pack.h"
 #include "random.h"
 
 namespace {
-
-int checks = 0, failures = 0;
-
-void check(bool is_right, const std::string& what) {
-  ++checks;
-  if (is_right) return;
-  ++failures;
-  std::printf("FAILED: %s\n", what.c_str());
-}
-
-// Threads of its own for every call, so that each part runs on a fresh one.
-w4a4::Pool make_pool(int64_t threads) {
-  return {[threads](int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
-            const int64_t parts = std::min(threads, w4a4::ceil_div(count, std::max<int64_t>(grain, 1)));
-            std::vector<std::thread> workers;
-            for (int64_t p = 0; p < parts; ++p) {
-              workers.emplace_back([&, p] { body(p * count / parts, (p + 1) * count / parts); });
-            }
-            for (auto& worker : workers) worker.join();
-          },
-          threads};
-}
 
 struct Shape {
   int64_t left, right, out, tokens, groups;
@@ -50,13 +25,6 @@ struct Shape {
     return buffer;
   }
 };
-
-std::vector<uint8_t> pack(const std::vector<int8_t>& weight, int64_t out, int64_t features) {
-  const int64_t bytes = w4a4::tile_count(out) * w4a4::block_count(features) * w4a4::kBlockBytes;
-  std::vector<uint8_t> packed(bytes, w4a4::kZeroPoint << 4 | w4a4::kZeroPoint);
-  w4a4::pack_rows(weight.data(), out, features, 0, packed.data());
-  return packed;
-}
 
 void test_pack() {
   Random random(1);
@@ -95,19 +63,6 @@ void test_integers(const w4a4::Kernels& kernels, const Shape& shape, int64_t thr
   check(is_right, std::string(kernels.name) + " integers, " + shape.text());
 }
 
-// Bytes of a value in the operator's dtype, by the oracle's own conversions (exact for the inputs used here).
-uint16_t bfloat16_bits(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return static_cast<uint16_t>(bits >> 16);
-}
-float from_bfloat16(uint16_t half) {
-  const uint32_t bits = static_cast<uint32_t>(half) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
 enum class Factors { kBoth, kLeft, kRight, kNone };
 
 void test_linear(const w4a4::Kernels& kernels, const Shape& shape, w4a4::Dtype dtype, Factors factors,
@@ -126,13 +81,7 @@ void test_linear(const w4a4::Kernels& kernels, const Shape& shape, w4a4::Dtype d
   const auto weight_scale = random.reals(shape.out * shape.groups, 0.01f, 0.1f);
   const auto offset = random.reals(shape.out * shape.groups, -1, 1), bias = random.reals(shape.out, -1, 1);
 
-  std::vector<uint16_t> x16(x.size());
-  for (size_t i = 0; i < x.size(); ++i) {
-    const auto as_half = static_cast<w4a4::Float16>(x[i]);
-    std::memcpy(&x16[i], &as_half, 2);
-    if (dtype == w4a4::Dtype::kBFloat16) x16[i] = bfloat16_bits(x[i]);
-  }
-  const void* input = dtype == w4a4::Dtype::kFloat32 ? static_cast<const void*>(x.data()) : x16.data();
+  const std::vector<uint8_t> input = to_dtype(x, dtype);
   const w4a4::Transform transform_args{shape.left, shape.right, l.empty() ? nullptr : l.data(),
                                        r.empty() ? nullptr : r.data(), 0.9f};
   const w4a4::Pool pool = make_pool(threads);
@@ -140,8 +89,8 @@ void test_linear(const w4a4::Kernels& kernels, const Shape& shape, w4a4::Dtype d
 
   Quantized mine{std::vector<int8_t>(x.size()), {}};
   std::vector<float> scale(shape.tokens);
-  w4a4::kronecker_quant(input, dtype, shape.tokens, features, transform_args, mine.q.data(), scale.data(), kernels,
-                        pool);
+  w4a4::kronecker_quant(input.data(), dtype, shape.tokens, features, transform_args, mine.q.data(), scale.data(),
+                        kernels, pool);
   const Quantized exact =
       quantize(transform(x, shape.tokens, shape.left, shape.right, l, r), shape.tokens, 0.9f, -8, 7);
   int64_t steps = 0, largest = 0;
@@ -155,12 +104,11 @@ void test_linear(const w4a4::Kernels& kernels, const Shape& shape, w4a4::Dtype d
     check(std::fabs(scale[t] - exact.scale[t]) <= 1e-5 * exact.scale[t], what + ": scale");
   }
 
-  std::vector<float> y32(shape.tokens * shape.out);
-  std::vector<uint16_t> y16(y32.size());
-  void* output = dtype == w4a4::Dtype::kFloat32 ? static_cast<void*>(y32.data()) : y16.data();
+  std::vector<uint8_t> output(shape.tokens * shape.out * w4a4::dtype_size(dtype));
   const w4a4::Weight weight{packed.data(),         weight_scale.data(), offset.data(), bias.data(),
                             w4a4::Dtype::kFloat32, shape.out,           features,      shape.groups};
-  w4a4::flatquant_linear(input, dtype, shape.tokens, transform_args, weight, output, kernels, pool);
+  w4a4::flatquant_linear(input.data(), dtype, shape.tokens, transform_args, weight, output.data(), kernels, pool);
+  const std::vector<float> y = from_dtype(output, dtype);
   const double rounding = dtype == w4a4::Dtype::kFloat32 ? 0 : dtype == w4a4::Dtype::kBFloat16 ? 1.0 / 256 : 1.0 / 2048;
   bool is_right = true;
   for (int64_t t = 0; t < shape.tokens; ++t) {
@@ -179,14 +127,7 @@ void test_linear(const w4a4::Kernels& kernels, const Shape& shape, w4a4::Dtype d
         magnitude += scale[t] * weight_scale[i] * q_magnitude;
       }
       const double expected = scale[t] * sum + bias[o];
-      float found = y32[t * shape.out + o];
-      if (dtype == w4a4::Dtype::kBFloat16) found = from_bfloat16(y16[t * shape.out + o]);
-      if (dtype == w4a4::Dtype::kFloat16) {
-        w4a4::Float16 half;
-        std::memcpy(&half, &y16[t * shape.out + o], 2);
-        found = static_cast<float>(half);
-      }
-      is_right &= std::fabs(found - expected) <= rounding * std::fabs(expected) + 1e-6 * magnitude;
+      is_right &= std::fabs(y[t * shape.out + o] - expected) <= rounding * std::fabs(expected) + 1e-6 * magnitude;
     }
   }
   check(is_right, what + ": outputs");
@@ -195,8 +136,7 @@ void test_linear(const w4a4::Kernels& kernels, const Shape& shape, w4a4::Dtype d
 void test_w8a8(const w4a4::Kernels& kernels, int64_t features, int64_t out, int64_t tokens) {
   Random random(static_cast<uint32_t>(features + tokens));
   const auto w = random.bytes(out * features, -128, 127);
-  std::vector<int8_t> packed(w4a4::tile_count(out) * w4a4::block_count(features) * w4a4::kInt8BlockBytes);
-  w4a4::pack_int8_rows(w.data(), out, features, 0, packed.data());
+  const auto packed = pack_int8(w, out, features);
   const auto x = random.reals(tokens * features, -3, 3);
   const std::vector<float> weight_scale(out, 1.0f);
   std::vector<float> y(tokens * out);
@@ -278,6 +218,7 @@ int main(int count, char** names) {
     if (!is_wanted) continue;
     std::printf("testing %s\n", kernels->name);
     test(*kernels);
+    test_nonfinite(*kernels);
   }
   std::printf("%d passed, %d failed\n", checks - failures, failures);
   return failures == 0 ? 0 : 1;

@@ -52,6 +52,23 @@ inline Quantized quantize(const std::vector<double>& x, int64_t tokens, double c
   return result;
 }
 
+// The same with the scale rounded to float32, for values at the ends of its range. A scale that rounds to 0 gives q 0.
+inline Quantized quantize_float32(const std::vector<float>& x, int64_t tokens, double q_min, double q_max) {
+  Quantized result{std::vector<int8_t>(x.size()), std::vector<double>(tokens)};
+  const int64_t features = static_cast<int64_t>(x.size()) / tokens;
+  for (int64_t t = 0; t < tokens; ++t) {
+    double largest = 0;
+    for (int64_t k = 0; k < features; ++k) largest = std::max(largest, std::fabs(double{x[t * features + k]}));
+    const double scale = static_cast<float>(largest / q_max);
+    for (int64_t k = 0; k < features && scale > 0; ++k) {
+      const double rounded = std::nearbyint(static_cast<float>(x[t * features + k] / scale));
+      result.q[t * features + k] = static_cast<int8_t>(std::clamp(rounded, q_min, q_max));
+    }
+    result.scale[t] = scale;
+  }
+  return result;
+}
+
 // sum_k q[t][k] * w[o][k] over group g.
 inline int64_t dot(const std::vector<int8_t>& q, const std::vector<int8_t>& w, int64_t t, int64_t o, int64_t features,
                    int64_t g, int64_t groups) {

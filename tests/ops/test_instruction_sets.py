@@ -11,7 +11,7 @@ import pytest
 
 from vllm_w4a4_plugin import ops
 
-CONFORMANCE = Path(__file__).parent / "test_conformance.py"
+CONFORMANCE = [str(Path(__file__).parent / name) for name in ("test_conformance.py", "test_nonfinite.py")]
 ROOT = Path(__file__).parents[2]
 
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 )
 def test_conformance(name: str) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(CONFORMANCE)],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *CONFORMANCE],
         cwd=ROOT,
         env={**os.environ, "VLLM_W4A4_ISA": name},
         capture_output=True,

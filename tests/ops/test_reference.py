@@ -34,6 +34,23 @@ def test_quantization_by_hand() -> None:
     assert scale.tolist() == [1.0]
 
 
+def test_tokens_that_are_not_finite_by_hand() -> None:
+    nan, inf, smallest = float("nan"), float("inf"), 2.0**-149
+    x = torch.tensor([[1.0, nan], [-inf, 2.0], [inf, nan], [3.5, -7.0], [smallest * 3, smallest], [smallest * 10, 0.0]])
+    q, scale = reference.quantize_tokens(x, 1.0)
+    assert scale[:3].isnan().all()
+    assert scale[3:].tolist() == [1.0, 0.0, smallest]  # 3 / 7 and 10 / 7 of the smallest float32
+    assert q.tolist() == [[0, 0], [0, 0], [0, 0], [4, -7], [0, 0], [7, 0]]
+    q, scale = reference.quantize_tokens(torch.tensor([[190 * smallest, 0.0], [-inf, 1.0]]), 1.0, -127, 127)
+    assert q.tolist() == [[127, 0], [0, 0]]
+    assert scale[0] == smallest
+    y = reference.int4_linear(
+        torch.ones(2, 4), torch.tensor([nan, 1.0]), torch.ones(3, 4), torch.ones(3), torch.ones(3)
+    )
+    assert y[0].isnan().all()
+    assert y[1].tolist() == [5.0] * 3
+
+
 def test_linear_by_loops() -> None:
     generator = torch.Generator().manual_seed(0)
     q = torch.randint(-8, 8, (3, 16), dtype=torch.int8, generator=generator)
@@ -66,3 +83,20 @@ def test_npu_zero_token() -> None:
     q, scale = reference.kronecker_quant_npu(torch.zeros(2, 12), torch.eye(3), torch.eye(4))
     assert not q.any()
     assert not scale.any()
+
+
+def test_npu_tokens_that_are_not_finite() -> None:
+    """None of their outputs is finite; the tokens beside them are as without them."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 192, generator=generator).bfloat16()
+    left, right = torch.randn(12, 12, generator=generator), torch.randn(16, 16, generator=generator)
+    weight = torch.randint(-8, 8, (24, 192), dtype=torch.int8, generator=generator)
+    args = (weight, torch.rand(24, generator=generator), left, right, 0.9, torch.randn(24, generator=generator))
+    clean = reference.flatquant_linear_npu(x, *args)
+    # NaN, infinities, and a value that is finite in bfloat16 but not in float16.
+    for token, value in ((0, float("nan")), (1, float("inf")), (3, -float("inf")), (5, 1e30)):
+        x[token, 30 * token] = value
+    y = reference.flatquant_linear_npu(x, *args)
+    assert not y[[0, 1, 3, 5]].isfinite().any()
+    assert y[0].isnan().all()
+    assert torch.equal(y[[2, 4]], clean[[2, 4]])

@@ -3,6 +3,15 @@
 
 Shapes: x is [..., in]; left_trans [M, M] and right_trans [N, N] with M * N == in; a missing factor is the identity,
 both missing means no transform. q holds int4 values one per int8. Every tensor is contiguous.
+
+Values that are not finite stay visible, for every dtype and instruction set:
+
+- A NaN or an infinity in a token makes all outputs of that token NaN and changes no other token. So does a transform
+  that takes finite values beyond float32. The token's scale is NaN and its q is 0.
+- A NaN or an infinity in a transform factor makes every token NaN. In weight_scale, weight_offset or bias it changes
+  its own output feature only: that becomes NaN or infinite, as the formula gives it.
+- Finite values give what the formula gives in float32; outputs beyond the range of their dtype are infinite. Where a
+  token's scale is 0 (zeros, or values so small that max|x'| / 7 rounds to 0), its q is 0 and its outputs are the bias.
 """
 
 import torch
@@ -52,6 +61,7 @@ def kronecker_quant(
 
     Returns:
         (q int8 [..., in] in [-8, 7], scale float32 [...]): x @ kron(left_trans, right_trans) is about q * scale.
+        A token that is not finite has scale NaN and q 0.
     """
     load_library()
     return torch.ops.vllm_w4a4.kronecker_quant(x, left_trans, right_trans, _as_tensor(clip_ratio))
@@ -67,6 +77,8 @@ def int4_linear(
     out_dtype: torch.dtype,
 ) -> Tensor:
     """The matrix half of `flatquant_linear`, on tokens from `kronecker_quant`.
+
+    A scale that is NaN makes all outputs of its token NaN, whatever q holds.
 
     Returns:
         [..., out] of `out_dtype`.
@@ -95,7 +107,7 @@ def w8a8_linear(x: Tensor, weight_packed: Tensor, weight_scale: Tensor, bias: Te
     """W8A8_DYNAMIC in one call, exact in integers; for CPUs on which vLLM's own int8 kernels are not.
 
     Args:
-        x: float32, bfloat16 or float16 [..., in]; quantized per token with scale max|x| / 127.
+        x: float32, bfloat16 or float16 [..., in]; quantized per token with scale max|x| / 127, q in [-127, 127].
         weight_packed: filled by `pack_int8_rows_`, int8 `packed_int8_shape(out, in)`.
         weight_scale: float32 [out].
         bias: [out], any float dtype, or None.

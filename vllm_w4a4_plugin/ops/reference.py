@@ -3,7 +3,8 @@
 
 Written for clarity, independent of the native code. Weights stay unpacked, int8 [out, in]. Formulas:
 `flatquant_linear`, `kronecker_quant` as msModelSlim's own fake-quantized model computes them; `*_npu` with the
-roundings that CANN documents for aclnnFlatQuant (not compared with a device).
+roundings that CANN documents for aclnnFlatQuant (not compared with a device). What becomes of values that are not
+finite is part of the operators' contract (see `api`).
 """
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from vllm_w4a4_plugin.constants import INT4_MAX, INT4_MIN
 
-ACTIVATION_MAX = 7
+INT8_MAX = 127
 
 
 def kronecker_transform(x: Tensor, left_trans: Tensor | None, right_trans: Tensor | None) -> Tensor:
@@ -32,13 +33,19 @@ def kronecker_transform(x: Tensor, left_trans: Tensor | None, right_trans: Tenso
     return tokens.reshape(x.shape)
 
 
-def quantize_tokens(x: Tensor, clip_ratio: float) -> tuple[Tensor, Tensor]:
-    """Symmetric per-token int4: (q int8 in [-8, 7], scale float32 = clip_ratio * max|x| / 7)."""
+def quantize_tokens(
+    x: Tensor, clip_ratio: float, q_min: int = INT4_MIN, q_max: int = INT4_MAX
+) -> tuple[Tensor, Tensor]:
+    """Symmetric per-token quantization: (q int8 in [q_min, q_max], scale float32 = clip_ratio * max|x| / q_max).
+
+    A token with a NaN or an infinity has scale NaN and q 0. Where the scale is 0, q is 0.
+    """
     x = x.float()
-    scale = clip_ratio * x.abs().amax(-1) / ACTIVATION_MAX
-    # A token of zeros has scale 0 and must give 0, not NaN.
+    largest = x.abs().amax(-1)
+    scale = torch.where(largest.isfinite(), clip_ratio * largest / q_max, torch.nan)
+    # Neither a token of zeros nor one whose scale is NaN is divided.
     q = torch.where(scale[..., None] > 0, x / scale[..., None], 0.0)
-    return q.round().clamp(INT4_MIN, INT4_MAX).to(torch.int8), scale
+    return q.round().clamp(q_min, q_max).to(torch.int8), scale
 
 
 def kronecker_quant(
@@ -93,10 +100,8 @@ def flatquant_linear(
 
 
 def w8a8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """W8A8_DYNAMIC on an unpacked weight, int8 [out, in]: scale = max|x| / 127 per token, symmetric."""
-    values = x.float()
-    scale = values.abs().amax(-1) / 127
-    q = torch.where(scale[..., None] > 0, values / scale[..., None], 0.0).round()
+    """W8A8_DYNAMIC on an unpacked weight, int8 [out, in]: scale = max|x| / 127 per token, q in [-127, 127]."""
+    q, scale = quantize_tokens(x, 1.0, -INT8_MAX, INT8_MAX)
     return int4_linear(q, scale, weight, weight_scale, bias, None, x.dtype)
 
 
@@ -107,16 +112,19 @@ def kronecker_quant_npu(
 
     x bfloat16 or float16: the first product is rounded to x's dtype, the second to float16 whatever x's dtype is;
     scale = max|z| * clip / 7 in float32; q = rint(float16(float32(z) * ((7 / clip) / max|z|))), saturated.
+
+    By these formulas an infinity in z, also one from a value beyond float16, makes the scale infinite. What the maximum
+    and the conversion to int4 make of NaN is not documented; here the scale becomes NaN and q 0.
     """
     left, right = left_trans.shape[0], right_trans.shape[0]
     tokens = x.reshape(*x.shape[:-1], left, right)
     y = (tokens.float() @ right_trans.to(x.dtype).float()).to(x.dtype)
     z = (left_trans.to(x.dtype).float().T @ y.float()).to(torch.float16).float().reshape(x.shape)
     largest = z.abs().amax(-1)
-    scale = largest * clip_ratio / ACTIVATION_MAX
-    factor = torch.where(largest > 0, (ACTIVATION_MAX / clip_ratio) / largest, 0.0)
-    q = (z * factor[..., None]).to(torch.float16).float().round().clamp(INT4_MIN, INT4_MAX).to(torch.int8)
-    return q, scale
+    scale = largest * clip_ratio / INT4_MAX
+    factor = torch.where(largest > 0, (INT4_MAX / clip_ratio) / largest, 0.0)
+    q = (z * factor[..., None]).to(torch.float16).float().nan_to_num(nan=0.0).round().clamp(INT4_MIN, INT4_MAX)
+    return q.to(torch.int8), scale
 
 
 def flatquant_linear_npu(
@@ -128,6 +136,9 @@ def flatquant_linear_npu(
     clip_ratio: float = 1.0,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """`flatquant_linear` as npu_kronecker_quant followed by npu_quant_matmul compute it."""
+    """`flatquant_linear` as npu_kronecker_quant followed by npu_quant_matmul compute it.
+
+    The outputs of a token that is not finite are NaN or infinite, none of them is finite.
+    """
     q, scale = kronecker_quant_npu(x, left_trans, right_trans, clip_ratio)
     return int4_linear(q, scale, weight, weight_scale, bias, None, x.dtype)

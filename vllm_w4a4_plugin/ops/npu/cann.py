@@ -7,6 +7,11 @@ as L^T in the dtype of the activations, because npu_kronecker_quant multiplies b
 
 A clip ratio is an attribute of npu_kronecker_quant, not a tensor. A number would be frozen into compiled graphs, so the
 operator here takes a slot, a process-wide index into the clip ratios in use.
+
+Values that are not finite, as far as CANN's documents go (A2 and A3 in their default mode, INF_NAN_MODE_ENABLE=1): an
+infinity makes the scale of its token infinite and its outputs infinite or NaN. What the maximum of aclnnFlatQuant and
+aclnnDynamicQuant makes of NaN is not documented; the tests' stand-in takes it to be NaN. In saturation mode (0) NaN
+becomes 0 and infinity the largest finite value, before anything here could see it.
 """
 
 from functools import cache
@@ -57,7 +62,8 @@ def unfused_quant(
     """The same by matrix products and npu_dynamic_quant, for factors that npu_kronecker_quant does not take.
 
     The transform is rounded to x's dtype after each product. Clipping clamps each token to clip_ratio * max|x'| first,
-    which gives the formula's int4 values but for -8: those become -7 (see `select.EXACT_CLAMP_CLIP`).
+    which gives the formula's int4 values but for -8: those become -7 (see `select.EXACT_CLAMP_CLIP`). The bound of a
+    token with a NaN is NaN, so all of the token becomes NaN before npu_dynamic_quant sees it.
 
     Args:
         x: bfloat16 or float16 [..., in].
