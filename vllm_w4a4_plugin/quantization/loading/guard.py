@@ -65,8 +65,18 @@ class LoadGuard:
         except Exception as error:
             self.fault = f"the last load of weights failed: {error}"
             raise
-        self.fault = ""
+        self.fault = "" if is_whole else self._settle()
         return loaded
+
+    def _settle(self) -> str:
+        """End a load in place if every layer that it has touched is whole; else what the next portion must bring."""
+        parameters = [p for p in self.model.parameters() if isinstance(p, Completeness)]
+        for parameter in parameters:
+            if not parameter.is_settled and (missing := parameter.missing()):
+                return f"layer {parameter.plan.prefix}: {missing}"
+        for parameter in parameters:
+            parameter.settle()
+        return ""
 
     def _without_zero_biases(self, weights: Weights) -> Weights:
         for name, tensor in weights:
@@ -115,12 +125,3 @@ class LoadGuard:
         if not self.fault:
             return
         raise CheckpointError(f"The model has no complete weights: {self.fault}")
-
-
-def incomplete_parameters(model: torch.nn.Module) -> list[str]:
-    """What the layers' parameters still miss of the load that has begun."""
-    return [
-        missing
-        for parameter in model.parameters()
-        if isinstance(parameter, Completeness) and not parameter.is_settled and (missing := parameter.missing())
-    ]
