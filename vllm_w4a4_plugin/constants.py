@@ -13,6 +13,9 @@ LOGGER = "vllm.plugins.w4a4"
 DESCRIPTION_FILE = "quant_model_description.json"
 INDEX_SUFFIX = ".safetensors.index.json"
 
+LOAD_FORMAT = "w4a4"
+"""Name of our model loader among vLLM's load formats."""
+
 TESTED_VLLM = ("0.23", "0.32")
 """First and last minor version of vLLM that the tests run with."""
 

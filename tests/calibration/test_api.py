@@ -109,7 +109,7 @@ def test_a_checkpoint_of_another_model_is_refused_before_text_is_generated(
 def test_a_disk_that_is_too_small_is_refused(
     float_model: Callable[..., Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vllm_w4a4_plugin.calibration.run.setup.free_disk", lambda place: 1000)
+    monkeypatch.setattr("vllm_w4a4_plugin.calibration.run.preparation.free_disk", lambda place: 1000)
     with pytest.raises(CalibrationError, match="1e-06 GB of disk space are free"):
         calibration.quantize(float_model("llama"), tmp_path / "out", QuantizeOptions(calib_file=text))
     assert [file.name for file in tmp_path.iterdir()] == ["text.json"]

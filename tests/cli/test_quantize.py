@@ -13,7 +13,7 @@ import pytest
 
 from tests.calibration.conftest import _one_thread, float_model  # noqa: F401 - fixtures
 from vllm_w4a4_plugin.calibration.block.quantizer import BlockQuantizer
-from vllm_w4a4_plugin.calibration.run import setup
+from vllm_w4a4_plugin.calibration.run import preparation
 from vllm_w4a4_plugin.calibration.run.work import WorkDirectory
 from vllm_w4a4_plugin.cli import main
 
@@ -181,7 +181,7 @@ def test_generated_text_is_kept_for_a_resumed_run(
     with monkeypatch.context() as patch:
         patch.setattr(BlockQuantizer, "run", interrupted)
         assert main(command) == 130
-    monkeypatch.setattr(setup, "generate_text", interrupted)
+    monkeypatch.setattr(preparation, "generate_text", interrupted)
     assert main([*command, "--resume"]) == 0
     assert {file.name for file in tmp_path.iterdir()} == {"out"}
 
@@ -201,7 +201,7 @@ def test_text_that_another_model_generated_is_not_used(
         asked.append(directory)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(setup, "generate_text", generate)
+    monkeypatch.setattr(preparation, "generate_text", generate)
     assert main(["quantize", str(float_model("mistral")), *rest]) == 130
     assert asked == [float_model("mistral")]
 

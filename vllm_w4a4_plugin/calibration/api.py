@@ -10,9 +10,9 @@ from .block.report import LayerReport
 from .options import QuantizeOptions
 from .progress import Listener, silent
 from .run.pipeline import Quantization
+from .run.preparation import Preparation
 from .run.records import BlockRecord
 from .run.report import REPORT_FILE, render
-from .run.setup import Setup
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,15 @@ def quantize(model: Path, output: Path, options: QuantizeOptions | None = None, 
             to do and names options in backquotes. An interrupted run can be continued with `resume`.
     """
     started = time.monotonic()
-    setup = Setup(Path(model), Path(output), options or QuantizeOptions())
-    job = setup.job(setup.calibration_ids(progress))
+    prepared = Preparation(Path(model), Path(output), options or QuantizeOptions())
+    job = prepared.job(prepared.calibration_ids(progress))
     quantization = Quantization(
-        job, setup.output, setup.options.resume, setup.devices, setup.options.activations_on_disk
+        job, prepared.output, prepared.options.resume, prepared.devices, prepared.options.activations_on_disk
     )
 
     def page(records: Sequence[BlockRecord], nbytes: int) -> Mapping[str, str]:
-        facts = setup.facts(job.ids.numel(), nbytes, time.monotonic() - started)
-        return {REPORT_FILE: render(f"{setup.name}: quantization report", facts, records)}
+        facts = prepared.facts(job.ids.numel(), nbytes, time.monotonic() - started)
+        return {REPORT_FILE: render(f"{prepared.name}: quantization report", facts, records)}
 
     records, nbytes = quantization.run(progress, page)
-    return Report(setup.output, records, nbytes, setup.float_nbytes, time.monotonic() - started)
+    return Report(prepared.output, records, nbytes, prepared.float_nbytes, time.monotonic() - started)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a checkpoint holds, by the names that vLLM uses."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -56,6 +56,11 @@ class Inventory:
             rename({name: self._stored_names.get(name, name) for name in names}),
             self.config,
         )
+
+    def without(self, stored: Collection[str]) -> "Inventory":
+        """The same without some tensors, given by their names in the files."""
+        tensors = {name: info for name, info in self.tensors.items() if info.name not in stored}
+        return Inventory(self.description, tensors, self._stored_names, self.config)
 
     def stored_name(self, module: str) -> str:
         """A module's name in the files."""

@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print(report: calibration.Report) -> None:
+def _print(report: "calibration.Report") -> None:
     from vllm_w4a4_plugin.calibration.run.report import LAYER_HEADER, REPORT_FILE, layer_row
 
     print(format_table(LAYER_HEADER, map(layer_row, report.layers)))

@@ -9,7 +9,7 @@ from vllm.platforms.cpu import CpuPlatform
 
 from vllm_w4a4_plugin import envs
 from vllm_w4a4_plugin.checkpoint import CheckpointError
-from vllm_w4a4_plugin.constants import DESCRIPTION_FILE, LOGGER, METHOD
+from vllm_w4a4_plugin.constants import DESCRIPTION_FILE, LOAD_FORMAT, LOGGER, METHOD
 
 from . import dtype as dtypes
 from .registration import register_method
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(LOGGER)
 
-LOAD_FORMATS = ("auto", "hf", "safetensors")
-"""Load formats that hand over one checkpoint tensor at a time under its own name."""
+LOAD_FORMATS = ("auto", "hf", "safetensors", LOAD_FORMAT)
+"""Load formats that hand over one checkpoint tensor at a time under its own name; our loader stands in for them."""
 
 
 class W4A4CpuPlatform(CpuPlatform):
@@ -48,6 +48,7 @@ class W4A4CpuPlatform(CpuPlatform):
             extra = vllm_config.load_config.model_loader_extra_config
             if vllm_config.load_config.load_format in LOAD_FORMATS and isinstance(extra, dict):
                 extra.setdefault("enable_weights_track", True)
+                vllm_config.load_config.load_format = LOAD_FORMAT
             cls._choose_dtype(vllm_config)
 
     @classmethod

@@ -23,8 +23,10 @@ def register_method() -> None:
     )
 
     from vllm_w4a4_plugin.quantization.config import AscendW4A4Config
+    from vllm_w4a4_plugin.quantization.loading.loader import register_loader
 
     _warn_of_untested_vllm()
+    register_loader()
     if _CUSTOMIZED_METHOD_TO_QUANT_CONFIG.get(METHOD) is not AscendW4A4Config:
         register_quantization_config(METHOD)(AscendW4A4Config)
 

@@ -3,8 +3,8 @@
 
 Each row starts with a random token of the vocabulary, which makes the rows differ as in LLM-QAT (arXiv 2305.17888), and
 continues by sampling from the model's full distribution: without its least likely 5 % the text is smoother than human
-text, and the checkpoint worse (docs/quantize.md). Meanwhile the whole model is in memory: block by block, every token
-would read all weights again.
+text, and the checkpoint worse (docs/explanation/calibration.md). The whole model is in memory meanwhile: block by
+block, every token would read all weights again.
 """
 
 import hashlib

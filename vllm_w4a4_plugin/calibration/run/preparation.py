@@ -30,7 +30,7 @@ from .work import WorkDirectory, fingerprint
 logger = logging.getLogger(__name__)
 
 
-class Setup:
+class Preparation:
     """The model, recipe, text and devices of a run.
 
     Args:

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every load of weights into a model, first or later, ends complete or leaves a model that refuses to run."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from vllm.logger import init_logger
+from vllm.model_executor.models.utils import PPMissingLayer
+
+from vllm_w4a4_plugin.checkpoint import CheckpointError
+from vllm_w4a4_plugin.checkpoint.accounting import useless_reason
+from vllm_w4a4_plugin.checkpoint.model_config import HEAD, is_tied
+from vllm_w4a4_plugin.checkpoint.types import WEIGHT
+from vllm_w4a4_plugin.constants import LOGGER
+from vllm_w4a4_plugin.quantization.parameters.base import Completeness
+
+from .reads import ReadTracker
+
+try:
+    from vllm.model_executor.models.utils import StageMissingLayer
+except ImportError:  # vLLM 0.23
+    StageMissingLayer = PPMissingLayer
+
+logger = init_logger(LOGGER)
+
+Weights = Iterable[tuple[str, torch.Tensor]]
+
+
+class LoadGuard:
+    """Stands in for `model.load_weights`, whoever calls it: the loader, vLLM's reload, or a trainer.
+
+    Args:
+        model: gets the guard's `load_weights`, and a hook that raises in place of computing with half its weights.
+        config: the decoded config.json.
+        zero_biases: tensors that hold zeros only and have no parameter.
+    """
+
+    def __init__(self, model: Any, config: dict[str, Any], zero_biases: frozenset[str]) -> None:
+        self.model, self.config, self.zero_biases = model, config, zero_biases
+        self.needed: frozenset[str] = frozenset()
+        self.fault = ""
+        self._load: Callable[[Weights], set[str]] = model.load_weights
+        model.load_weights = self.load_weights
+        model.register_forward_pre_hook(self._before_forward)
+
+    def load_weights(self, weights: Weights) -> set[str]:
+        """Load `weights`, names and tensors as in the checkpoint.
+
+        Raises:
+            CheckpointError: a tensor was of no use, or one that the first load needed is missing. Whatever is raised,
+                the model refuses to run until a later load succeeds.
+        """
+        # vLLM's own reload puts every parameter on the meta device first, so it must bring all of them; a trainer that
+        # updates parameters in place may bring them in several portions.
+        is_whole = not self.needed or any(parameter.is_meta for parameter in self.model.parameters())
+        self.fault = "a load of weights was interrupted"
+        try:
+            with ReadTracker() as tracker:
+                loaded = self._load(tracker.watch(self._without_zero_biases(weights)))
+            self._refuse_unused(tracker)
+            if is_whole:
+                self._refuse_incomplete(tracker)
+                self.needed = frozenset(tracker.read)
+        except Exception as error:
+            self.fault = f"the last load of weights failed: {error}"
+            raise
+        self.fault = ""
+        return loaded
+
+    def _without_zero_biases(self, weights: Weights) -> Weights:
+        for name, tensor in weights:
+            if name not in self.zero_biases:
+                yield name, tensor
+            elif bool(tensor.any()):
+                raise CheckpointError(
+                    f"tensor {name}: the norm's bias was all zero when the model was first loaded, so the model has no "
+                    "place for the other values that come now. Restart vLLM with the new weights."
+                )
+
+    def _refuse_unused(self, tracker: ReadTracker) -> None:
+        unused = sorted(tracker.offered - tracker.read)
+        wrong = [name for name in unused if not self._may_stay_unused(name)]
+        if wrong:
+            more = f" (and {len(wrong) - 1} more: {', '.join(wrong[1:6])})" if wrong[1:] else ""
+            raise CheckpointError(
+                f"tensor {wrong[0]} was of no use to vLLM's {type(self.model).__name__}, which dropped it{more}. The "
+                "model would compute other numbers than the one that was quantized; quantize it without this tensor."
+            )
+        if unused:
+            logger.info_once("%d tensors of the checkpoint are not needed, e.g. %s", len(unused), unused[0])
+
+    def _may_stay_unused(self, name: str) -> bool:
+        if useless_reason(name, self.config) or (name == f"{HEAD}.{WEIGHT}" and is_tied(self.config)):
+            return True
+        parts = name.split(".")
+        for end in range(1, len(parts)):
+            try:
+                module = self.model.get_submodule(".".join(parts[:end]))
+            except AttributeError:
+                return False
+            if isinstance(module, (PPMissingLayer, StageMissingLayer)):
+                return True  # another rank has it, or the model is served without it
+        return False
+
+    def _refuse_incomplete(self, tracker: ReadTracker) -> None:
+        missing = sorted(self.needed - tracker.offered)
+        if missing:
+            more = f" and {len(missing) - 1} more" if missing[1:] else ""
+            raise CheckpointError(
+                f"tensor {missing[0]}{more}: loaded before, but not among the new weights. Load all of them together."
+            )
+
+    def _before_forward(self, module: torch.nn.Module, args: Any) -> None:
+        if not self.fault:
+            return
+        raise CheckpointError(f"The model has no complete weights: {self.fault}")
+
+
+def incomplete_parameters(model: torch.nn.Module) -> list[str]:
+    """What the layers' parameters still miss of the load that has begun."""
+    return [
+        missing
+        for parameter in model.parameters()
+        if isinstance(parameter, Completeness) and not parameter.is_settled and (missing := parameter.missing())
+    ]

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's model loader for checkpoints with a description: it reads the checked files and accounts for their tensors."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm.config import ModelConfig, get_current_vllm_config
+from vllm.config.load import LoadConfig
+from vllm.logger import init_logger
+from vllm.model_executor.model_loader import _LOAD_FORMAT_TO_MODEL_LOADER
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader
+from vllm_w4a4_plugin.checkpoint.inventory import Inventory
+from vllm_w4a4_plugin.checkpoint.types import BIAS
+from vllm_w4a4_plugin.checkpoint.verify import tied_head_findings
+from vllm_w4a4_plugin.constants import DESCRIPTION_FILE, LOAD_FORMAT, LOGGER
+
+from .biases import add_missing_biases
+from .guard import LoadGuard
+
+logger = init_logger(LOGGER)
+
+
+def register_loader() -> None:
+    """Make the load format known in this process. Idempotent."""
+    _LOAD_FORMAT_TO_MODEL_LOADER[LOAD_FORMAT] = W4A4ModelLoader
+
+
+class W4A4ModelLoader(DefaultModelLoader):
+    """vLLM's loader of safetensors, with another answer to two questions: which files, and what of each tensor."""
+
+    def __init__(self, load_config: LoadConfig) -> None:
+        super().__init__(replace(load_config, load_format="safetensors"))
+
+    def load_weights(self, model: torch.nn.Module, model_config: ModelConfig) -> None:
+        quant_config: Any = get_current_vllm_config().quant_config
+        folder = Path(self._prepare_weights(model_config.model, None, model_config.revision, True, None)[0])
+        reader = CheckpointReader(folder)
+        for finding in tied_head_findings(reader, Inventory.of(reader)):
+            raise CheckpointError(finding)
+        zeros = frozenset(_zero_norm_biases(reader))
+        inventory = quant_config.inventory.without(zeros)
+        add_missing_biases(model, inventory, quant_config.packed_modules_mapping)
+        LoadGuard(model, reader.config, zeros)
+        super().load_weights(model, model_config)
+
+    def _prepare_weights(self, *args: Any, **kwargs: Any) -> Any:
+        folder, files, *rest = super()._prepare_weights(*args, **kwargs)
+        if (Path(folder) / DESCRIPTION_FILE).exists():
+            reader = CheckpointReader(folder)
+            files = [str(reader.directory / name) for name in sorted({i.file for i in reader.tensors.values()})]
+        return folder, files, *rest
+
+
+def _zero_norm_biases(reader: CheckpointReader) -> list[str]:
+    """Biases of norms that are all zero, as stored; they cost nothing if the norm gets none."""
+    names = (name for name in reader.tensors if name.endswith(f"norm.{BIAS}"))
+    return [name for name in names if not bool(reader.load(name).any())]
