@@ -3,9 +3,15 @@
 
 import re
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from vllm_w4a4_plugin.constants import INT4_GROUP_MULTIPLE
 
 from .model_config import HEAD
 from .types import CPU, QuantType, runnable_types
+
+if TYPE_CHECKING:
+    from .spec import LinearSpec
 
 
 class Kind(StrEnum):
@@ -30,19 +36,30 @@ def kind_of(module: str) -> Kind:
     return Kind.EMBEDDING if "embed" in leaf or leaf in ("wte", "wpe") else Kind.LINEAR
 
 
-def unsupported_reason(module: str, quant_type: QuantType, kind: Kind) -> str:
+def unsupported_reason(module: str, quant_type: QuantType, kind: Kind, spec: "LinearSpec | None" = None) -> str:
     """Message for a module that cannot be run on CPUs as it is quantized, "" if it can.
 
     Args:
         module: name of the layer, for the message.
         quant_type: its type.
         kind: what it is.
+        spec: its dimensions, where they are known.
     """
     types = runnable_types(CPU) if kind is Kind.LINEAR else (QuantType.FLOAT,)
     if quant_type in types:
-        return ""
+        return _unsupported_groups(module, spec) if spec is not None else ""
     what = "" if kind is Kind.LINEAR else f"{kind} of "
     return (
         f"layer {module}: {what}quant type {quant_type} cannot be run here. Types that can: {', '.join(types)}. "
         "Quantize the model again with one of them for this layer."
+    )
+
+
+def _unsupported_groups(module: str, spec: "LinearSpec") -> str:
+    group_size = spec.input_size // spec.groups
+    if spec.groups == 1 or group_size % INT4_GROUP_MULTIPLE == 0:
+        return ""
+    return (
+        f"layer {module}: group size {group_size} is not a multiple of {INT4_GROUP_MULTIPLE}, which the CPU kernels "
+        "need. Quantize again with another group size or per channel."
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
-from .values import ValueCheck, clip_ratio, finite, int4, scales
+from .values import ValueCheck, clip_ratio, finite, int4, scales, zeros
 
 if TYPE_CHECKING:
     from typing import Self
@@ -171,16 +171,16 @@ def known_suffixes() -> tuple[str, ...]:
     return tuple(dict.fromkeys(tensor.suffix for kind in known_types() for tensor in kind.spec.tensors))
 
 
-BIAS_TENSOR = TensorSpec(BIAS, Layout.ROW, required=False)
+BIAS_TENSOR = TensorSpec(BIAS, Layout.ROW, required=False, check=finite)
 """A layer of any type may have a bias, in float."""
 
 
-def quantized_tensors(check: ValueCheck | None = None) -> tuple[TensorSpec, ...]:
+def quantized_tensors(check: ValueCheck | None = None, offsets: ValueCheck = finite) -> tuple[TensorSpec, ...]:
     """int8 weights with a float scale, and perhaps an offset, for each row or group; `check` is of the weights."""
     return (
         TensorSpec(WEIGHT, Layout.MATRIX, ("I8",), check=check),
         TensorSpec(WEIGHT_SCALE, Layout.SCALES, check=scales),
-        TensorSpec(WEIGHT_OFFSET, Layout.LIKE_SCALES, (*FLOAT_DTYPES, "I8"), required=False, check=finite),
+        TensorSpec(WEIGHT_OFFSET, Layout.LIKE_SCALES, (*FLOAT_DTYPES, "I8"), required=False, check=offsets),
     )
 
 
@@ -191,11 +191,11 @@ TRANSFORM_TENSORS = (
     TensorSpec(CLIP_RATIO, Layout.ONE_VALUE, check=clip_ratio),
 )
 
-_FLOAT_WEIGHT = TensorSpec(WEIGHT, Layout.MATRIX)
+_FLOAT_WEIGHT = TensorSpec(WEIGHT, Layout.MATRIX, check=finite)
 
 _BUILT_IN = (
     TypeSpec("FLOAT", 16, 16, (_FLOAT_WEIGHT, BIAS_TENSOR), frozenset({CPU, VLLM_ASCEND})),
-    TypeSpec("W8A8_DYNAMIC", 8, 8, (*quantized_tensors(), BIAS_TENSOR), frozenset({CPU, VLLM_ASCEND})),
+    TypeSpec("W8A8_DYNAMIC", 8, 8, (*quantized_tensors(offsets=zeros), BIAS_TENSOR), frozenset({CPU, VLLM_ASCEND})),
     # Per channel and, with the same name, per group: the shape of weight_scale tells them apart.
     TypeSpec("W4A4_DYNAMIC", 4, 4, (*quantized_tensors(int4), BIAS_TENSOR), frozenset({CPU, NPU}), has_groups=True),
     TypeSpec(

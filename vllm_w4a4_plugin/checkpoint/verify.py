@@ -3,17 +3,23 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import TYPE_CHECKING
 
-from .accounting import header_accounting, rotation_findings
-from .errors import CheckpointError
+from .accounting import cache_findings, header_accounting, rotation_findings
+from .errors import DAMAGED, CheckpointError
+from .fit import config_findings, float_findings
 from .inventory import Inventory
-from .model_config import EMBEDDING, HEAD, config_findings, is_tied
+from .model_config import EMBEDDING, HEAD, is_tied
 from .plan import plan_layer
 from .reader import CheckpointReader
 from .resolve import USUALLY_FUSED, module_type
 from .runnable import Kind, kind_of, unsupported_reason
-from .spec import check_values, merge_clip_ratios
-from .types import CLIP_RATIO, LEFT_TRANS, RIGHT_TRANS, WEIGHT, QuantType
+from .spec import equal_factors, merge_clip_ratios
+from .types import CLIP_RATIO, LEFT_TRANS, RIGHT_TRANS, WEIGHT, QuantType, known_types
+from .values import finite
+
+if TYPE_CHECKING:
+    import torch
 
 
 def check_headers(reader: CheckpointReader) -> Inventory:
@@ -36,9 +42,11 @@ def header_findings(reader: CheckpointReader) -> Iterator[str]:
     except CheckpointError as error:
         yield str(error)
         return
+    yield from cache_findings(inventory.description)
     yield from rotation_findings(inventory.description)
     yield from header_accounting(inventory, reader.directory)
     yield from config_findings(inventory, reader.directory)
+    yield from float_findings(inventory)
     faulty: set[str] = set()
     for name in linear_modules(inventory):
         for finding in _caught(partial(_check_layer, name, inventory)):
@@ -52,17 +60,31 @@ def header_findings(reader: CheckpointReader) -> Iterator[str]:
 def value_findings(reader: CheckpointReader, progress: Callable[[], None] = lambda: None) -> Iterator[str]:
     """Everything wrong with the values of a checkpoint whose headers are in order; reads one tensor at a time."""
     inventory = Inventory.of(reader)
-    for name in linear_modules(inventory):
-        kind = module_type(inventory.description, name)
-        for described in kind.spec.tensors:
-            tensor = f"{name}.{described.suffix}"
-            if described.check is not None and tensor in reader.tensors:
-                if problem := check_values(described.suffix, reader.load(tensor), kind):
-                    yield f"{reader.tensors[tensor].file}: layer {name}, tensor {tensor}: {problem}"
-                progress()
+    for name in inventory.tensors:
+        if not inventory.is_useless(name):
+            if finding := value_finding(inventory, name, reader.load(name)):
+                yield finding
+            progress()
     for shards in _fused_layers(inventory).values():
         yield from _fused_value_findings(reader, shards)
     yield from tied_head_findings(reader, inventory)
+
+
+def value_finding(inventory: Inventory, name: str, tensor: "torch.Tensor") -> str:
+    """What is wrong with the values of one tensor, "" if nothing is. Matrices that are FLOAT are looked at too.
+
+    Args:
+        inventory: of the checkpoint, with names as in the files.
+        name: of the tensor.
+        tensor: its values.
+    """
+    module, _, suffix = name.rpartition(".")
+    written = inventory.description.modules.get(module, QuantType.FLOAT.value)
+    described = QuantType(written).spec.tensor(suffix) if written in known_types() else None
+    check = finite if described is None else described.check
+    problem = check(tensor) if check is not None else ""
+    file = f"{inventory.tensors[name].file}: " if name in inventory.tensors else ""
+    return f"{file}layer {module}, tensor {name}: {problem}. {DAMAGED}" if problem else ""
 
 
 def linear_modules(inventory: Inventory) -> list[str]:
@@ -110,7 +132,7 @@ def _fused_layers(inventory: Inventory) -> dict[str, list[str]]:
 
 def _check_layer(name: str, inventory: Inventory) -> None:
     plan = plan_layer(name, inventory, {})
-    if reason := unsupported_reason(name, plan.quant_type, kind_of(name)):
+    if reason := unsupported_reason(name, plan.quant_type, kind_of(name), plan.spec):
         raise CheckpointError(reason)
 
 
@@ -120,9 +142,9 @@ def _fused_value_findings(reader: CheckpointReader, shards: list[str]) -> Iterat
     for suffix in (LEFT_TRANS, RIGHT_TRANS):
         names = [f"{name}.{suffix}" for name in shards if f"{name}.{suffix}" in reader.tensors]
         for name in names[1:]:
-            if not reader.load(names[0]).equal(reader.load(name)):
+            if not equal_factors(reader.load(names[0]), reader.load(name)):
                 yield f"tensors {names[0]} and {name} differ, but their layers are computed as one matrix product"
-    clips = {f"{name}.{CLIP_RATIO}": reader.load(f"{name}.{CLIP_RATIO}").item() for name in shards}
+    clips = {f"{name}.{CLIP_RATIO}": reader.load(f"{name}.{CLIP_RATIO}").float().item() for name in shards}
     yield from _caught(partial(merge_clip_ratios, clips))
 
 

@@ -10,11 +10,13 @@ from vllm.model_executor.models.utils import PPMissingLayer
 
 from vllm_w4a4_plugin.checkpoint import CheckpointError
 from vllm_w4a4_plugin.checkpoint.accounting import useless_reason
+from vllm_w4a4_plugin.checkpoint.inventory import Inventory
 from vllm_w4a4_plugin.checkpoint.model_config import HEAD, is_tied
 from vllm_w4a4_plugin.checkpoint.types import WEIGHT
 from vllm_w4a4_plugin.constants import LOGGER
 from vllm_w4a4_plugin.quantization.parameters.base import Completeness
 
+from .checks import TensorChecks
 from .reads import ReadTracker
 
 try:
@@ -32,12 +34,14 @@ class LoadGuard:
 
     Args:
         model: gets the guard's `load_weights`, and a hook that raises in place of computing with half its weights.
-        config: the decoded config.json.
+        inventory: of the checkpoint, with names as in the files.
         zero_biases: tensors that hold zeros only and have no parameter.
+        is_draft: whether the model predicts tokens for another one, with the layers that the other is served without.
     """
 
-    def __init__(self, model: Any, config: dict[str, Any], zero_biases: frozenset[str]) -> None:
-        self.model, self.config, self.zero_biases = model, config, zero_biases
+    def __init__(self, model: Any, inventory: Inventory, zero_biases: frozenset[str], is_draft: bool) -> None:
+        self.model, self.config, self.zero_biases = model, inventory.config, zero_biases
+        self.checks = TensorChecks(inventory, drops_useless=not is_draft)
         self.needed: frozenset[str] = frozenset()
         self.fault = ""
         self._load: Callable[[Weights], set[str]] = model.load_weights
@@ -56,8 +60,8 @@ class LoadGuard:
         is_whole = not self.needed or any(parameter.is_meta for parameter in self.model.parameters())
         self.fault = "a load of weights was interrupted"
         try:
-            with ReadTracker() as tracker:
-                loaded = self._load(tracker.watch(self._without_zero_biases(weights)))
+            with ReadTracker() as tracker, self.checks.in_our_words(type(self.model).__name__):
+                loaded = self._load(tracker.watch(self.checks.checked(self._without_zero_biases(weights))))
             self._refuse_unused(tracker)
             if is_whole:
                 self._refuse_incomplete(tracker)

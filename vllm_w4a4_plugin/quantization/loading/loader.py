@@ -39,13 +39,24 @@ class W4A4ModelLoader(DefaultModelLoader):
         quant_config: Any = get_current_vllm_config().quant_config
         folder = Path(self._prepare_weights(model_config.model, None, model_config.revision, True, None)[0])
         reader = CheckpointReader(folder)
-        for finding in tied_head_findings(reader, Inventory.of(reader)):
+        stored = Inventory.of(reader)
+        for finding in tied_head_findings(reader, stored):
             raise CheckpointError(finding)
         zeros = frozenset(_zero_norm_biases(reader))
         inventory = quant_config.inventory.without(zeros)
         add_missing_biases(model, inventory, quant_config.packed_modules_mapping)
-        LoadGuard(model, reader.config, zeros)
+        is_draft = any("MTP" in name for name in model_config.architectures)
+        LoadGuard(model, stored, zeros, is_draft)
         super().load_weights(model, model_config)
+
+    def track_weights_loading(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().track_weights_loading(model, *args, **kwargs)
+        except ValueError as error:
+            raise CheckpointError(
+                f"the checkpoint lacks tensors of vLLM's {type(model).__name__}: {error}. It is incomplete, or "
+                "config.json is that of another model."
+            ) from None
 
     def _prepare_weights(self, *args: Any, **kwargs: Any) -> Any:
         folder, files, *rest = super()._prepare_weights(*args, **kwargs)
