@@ -25,7 +25,8 @@ def spoil_value(draft: Draft, pick: Pick) -> None:
 
 def spoil_small(draft: Draft, pick: Pick) -> None:
     """Values that matter, in the tensors that hold few of them."""
-    name = pick(draft.suffixed("weight_scale", "weight_offset", "clip_ratio", "bias", "left_trans", "right_trans"))
+    names = draft.suffixed("weight_scale", "weight_offset", "clip_ratio", "bias", "left_trans", "right_trans")
+    name = pick(names or draft.names())
     value = pick((NAN, INF, 0.0, -1.0, 1.5, 1.0, 1e-30, 1e30))
     tensor = draft.get(name).clone()
     draft.log.append(f"{name}: {value}")
@@ -35,7 +36,10 @@ def spoil_small(draft: Draft, pick: Pick) -> None:
 
 
 def differ_in_a_fused_layer(draft: Draft, pick: Pick) -> None:
-    name = pick(draft.suffixed("left_trans", "right_trans", "clip_ratio"))
+    names = draft.suffixed("left_trans", "right_trans", "clip_ratio")
+    if not names:
+        return
+    name = pick(names)
     factor = pick((1 + 1e-7, 1 + 5e-6, 1 + 5e-4, 1 - 9e-4, 1 - 2e-3, 0.5))
     dtype = pick((torch.float32, torch.float64, torch.bfloat16))
     draft.log.append(f"{name} times {factor} as {dtype}")
@@ -136,7 +140,7 @@ def lone_factor(draft: Draft, pick: Pick) -> None:
 def regroup(draft: Draft, pick: Pick) -> None:
     """Scales and offsets for groups of inputs."""
     groups = pick((2, 4, 3, 48, 64, 192, 5, 0))
-    modules = draft.modules(quantized=True)
+    modules = draft.modules(quantized=True) or draft.modules()
     parent = pick(modules).rpartition(".")[0]
     chosen = [m for m in modules if m.startswith(f"{parent}.")] if pick((True, False)) else [pick(modules)]
     suffixes = pick((("weight_scale", "weight_offset"), ("weight_scale",)))

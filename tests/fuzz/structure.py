@@ -122,7 +122,7 @@ def change_dtype(draft: Draft, pick: Pick) -> None:
 
 
 def change_small_dtype(draft: Draft, pick: Pick) -> None:
-    name = pick(draft.suffixed("weight_scale", "weight_offset", "clip_ratio", "bias", "left_trans"))
+    name = pick(draft.suffixed("weight_scale", "weight_offset", "clip_ratio", "bias", "left_trans") or draft.names())
     dtype = pick((torch.float64, torch.bfloat16, torch.float16, torch.int8))
     draft.log.append(f"{name} to {dtype}")
     draft.put(name, draft.get(name).to(dtype))
@@ -160,6 +160,8 @@ def respell(draft: Draft, pick: Pick) -> None:
          ("weight_scale", (-1, 1, 1)), ("weight_offset", (-1, 1, 1)))
     )  # fmt: skip
     names = draft.suffixed(suffix)
+    if not names:
+        return
     names = names if pick((True, False)) else [pick(names)]
     draft.log.append(f"{names[:2]} as {shape}")
     for name in names:

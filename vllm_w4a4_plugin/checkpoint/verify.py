@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from .accounting import cache_findings, header_accounting, rotation_findings
 from .errors import DAMAGED, CheckpointError
-from .fit import config_findings, float_findings
+from .fit import config_findings, float_findings, is_compared
 from .inventory import Inventory
 from .model_config import EMBEDDING, HEAD, is_tied
 from .plan import plan_layer
@@ -38,7 +38,7 @@ def check_headers(reader: CheckpointReader) -> Inventory:
 def header_findings(reader: CheckpointReader) -> Iterator[str]:
     """Everything wrong with a checkpoint that its description, config, index and headers show; one text each."""
     try:
-        inventory = Inventory.of(reader)
+        inventory = Inventory(reader.description, reader.tensors, config=reader.config)
     except CheckpointError as error:
         yield str(error)
         return
@@ -55,6 +55,16 @@ def header_findings(reader: CheckpointReader) -> Iterator[str]:
     for prefix, shards in _fused_layers(inventory).items():
         if not faulty.intersection(shards):
             yield from _caught(partial(plan_layer, prefix, inventory, USUALLY_FUSED))
+
+
+def remarks(reader: CheckpointReader) -> Iterator[str]:
+    """What could not be checked without vLLM, of a checkpoint without header findings."""
+    if not is_compared(Inventory.of(reader)):
+        names = ", ".join(map(str, reader.config.get("architectures") or ["without architectures in config.json"]))
+        yield (
+            f"names and sizes of the tensors were not compared with config.json, because the layers of this model "
+            f"({names}) are not known here; loading compares them"
+        )
 
 
 def value_findings(reader: CheckpointReader, progress: Callable[[], None] = lambda: None) -> Iterator[str]:
