@@ -40,7 +40,8 @@ class Memory:
     """Bytes on each device.
 
     Attributes:
-        weights: by quant type, with their scales and transforms; "embeddings and norms" for the rest.
+        weights: by quant type, with their scales and transforms; "embeddings and norms" and "vision or audio part" for
+            the rest.
         loading_peak: most bytes of weights while they are loaded.
         unpacked_peak: the same for a loader that holds int4 values one to a byte until all are there.
         activations: of a step, an estimate.
@@ -82,6 +83,8 @@ def plan_memory(model: Model, device: Device, serving: Serving) -> Memory:
             unpacked += output_size * input_size // 2
     vocabulary, hidden = model.embedding
     weights["embeddings and norms"] = 2 * padded_vocabulary(vocabulary, ranks) * hidden + model.other_bytes
+    if model.vision_bytes:
+        weights["vision or audio part"] = model.vision_bytes
     total = sum(weights.values())
     activations = _activations(model, serving)
     kv_per_token = 2 * 2 * model.layers * max(1, model.kv_heads // ranks) * model.head_dim

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .model_config import EMBEDDING, HEAD, is_tied, text_config
+from .model_config import EMBEDDING, HEAD, SizeError, is_tied, size, text_config
 
 ATTENTION, MLP = "self_attn", "mlp"
 FUSED = {f"{ATTENTION}.qkv_proj": ("q_proj", "k_proj", "v_proj"), f"{MLP}.gate_up_proj": ("gate_proj", "up_proj")}
@@ -37,9 +37,9 @@ class Architecture:
 
 _QKV = ("q_proj", "k_proj", "v_proj")
 _QKV_BIAS = dict.fromkeys(_QKV, "attention_bias")
+_ATTENTION_BIAS = {**_QKV_BIAS, "o_proj": "attention_bias"}
 _LLAMA_BIASES = {
-    **_QKV_BIAS,
-    "o_proj": "attention_bias",
+    **_ATTENTION_BIAS,
     **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), "mlp_bias"),
 }
 _QWEN3_DEFAULTS = {"num_key_value_heads": 32, "head_dim": 128}
@@ -54,9 +54,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "MiMoForCausalLM": Architecture(
         ("mimo", "qwen2"), {"num_key_value_heads": 32}, dict.fromkeys(_QKV, ""), reads_head_dim=False
     ),
-    "Qwen3ForCausalLM": Architecture(("qwen3",), _QWEN3_DEFAULTS, _QKV_BIAS, has_head_norms=True),
+    "Qwen3ForCausalLM": Architecture(("qwen3",), _QWEN3_DEFAULTS, _ATTENTION_BIAS, has_head_norms=True),
     "Qwen3MoeForCausalLM": Architecture(
-        ("qwen3_moe",), {"num_key_value_heads": 4}, _QKV_BIAS, has_head_norms=True, has_experts=True
+        ("qwen3_moe",), {"num_key_value_heads": 4}, _ATTENTION_BIAS, has_head_norms=True, has_experts=True
     ),
     "Glm4ForCausalLM": Architecture(
         ("glm4",), {"num_key_value_heads": 2, "head_dim": 128, "attention_bias": True}, _QKV_BIAS, _GLM_NORMS
@@ -74,7 +74,7 @@ def architecture_of(config: Mapping[str, Any]) -> str:
     return next((name for name in names if name in ARCHITECTURES), "") if isinstance(names, list) else ""
 
 
-_BY_MODEL_TYPE = {kind: name for name, entry in reversed(ARCHITECTURES.items()) for kind in entry.model_types}
+_BY_MODEL_TYPE = {kind: name for name, entry in reversed(list(ARCHITECTURES.items())) for kind in entry.model_types}
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,6 @@ class ModuleShape:
     takes_bias: bool = True
 
 
-class SizeError(ValueError):
-    """A size that config.json lacks, or one that cannot be."""
-
-
 class Decoder:
     """The model that config.json describes.
 
@@ -110,14 +106,18 @@ class Decoder:
         self.architecture = ARCHITECTURES[architecture_of(config)]
         self.config = {**self.architecture.defaults, **text_config(config)}
         self.tied = is_tied(config)
-        self.layers = self._size("num_hidden_layers")
-        self.hidden, self.vocabulary = self._size("hidden_size"), self._size("vocab_size")
-        self.heads = self._size("num_attention_heads")
-        self.kv_heads = self._size("num_key_value_heads", self.heads)
+        self.layers = size(self.config, "num_hidden_layers")
+        self.hidden, self.vocabulary = size(self.config, "hidden_size"), size(self.config, "vocab_size")
+        self.heads = size(self.config, "num_attention_heads")
+        self.kv_heads = size(self.config, "num_key_value_heads", self.heads)
         if self.heads % self.kv_heads:
-            raise SizeError(f"num_attention_heads {self.heads} is not a multiple of num_key_value_heads {self.kv_heads}")
+            raise SizeError(
+                f"num_attention_heads {self.heads} is not a multiple of num_key_value_heads {self.kv_heads}"
+            )
         reads_head_dim = self.architecture.reads_head_dim
-        self.head_dim = self._size("head_dim", self.hidden // self.heads) if reads_head_dim else self._even_head_dim()
+        self.head_dim = (
+            size(self.config, "head_dim", self.hidden // self.heads) if reads_head_dim else self._even_head_dim()
+        )
 
     def modules(self, stored: "set[str] | frozenset[str]" = frozenset()) -> dict[str, ModuleShape]:
         """Every module with weights, by name.
@@ -152,12 +152,12 @@ class Decoder:
             for name in ("q_norm", "k_norm"):
                 yield f"{ATTENTION}.{name}", ModuleShape((self.head_dim,))
         if not self._has_experts(layer):
-            yield from self._mlp(MLP, self._size("intermediate_size"))
+            yield from self._mlp(MLP, size(self.config, "intermediate_size"))
             return
         experts = self._experts()
         yield f"{MLP}.gate", ModuleShape((experts, self.hidden), takes_bias=False)
         for number in range(experts):
-            for name, module in self._mlp(f"{MLP}.experts.{number}", self._size("moe_intermediate_size")):
+            for name, module in self._mlp(f"{MLP}.experts.{number}", size(self.config, "moe_intermediate_size")):
                 yield name, ModuleShape(module.shape, takes_bias=False)
 
     def _mlp(self, name: str, intermediate: int) -> Iterator[tuple[str, ModuleShape]]:
@@ -170,23 +170,14 @@ class Decoder:
         return ModuleShape(shape, bias=key == "" or bool(key and self.config.get(key)))
 
     def _experts(self) -> int:
-        return self._size("num_experts", self.config.get("num_local_experts"))
+        return size(self.config, "num_experts", self.config.get("num_local_experts"))
 
     def _has_experts(self, layer: int) -> bool:
         if not self.architecture.has_experts or layer in (self.config.get("mlp_only_layers") or ()):
             return False
-        return (layer + 1) % self._size("decoder_sparse_step", 1) == 0
+        return (layer + 1) % size(self.config, "decoder_sparse_step", 1) == 0
 
     def _even_head_dim(self) -> int:
         if self.hidden % self.heads:
             raise SizeError(f"hidden_size {self.hidden} is not a multiple of num_attention_heads {self.heads}")
         return self.hidden // self.heads
-
-    def _size(self, key: str, default: int | None = None) -> int:
-        value = self.config.get(key)
-        value = default if value is None else value
-        if value is None:
-            raise SizeError(f"{key} is missing")
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise SizeError(f"{key} must be a positive whole number, found {value!r}")
-        return value

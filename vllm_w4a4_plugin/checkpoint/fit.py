@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .architectures import ARCHITECTURES, Decoder, ModuleShape, SizeError, architecture_of
-from .model_config import layer_number
+from .architectures import ARCHITECTURES, Decoder, ModuleShape, architecture_of
+from .model_config import SizeError, layer_number, text_config
 from .types import BIAS, FLOAT_DTYPES, WEIGHT, QuantType
 
 if TYPE_CHECKING:
@@ -16,11 +16,9 @@ CONFIG_FILE = "config.json"
 
 
 def config_findings(inventory: "Inventory", directory: Path) -> Iterator[str]:
-    """Where names, shapes and biases are not those of the model; for the architectures of the table only."""
+    """Where names, shapes and biases are not those of the model, which must be one that `is_compared`."""
     config = inventory.config
     architecture = architecture_of(config)
-    if not architecture:
-        return
     expected_types = ARCHITECTURES[architecture].model_types
     if config.get("model_type") not in expected_types:
         yield (
@@ -50,6 +48,28 @@ def config_findings(inventory: "Inventory", directory: Path) -> Iterator[str]:
         yield f"{info.file}: tensor {info.name} {what}. config.json and weights come from different models."
 
 
+def expert_findings(inventory: "Inventory") -> Iterator[str]:
+    """Experts that are not all there: vLLM would serve those that are missing with whatever their memory held."""
+    projections: dict[str, dict[int, set[str]]] = {}
+    for name in inventory.modules:
+        parent, _, rest = name.rpartition(".experts.")
+        digits, _, leaf = rest.partition(".")
+        if parent and digits.isdecimal() and leaf and not inventory.is_useless(name):
+            projections.setdefault(f"{parent}.experts", {}).setdefault(int(digits), set()).add(leaf)
+    config = text_config(inventory.config)
+    counts = (config.get(key) for key in ("num_experts", "n_routed_experts", "num_local_experts"))
+    count = next((value for value in counts if isinstance(value, int)), 0)
+    for prefix, experts in projections.items():
+        leaves = {leaf for found in experts.values() for leaf in found}
+        for number in range(max(count, max(experts) + 1)):
+            if missing := sorted(leaves - experts.get(number, set())):
+                yield (
+                    f"layer {prefix}: expert {number} has no {', '.join(missing)}, other experts have. The checkpoint "
+                    "is incomplete, or config.json is that of another model."
+                )
+                break
+
+
 def is_compared(inventory: "Inventory") -> bool:
     """Whether `config_findings` knows the model, so that it can say which tensors there must be."""
     return bool(architecture_of(inventory.config))
@@ -65,8 +85,8 @@ def float_findings(inventory: "Inventory") -> Iterator[str]:
             if (suffix == BIAS or (is_plain and written == QuantType.FLOAT)) and info.dtype not in FLOAT_DTYPES:
                 yield (
                     f"{info.file}: layer {module}, tensor {info.name}: expected a float dtype "
-                    f"({', '.join(FLOAT_DTYPES)}), found {info.dtype}. The description does not belong to these weights; "
-                    "quantize the model again."
+                    f"({', '.join(FLOAT_DTYPES)}), found {info.dtype}. The description does not belong to these "
+                    "weights; quantize the model again."
                 )
 
 

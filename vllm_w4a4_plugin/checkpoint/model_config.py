@@ -16,6 +16,14 @@ def layer_number(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+_VISION = re.compile(r"(^|\.)(visual|vision(_tower|_model|_encoder)?|audio_tower|(multi_modal|mm)_projector)(\.|$)")
+
+
+def is_vision(name: str) -> bool:
+    """Whether a tensor or module belongs to the part of a model that reads images or sound."""
+    return bool(_VISION.search(name))
+
+
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of config.json that describes the language model; of most models all of it."""
     nested = config.get("text_config")
@@ -25,3 +33,27 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def is_tied(config: Mapping[str, Any]) -> bool:
     """Whether the output head is the token embedding."""
     return bool(text_config(config).get("tie_word_embeddings", config.get("tie_word_embeddings", False)))
+
+
+class SizeError(ValueError):
+    """A size that config.json lacks, or one that cannot be."""
+
+
+def size(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """A size from config.json.
+
+    Args:
+        config: decoded, or the part of it that describes the language model.
+        key: of the size.
+        default: where it is absent or null; None if it must be there.
+
+    Raises:
+        SizeError: it is missing, or no positive whole number.
+    """
+    value = config.get(key)
+    value = default if value is None else value
+    if value is None:
+        raise SizeError(f"{key} is missing")
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise SizeError(f"{key} must be a positive whole number, found {value!r}")
+    return value

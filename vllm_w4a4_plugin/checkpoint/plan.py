@@ -47,9 +47,7 @@ class LayerPlan:
         """The exception for a bad tensor of this layer."""
         name = self.tensor_name(suffix, shard)
         file = f"{self.files[name]}: " if name in self.files else ""
-        return CheckpointError(
-            f"{file}layer {self.prefix}, tensor {name}: {problem}. {DAMAGED}"
-        )
+        return CheckpointError(f"{file}layer {self.prefix}, tensor {name}: {problem}. {DAMAGED}")
 
 
 def plan_layer(

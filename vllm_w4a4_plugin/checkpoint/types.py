@@ -68,6 +68,7 @@ class TypeSpec:
         tensors: of a linear layer, in the order in which they are checked and stored; empty for a type that is known
             by name only.
         runs_on: of CPU, NPU and VLLM_ASCEND.
+        experts_run_on: the same for the experts of a mixture.
         has_groups: whether a row may have several weight scales, one for each group of inputs.
     """
 
@@ -76,6 +77,7 @@ class TypeSpec:
     activation_bits: int
     tensors: tuple[TensorSpec, ...] = ()
     runs_on: frozenset[str] = frozenset()
+    experts_run_on: frozenset[str] = frozenset()
     has_groups: bool = False
 
     @property
@@ -194,8 +196,22 @@ TRANSFORM_TENSORS = (
 _FLOAT_WEIGHT = TensorSpec(WEIGHT, Layout.MATRIX, check=finite)
 
 _BUILT_IN = (
-    TypeSpec("FLOAT", 16, 16, (_FLOAT_WEIGHT, BIAS_TENSOR), frozenset({CPU, VLLM_ASCEND})),
-    TypeSpec("W8A8_DYNAMIC", 8, 8, (*quantized_tensors(offsets=zeros), BIAS_TENSOR), frozenset({CPU, VLLM_ASCEND})),
+    TypeSpec(
+        "FLOAT",
+        16,
+        16,
+        (_FLOAT_WEIGHT, BIAS_TENSOR),
+        runs_on=frozenset({CPU, VLLM_ASCEND}),
+        experts_run_on=frozenset({CPU, VLLM_ASCEND}),
+    ),
+    TypeSpec(
+        "W8A8_DYNAMIC",
+        8,
+        8,
+        (*quantized_tensors(offsets=zeros), BIAS_TENSOR),
+        runs_on=frozenset({CPU, VLLM_ASCEND}),
+        experts_run_on=frozenset({VLLM_ASCEND}),
+    ),
     # Per channel and, with the same name, per group: the shape of weight_scale tells them apart.
     TypeSpec("W4A4_DYNAMIC", 4, 4, (*quantized_tensors(int4), BIAS_TENSOR), frozenset({CPU, NPU}), has_groups=True),
     TypeSpec(
@@ -206,22 +222,28 @@ _BUILT_IN = (
         frozenset({CPU, NPU}),
         has_groups=True,
     ),
-    # Known by name: checkpoints mix them with W4A4, and vllm-ascend or its newer devices run them.
+    # Known by name: checkpoints mix them with W4A4. What runs on them is that of vllm-ascend 0.23.
     *(
-        TypeSpec(name, weight_bits, activation_bits, runs_on=frozenset({VLLM_ASCEND}))
-        for name, weight_bits, activation_bits in (
-            ("W8A8", 8, 8),
-            ("W8A8_FLATQUANT_DYNAMIC", 8, 8),
-            ("W4A8_DYNAMIC", 4, 8),
-            ("W8A8_MIX", 8, 8),
-            ("W8A16", 8, 16),
-            ("W4A16", 4, 16),
-            ("W8A8FP8_DYNAMIC", 8, 8),
-            ("W8A8_MXFP8", 8, 8),
-            ("W4A8_MXFP", 4, 8),
-            ("W4A4_MXFP4", 4, 4),
-            ("W4A4_MXFP4_FLATQUANT", 4, 4),
-            ("W4A16_MXFP4", 4, 16),
+        TypeSpec(
+            name,
+            weight_bits,
+            activation_bits,
+            runs_on=frozenset({VLLM_ASCEND} if "linear" in kinds else ()),
+            experts_run_on=frozenset({VLLM_ASCEND} if "experts" in kinds else ()),
+        )
+        for name, weight_bits, activation_bits, kinds in (
+            ("W8A8", 8, 8, "linear"),
+            ("W8A8_FLATQUANT_DYNAMIC", 8, 8, ""),
+            ("W4A8_DYNAMIC", 4, 8, "linear experts"),
+            ("W8A8_MIX", 8, 8, "linear experts"),
+            ("W8A16", 8, 16, "linear"),
+            ("W4A16", 4, 16, "experts"),
+            ("W8A8FP8_DYNAMIC", 8, 8, "linear experts"),
+            ("W8A8_MXFP8", 8, 8, "linear experts"),
+            ("W4A8_MXFP", 4, 8, "linear experts"),
+            ("W4A4_MXFP4", 4, 4, "linear experts"),
+            ("W4A4_MXFP4_FLATQUANT", 4, 4, "linear"),
+            ("W4A16_MXFP4", 4, 16, "experts"),
         )
     ),
 )

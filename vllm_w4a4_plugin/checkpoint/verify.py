@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from .accounting import cache_findings, header_accounting, rotation_findings
 from .errors import DAMAGED, CheckpointError
-from .fit import config_findings, float_findings, is_compared
+from .fit import config_findings, expert_findings, float_findings, is_compared
 from .inventory import Inventory
+from .layers import fused_layers, layer_states
 from .model_config import EMBEDDING, HEAD, is_tied
 from .plan import plan_layer
 from .reader import CheckpointReader
 from .resolve import USUALLY_FUSED, module_type
-from .runnable import Kind, kind_of, unsupported_reason
+from .runnable import ON_CPU
 from .spec import equal_factors, merge_clip_ratios
 from .types import CLIP_RATIO, LEFT_TRANS, RIGHT_TRANS, WEIGHT, QuantType, known_types
 from .values import finite
@@ -35,24 +36,33 @@ def check_headers(reader: CheckpointReader) -> Inventory:
     return Inventory.of(reader)
 
 
-def header_findings(reader: CheckpointReader) -> Iterator[str]:
-    """Everything wrong with a checkpoint that its description, config, index and headers show; one text each."""
+def header_findings(reader: CheckpointReader, backends: frozenset[str] = ON_CPU) -> Iterator[str]:
+    """Everything wrong with a checkpoint that its description, config, index and headers show; one text each.
+
+    Args:
+        reader: of the checkpoint.
+        backends: that may run its layers.
+    """
     try:
         inventory = Inventory(reader.description, reader.tensors, config=reader.config)
     except CheckpointError as error:
         yield str(error)
         return
-    yield from cache_findings(inventory.description)
+    if backends == ON_CPU:
+        yield from cache_findings(inventory.description)
     yield from rotation_findings(inventory.description)
     yield from header_accounting(inventory, reader.directory)
-    yield from config_findings(inventory, reader.directory)
+    if is_compared(inventory):
+        yield from config_findings(inventory, reader.directory)
+    else:
+        yield from expert_findings(inventory)
     yield from float_findings(inventory)
     faulty: set[str] = set()
-    for name in linear_modules(inventory):
-        for finding in _caught(partial(_check_layer, name, inventory)):
-            faulty.add(name)
+    for layer in layer_states(inventory, backends):
+        if finding := layer.fault or layer.unsupported:
+            faulty.add(layer.name)
             yield finding
-    for prefix, shards in _fused_layers(inventory).items():
+    for prefix, shards in fused_layers(inventory).items():
         if not faulty.intersection(shards):
             yield from _caught(partial(plan_layer, prefix, inventory, USUALLY_FUSED))
 
@@ -75,7 +85,7 @@ def value_findings(reader: CheckpointReader, progress: Callable[[], None] = lamb
             if finding := value_finding(inventory, name, reader.load(name)):
                 yield finding
             progress()
-    for shards in _fused_layers(inventory).values():
+    for shards in fused_layers(inventory).values():
         yield from _fused_value_findings(reader, shards)
     yield from tied_head_findings(reader, inventory)
 
@@ -97,20 +107,6 @@ def value_finding(inventory: Inventory, name: str, tensor: "torch.Tensor") -> st
     return f"{file}layer {module}, tensor {name}: {problem}. {DAMAGED}" if problem else ""
 
 
-def linear_modules(inventory: Inventory) -> list[str]:
-    """Modules that are linear layers: quantized, or FLOAT with a two-dimensional weight other than an embedding.
-
-    Those that the model is served without are left out.
-    """
-    names = []
-    for name, written in inventory.description.modules.items():
-        info = inventory.module(name).get(WEIGHT)
-        is_matrix = info is not None and len(info.shape) == 2 and kind_of(name) is not Kind.EMBEDDING
-        if (is_matrix or written != QuantType.FLOAT) and not inventory.is_useless(f"{name}.{WEIGHT}"):
-            names.append(name)
-    return names
-
-
 def tied_head_findings(reader: CheckpointReader, inventory: Inventory) -> Iterator[str]:
     """An output head that the model would not use, because config.json ties it to an embedding that is not equal."""
     head = reader.tensors.get(f"{HEAD}.{WEIGHT}")
@@ -125,25 +121,6 @@ def tied_head_findings(reader: CheckpointReader, inventory: Inventory) -> Iterat
                     "if the head was trained by itself."
                 )
             return
-
-
-def _fused_layers(inventory: Inventory) -> dict[str, list[str]]:
-    """Names of the layers that vLLM's decoder models make of several modules -> those modules."""
-    modules = set(linear_modules(inventory))
-    layers = {}
-    for fused, leaves in USUALLY_FUSED.items():
-        for name in sorted(modules):
-            parent, _, leaf = name.rpartition(".")
-            shards = [f"{parent}.{other}" for other in leaves]
-            if leaf == leaves[0] and modules.issuperset(shards) and kind_of(name) is Kind.LINEAR:
-                layers[f"{parent}.{fused}"] = shards
-    return layers
-
-
-def _check_layer(name: str, inventory: Inventory) -> None:
-    plan = plan_layer(name, inventory, {})
-    if reason := unsupported_reason(name, plan.quant_type, kind_of(name), plan.spec):
-        raise CheckpointError(reason)
 
 
 def _fused_value_findings(reader: CheckpointReader, shards: list[str]) -> Iterator[str]:
