@@ -20,7 +20,7 @@ class ReferenceLinear(torch.nn.Module):
         self.kind = kind
         self.values = {
             suffix: reader.load(f"{name}.{suffix}")
-            for suffix in ("weight", "weight_scale", "left_trans", "right_trans", "clip_ratio")
+            for suffix in ("weight", "weight_scale", "weight_offset", "left_trans", "right_trans", "clip_ratio")
             if f"{name}.{suffix}" in reader.tensors
         }
 
@@ -29,8 +29,9 @@ class ReferenceLinear(torch.nn.Module):
         scale = v["weight_scale"].squeeze(1)
         if self.kind is QuantType.W8A8_DYNAMIC:
             return reference.w8a8_linear(x, v["weight"], scale)
+        transform = v["left_trans"], v["right_trans"], v["clip_ratio"].item()
         return reference.flatquant_linear(
-            x, v["weight"], scale, v["left_trans"], v["right_trans"], v["clip_ratio"].item()
+            x, v["weight"], scale, *transform, weight_offset=v["weight_offset"].squeeze(1)
         )
 
 

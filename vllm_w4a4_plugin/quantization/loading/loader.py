@@ -44,7 +44,7 @@ class W4A4ModelLoader(DefaultModelLoader):
         zeros = frozenset(_zero_norm_biases(reader))
         inventory = quant_config.inventory.without(zeros)
         add_missing_biases(model, inventory, quant_config.packed_modules_mapping)
-        LoadGuard(model, reader.config, zeros)
+        LoadGuard(model, model_config, reader.config, zeros)
         super().load_weights(model, model_config)
 
     def _prepare_weights(self, *args: Any, **kwargs: Any) -> Any:
