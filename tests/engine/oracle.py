@@ -30,9 +30,8 @@ class ReferenceLinear(torch.nn.Module):
         if self.kind is QuantType.W8A8_DYNAMIC:
             return reference.w8a8_linear(x, v["weight"], scale)
         transform = v["left_trans"], v["right_trans"], v["clip_ratio"].item()
-        return reference.flatquant_linear(
-            x, v["weight"], scale, *transform, weight_offset=v["weight_offset"].squeeze(1)
-        )
+        offset = v["weight_offset"].squeeze(1)
+        return reference.flatquant_linear(x, v["weight"], scale, *transform, weight_offset=offset)
 
 
 def prompt_logprobs(directory: Path, tokens: list[int]) -> torch.Tensor:

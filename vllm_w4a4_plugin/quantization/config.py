@@ -20,7 +20,7 @@ from vllm_w4a4_plugin.constants import METHOD
 from .linear import AscendW4A4LinearMethod
 from .report import LoadReport
 from .schemes import new_scheme
-from .source import loads_dummy_weights, open_checkpoint
+from .source import has_description, loads_dummy_weights, open_checkpoint
 
 if TYPE_CHECKING:
     from vllm.model_executor.models.utils import WeightsMapper
@@ -64,8 +64,14 @@ class AscendW4A4Config(QuantizationConfig):
     def override_quantization_method(
         cls, hf_quant_cfg: Any, user_quant: str | None, hf_config: Any = None
     ) -> str | None:
-        """`--quantization ascend` wins over whatever config.json says."""
-        return METHOD if METHOD in (user_quant, (hf_quant_cfg or {}).get("quant_method")) else None
+        """`--quantization ascend`, or a description next to the weights, wins over whatever config.json says.
+
+        A `quantization_config` that the float model had would otherwise choose a loader for other weights.
+        """
+        if METHOD in (user_quant, (hf_quant_cfg or {}).get("quant_method")):
+            return METHOD
+        model = getattr(hf_config, "_name_or_path", "")
+        return METHOD if user_quant is None and model and has_description(model) else None
 
     def maybe_update_config(self, model_name: str, hf_config: Any = None, revision: str | None = None) -> None:
         """Read the description of `model_name`, a directory or a hub repository, and check the weight headers.
