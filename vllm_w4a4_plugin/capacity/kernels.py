@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which kernel each linear layer will get beside vllm-ascend, and why."""
+"""Which kernel each linear layer will get in vllm-ascend with this plugin, and why."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ class LayersOfKernel:
         layers: names of the projections, e.g. "q_proj k_proj v_proj".
         quant_type, count: of the layers.
         kernel: a `select.Kernel`.
-        reason: why no better one.
+        reason: why they get no better one.
     """
 
     layers: str
@@ -31,7 +31,7 @@ class LayersOfKernel:
 
 
 def kernel_of(linear: LinearSpec, model: Model, ranks: int) -> KernelChoice:
-    """The kernel of one layer with the operators of CANN, which are always there."""
+    """The kernel of one layer where only CANN's operators are available."""
     return select_kernel(RankShape.of(linear, *sizes_on_rank(linear, model, ranks)), has_fused_library=False)
 
 

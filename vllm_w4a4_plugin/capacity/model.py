@@ -20,13 +20,13 @@ from .partition import VOCABULARY, split_of
 
 @dataclass(frozen=True)
 class Model:
-    """What planning needs of a model.
+    """What has to be known of a model to plan its memory, kernels and step times.
 
     Attributes:
-        linears: all linear layers but the output head.
+        linears: all linear layers except the output head.
         head: the output head, None if it is tied to the embedding.
         embedding: [vocabulary, hidden] of the token embedding.
-        other_bytes: of norms and whatever else every rank holds, 2 bytes a value.
+        other_bytes: of norms and whatever else every rank holds, 2 bytes per value.
         layers, kv_heads, head_dim: of the attention.
         intermediate: width of the MLP.
         stored_bytes: of all tensors in the checkpoint's files.
@@ -94,7 +94,7 @@ def _from_config(directory: Path, config: Mapping[str, Any], recipe: str) -> Mod
     """A dense decoder of the Llama, Qwen2, Qwen3 kind, quantized by a recipe."""
     if any(config.get(key) for key in ("num_experts", "n_routed_experts", "num_local_experts")):
         raise CheckpointError(
-            f"{directory}: a model with experts can only be planned from its weights, and there are none here."
+            f"{directory}: a model with experts can only be planned from the headers of its weights, and it has none."
         )
     hidden, mlp, vocabulary = config["hidden_size"], config.get("intermediate_size"), config["vocab_size"]
     if not isinstance(mlp, int):
@@ -169,7 +169,7 @@ def _factors(kind: QuantType, name: str, input_size: int, head_dim: int) -> tupl
 
 
 def _stored(linear: LinearSpec) -> int:
-    """Bytes in the files: int4 values one to a byte, scales and offsets in float32."""
+    """Bytes in the files: one int4 value per byte, scales and offsets in float32."""
     values = linear.output_size * linear.input_size
     bias = 2 * linear.output_size if linear.has_bias else 0
     if not linear.quant_type.spec.is_quantized:

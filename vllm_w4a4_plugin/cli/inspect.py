@@ -57,6 +57,6 @@ def _transform(layer: LinearSpec) -> str:
 
 
 def _json(layer: LinearSpec) -> dict[str, Any]:
-    """The layer under the names that the command has always printed."""
+    """The layer with the key names of the command's JSON output, which are older than `LinearSpec`'s."""
     names = {"output_size": "out_features", "input_size": "in_features"}
     return {names.get(key, key): value for key, value in asdict(layer).items()}
