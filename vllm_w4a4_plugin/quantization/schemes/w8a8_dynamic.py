@@ -142,7 +142,7 @@ def _pack(kernel: Any, layer: Layer, dtype: torch.dtype) -> None:
     finally:
         torch.set_default_dtype(default)
     kernel.packed_scale = layer.weight_scale.data
-    new = getattr(kernel, "dnnl_handler", None)
+    new: Any = getattr(kernel, "dnnl_handler", None)
     if first is not None and new is not first:
         address = first.handler_tensor.clone()
         first.handler_tensor.copy_(new.handler_tensor)
