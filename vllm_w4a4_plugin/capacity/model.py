@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The weights of a model, from a checkpoint's headers or from config.json alone."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -9,6 +10,7 @@ from typing import Any
 
 from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader, QuantType
 from vllm_w4a4_plugin.checkpoint.inventory import Inventory
+from vllm_w4a4_plugin.checkpoint.model_config import is_tied
 from vllm_w4a4_plugin.checkpoint.plan import plan_layer
 from vllm_w4a4_plugin.checkpoint.spec import LinearSpec
 from vllm_w4a4_plugin.checkpoint.types import WEIGHT
@@ -16,6 +18,8 @@ from vllm_w4a4_plugin.checkpoint.verify import linear_modules
 from vllm_w4a4_plugin.constants import DESCRIPTION_FILE
 
 from .partition import VOCABULARY, split_of
+
+_DECODER_LAYER = re.compile(r"(?:model\.|language_model\.)*layers\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,11 @@ class Model:
     stored_bytes: int
     source: str
 
+    @property
+    def decoder_linears(self) -> tuple[LinearSpec, ...]:
+        """Those that every token passes: all but the layers of a vision tower. All of them where no name tells."""
+        return tuple(linear for linear in self.linears if _DECODER_LAYER.match(linear.name)) or self.linears
+
 
 def read_model(directory: Path, recipe: str = "tutorial") -> Model:
     """A model from a directory: its weight headers if it has weights, else its config.json and a recipe.
@@ -58,6 +67,11 @@ def read_model(directory: Path, recipe: str = "tutorial") -> Model:
             raise CheckpointError(f"{directory}/config.json: {key} is missing, so the model cannot be planned.")
     if reader.has_weights and (directory / DESCRIPTION_FILE).exists():
         return _from_headers(reader, config)
+    if "vision_config" in reader.config:
+        raise CheckpointError(
+            f"{directory}: a vision-language model can only be planned from its quantized weights, and there are none "
+            "here."
+        )
     return _from_config(directory, config, recipe)
 
 
@@ -78,7 +92,7 @@ def _from_headers(reader: CheckpointReader, config: Mapping[str, Any]) -> Model:
         if name.rpartition(".")[0] not in of_linears and "embed_tokens" not in name
     ]
     heads = [linear for linear in linears if split_of(linear) == VOCABULARY]
-    tied = bool(config.get("tie_word_embeddings"))
+    tied = is_tied(reader.config)
     return Model(
         tuple(linear for linear in linears if linear not in heads),
         heads[0] if heads and not tied else None,

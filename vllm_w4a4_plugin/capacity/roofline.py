@@ -57,7 +57,7 @@ def step_time(model: Model, device: Device, memory: Memory, ranks: int, tokens: 
     return StepTime(
         tokens,
         sequences,
-        sum(map(time_of, model.linears)),
+        sum(map(time_of, model.decoder_linears)),
         time_of(head, sequences),
         sequences * context * memory.kv_per_token / device.bandwidth,
     )

@@ -61,7 +61,7 @@ def value_findings(reader: CheckpointReader, progress: Callable[[], None] = lamb
                     yield f"{reader.tensors[tensor].file}: layer {name}, tensor {tensor}: {problem}"
                 progress()
     for shards in _fused_layers(inventory).values():
-        yield from _fused_value_findings(reader, shards)
+        yield from _fused_value_findings(reader, inventory, shards)
     yield from tied_head_findings(reader, inventory)
 
 
@@ -114,8 +114,8 @@ def _check_layer(name: str, inventory: Inventory) -> None:
         raise CheckpointError(reason)
 
 
-def _fused_value_findings(reader: CheckpointReader, shards: list[str]) -> Iterator[str]:
-    if not module_type(reader.description, shards[0]).spec.has_transform:
+def _fused_value_findings(reader: CheckpointReader, inventory: Inventory, shards: list[str]) -> Iterator[str]:
+    if not module_type(inventory.description, shards[0]).spec.has_transform:
         return
     for suffix in (LEFT_TRANS, RIGHT_TRANS):
         names = [f"{name}.{suffix}" for name in shards if f"{name}.{suffix}" in reader.tensors]
