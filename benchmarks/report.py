@@ -28,12 +28,12 @@ def markdown(result: dict[str, Any], plots: list[str]) -> str:
         "the activations; a speedup is the median over rounds of the ratio within a round. Linear layers are named "
         "with input_size x output_size. The other columns compare our kernel with the machine, on the same threads:",
         "",
-        "- of read bandwidth: the time for only reading as many bytes as the weights have, divided by our time",
-        "- of int8 peak: our rate of operations, divided by the highest rate of int8 products of this instruction set "
-        "with operands in registers",
+        "- share of read bandwidth: the time for only reading as many bytes as the weights have, divided by our time",
+        "- share of int8 peak: our rate of operations, divided by the highest rate of int8 products of this "
+        "instruction set with operands in registers",
         "- transform + quantization: their share of our time",
-        "- of FMA peak: the transform's rate of float32 operations within that share, divided by the highest rate of "
-        "float32 FMA with operands in registers",
+        "- share of FMA peak: the transform's rate of float32 operations within that share, divided by the highest "
+        "rate of float32 FMA with operands in registers",
         "",
         "The kernels:",
         "",
@@ -54,7 +54,7 @@ def markdown(result: dict[str, Any], plots: list[str]) -> str:
 def table(records: list[dict[str, Any]]) -> list[str]:
     peers = [name for name in PEER_NAMES if any(name in record["speedup"] for record in records)]
     head = ["linear", "tokens", "ours, ms", *(f"speedup over {PEER_NAMES[name]}" for name in peers)]
-    head += ["of read bandwidth", "of int8 peak", "transform + quantization", "of FMA peak"]
+    head += ["share of read bandwidth", "share of int8 peak", "transform + quantization", "share of FMA peak"]
     rows = [head, ["---"] * len(head)]
     for record in records:
         rows.append(

@@ -2,13 +2,13 @@
 """Names, versions and ranges that more than one part of the package needs. Imports nothing."""
 
 VERSION = "0.1.0"
-"""Of this package; the build reads it from here."""
+"""Version of this package; the build reads it from here."""
 
 METHOD = "ascend"
-"""Name of the quantization method, the one that users of vllm-ascend know."""
+"""Name of the quantization method: that of vllm-ascend, so that one command line serves on CPUs and on NPUs."""
 
 LOGGER = "vllm.plugins.w4a4"
-"""Name of the package's one logger: below "vllm", so that vLLM's logging configuration applies in every process."""
+"""Name of the package's only logger, a child of "vllm", so that vLLM's logging configuration applies to it."""
 
 DESCRIPTION_FILE = "quant_model_description.json"
 INDEX_SUFFIX = ".safetensors.index.json"

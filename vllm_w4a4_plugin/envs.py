@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every environment variable that the package reads; nothing else in it reads `os.environ`.
 
-A variable is read anew at each access, as in `vllm.envs`: `envs.VLLM_W4A4_DISABLE` is a bool.
+As in `vllm.envs`, a variable is an attribute, read again at each access: `envs.VLLM_W4A4_DISABLE` is a bool.
+docs/reference/environment.md has the same table, and a test compares the two.
 """
 
 import os
@@ -23,8 +24,8 @@ class Variable:
     """One environment variable.
 
     Attributes:
-        name: as it is set.
-        read: turns its text (None if it is not set) into the value.
+        name: of the variable.
+        read: converts its text (None if it is not set) to the value.
         default: as the documentation shows it.
         description: one sentence, in Markdown.
     """
@@ -50,38 +51,39 @@ def _text(text: str | None) -> str | None:
 VARIABLES = {
     variable.name: variable
     for variable in (
-        Variable("VLLM_W4A4_DISABLE", _off_unless_set, "0", "`1`: the plugin does nothing."),
+        Variable("VLLM_W4A4_DISABLE", _off_unless_set, "0", "`1` disables the plugin."),
         Variable(
             "VLLM_W4A4_ISA",
             _text,
-            "the best that the CPU has",
+            "the best one that the CPU supports",
             "Forces an instruction set of the CPU kernels: `avx512vnni`, `avxvnni`, `avx2`, `neon_i8mm`, "
-            "`neon_dotprod`, `portable`. The native library reads it.",
+            "`neon_dotprod` or `portable`. The native library reads it, not Python.",
         ),
         Variable(
             "VLLM_W4A4_KEEP_DTYPE",
             _off_unless_set,
             "0",
-            "`1`: keeps a checkpoint's bfloat16 on CPUs that have no instructions for it.",
+            "`1` keeps a checkpoint's 16-bit dtype on CPUs that have no instructions for it, where the plugin would "
+            "otherwise compute in float32.",
         ),
         Variable(
             "VLLM_W4A4_FORCE",
             _off_unless_set,
             "0",
-            "`1`: uses the plugin with a version of vllm-ascend that it was not tested with.",
+            "`1` uses the plugin with a version of vllm-ascend that it was not tested with.",
         ),
         Variable(
             "VLLM_W4A4_NPU_FUSED",
             _on_unless_zero,
             "1",
-            "`0`: leaves the fused NPU library unused, to compare it with CANN's operators.",
+            "`0` does not use the fused NPU library, for example to compare it with CANN's operators.",
         ),
         Variable(
             "ASCEND_HOME_PATH",
             lambda text: _text(text) or _text(os.environ.get("ASCEND_TOOLKIT_HOME")),
-            "the usual places",
-            "Where CANN is installed, for `vllm-w4a4 doctor`; CANN's `set_env.sh` sets it (older ones set "
-            "`ASCEND_TOOLKIT_HOME`).",
+            "known directories below `/usr/local/Ascend`",
+            "Where `vllm-w4a4 doctor` looks for CANN. CANN's `set_env.sh` sets it; that of older releases sets "
+            "`ASCEND_TOOLKIT_HOME` instead, which is read too.",
         ),
     )
 }

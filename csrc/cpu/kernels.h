@@ -25,7 +25,7 @@ inline int64_t dtype_size(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2
 //
 // With q_max = 7 and q_min = -8 (int4) or q_max = 127 and q_min = -127 (int8): a token x of `features` values, viewed
 // as X [left, right], becomes X' = left_trans^T (X right_trans); a null factor is the identity. scale = clip * max|X'|
-// / q_max and q = clamp(round_half_even(X' / scale), q_min, q_max). Where the scale is 0 (a token of zeros, or of
+// / q_max and q = clamp(round_half_even(X' / scale), q_min, q_max). Where the scale is 0 (an all-zero token, or one of
 // values so small that the scale rounds to 0) q is 0. Where max|X'| is not finite the scale is NaN and q is 0: whatever
 // is computed from the token is NaN.
 struct QuantizeArgs {

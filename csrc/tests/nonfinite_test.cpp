@@ -15,7 +15,7 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr w4a4::Dtype kDtypes[] = {w4a4::Dtype::kFloat32, w4a4::Dtype::kBFloat16, w4a4::Dtype::kFloat16};
 
-// What fills a token beside NaN and infinity.
+// Finite values for tokens that also hold a NaN or an infinity.
 float largest_of(w4a4::Dtype dtype) {
   return dtype == w4a4::Dtype::kFloat32    ? std::numeric_limits<float>::max()
          : dtype == w4a4::Dtype::kBFloat16 ? 0x1.FEp127f
@@ -144,7 +144,7 @@ void test_overflow(const w4a4::Kernels& kernels, w4a4::Dtype dtype, bool has_opp
     for (const int64_t t : {0, 2}) {
       const auto bias = from_dtype(to_dtype(c.bias, dtype), dtype);
       for (int64_t o = 0; o < c.out; ++o) {
-        check(std::fabs(result.y[t * c.out + o] - bias[o]) <= std::fabs(bias[o]) / 128, what + ": token of zeros");
+        check(std::fabs(result.y[t * c.out + o] - bias[o]) <= std::fabs(bias[o]) / 128, what + ": all-zero token");
       }
     }
   }

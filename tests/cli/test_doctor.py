@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.cases import write_case
 from tests.conftest import MICRO
-from tests.fuzz.draft import base
 from vllm_w4a4_plugin.cli import main
 
 
@@ -115,22 +113,6 @@ def test_a_type_that_vllm_ascend_runs_is_no_problem(tmp_path: Path, capsys: pyte
     assert "vllm-ascend" in capsys.readouterr().out
 
 
-def test_a_vision_tower_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    draft = base("micro")
-    assert isinstance(draft.config, dict)
-    draft.config = {"architectures": ["SomeVLForConditionalGeneration"], "model_type": "some_vl",
-                    "vision_config": {}, "text_config": draft.config}  # fmt: skip
-    draft.put("visual.patch_embed.proj.weight", torch.zeros(64, 3, 2, 8, 8))
-    for block in range(3):
-        draft.put(f"visual.blocks.{block}.attn.qkv.weight", torch.zeros(192, 64))
-        draft.put(f"visual.blocks.{block}.norm1.weight", torch.zeros(64))
-    draft.write(tmp_path)
-    assert main(["doctor", str(tmp_path), "--json"]) == 0
-    data = json.loads(capsys.readouterr().out)
-    assert data["memory"]["weights"]["vision or audio part"] == 2 * (64 * 3 * 2 * 8 * 8 + 3 * (192 * 64 + 64))
-    assert not any("qkv" in kernel["layers"] for kernel in data["kernels"])
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -141,7 +123,6 @@ def test_a_vision_tower_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture
         ({"num_key_value_heads": -1}, "num_key_value_heads must be a positive whole number, found -1"),
         ({"text_config": "x", "vocab_size": None}, "vocab_size is missing"),
         ({"num_experts": 8}, "a model with experts can only be planned from its quantized weights"),
-        ({"vision_config": {"depth": 2}}, "a model with a vision or audio part can only be planned"),
     ],
 )
 def test_configs_that_cannot_be_planned(

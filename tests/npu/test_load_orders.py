@@ -61,7 +61,7 @@ def test_we_win_the_name(run: Callable[..., Any], steps: tuple[str, ...]) -> Non
 def test_the_users_process_says_so_once(run: Callable[..., Any]) -> None:
     found = run(processes.of_the_user, "plugin", "parser", "all plugins", "plugin")
     (said,) = found["log"]
-    assert "has taken over the quantization method 'ascend' from vllm-ascend 0.23.0" in said
+    assert "extends the quantization method 'ascend' of vllm-ascend 0.23.0" in said
     assert found["choices"] == ["fp8", "ascend"]
 
 
@@ -90,7 +90,7 @@ def test_devices_without_int4_make_us_step_aside(run: Callable[..., Any], genera
     found = run(processes.on_device, generation)
     assert found["class"] == theirs
     (said,) = found["log"]
-    assert f"built for {generation} devices, which have no int4 product" in said
+    assert f"built for {generation} devices, which have no int4 matrix product" in said
 
 
 def test_left_out_vllm_ascend_is_not_asked(run: Callable[..., Any]) -> None:

@@ -135,7 +135,7 @@ def test_a_w4a4_layer_that_only_vllm_ascend_finds_is_not_silent(
     monkeypatch.setattr(AscendW4A4ModelSlimConfig, "_has_shard_of_ours", lambda self, prefix: False)
     method = ours.get_quant_method(linear(), "model.layers.0.mlp.up_proj")
     assert classes(method)[1] == "AscendW4A4LaosDynamicLinearMethod"
-    assert "not found in the description by the plugin" in ours.report.table()
+    assert "the plugin did not find it in the description" in ours.report.table()
     assert "It runs in vllm-ascend's own AscendW4A4LaosDynamicLinearMethod" in caplog.text
 
 

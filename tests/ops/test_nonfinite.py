@@ -95,7 +95,7 @@ def test_compiled_graphs_keep_it_visible(value: float) -> None:
 @pytest.mark.parametrize("linear", [flatquant, in_two_steps, flatquant_reference])
 @pytest.mark.parametrize("has_opposites", [False, True])
 def test_a_transform_that_overflows_gives_nan(linear: Linear, dtype: torch.dtype, has_opposites: bool) -> None:
-    """To infinity, or to infinity - infinity; the tokens beside it are zeros, which no finite factor changes."""
+    """To infinity, or to infinity - infinity; the other tokens are zeros, which no finite factor changes."""
     case = Case(12, 16, 40, 3, dtype)
     case.x.zero_()
     case.left = torch.ones(12, 12)

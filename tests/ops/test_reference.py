@@ -86,7 +86,7 @@ def test_npu_zero_token() -> None:
 
 
 def test_npu_tokens_that_are_not_finite() -> None:
-    """None of their outputs is finite; the tokens beside them are as without them."""
+    """None of their outputs is finite; the other tokens are as without them."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(6, 192, generator=generator).bfloat16()
     left, right = torch.randn(12, 12, generator=generator), torch.randn(16, 16, generator=generator)

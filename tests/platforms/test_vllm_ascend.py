@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tests/npu beside the real wheels of vllm-ascend and vLLM 0.23, in an environment of its own (`make test-npu`)."""
+"""tests/npu with the real wheels of vllm-ascend and vLLM 0.23, in an environment of its own (`make test-npu`)."""
 
 import subprocess
 import sys

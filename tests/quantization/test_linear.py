@@ -131,3 +131,18 @@ def test_row_parallel_dynamic_quantizes_each_ranks_part(make_config: Any, at_ran
             x, linear.weight[:, rank * half : (rank + 1) * half], scale.squeeze(1), None, None
         )
         assert_near(layer.quant_method.apply(layer, x), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_token_that_is_not_finite_stays_visible(make_config: Any, at_rank: Any, kind: str, value: float) -> None:
+    linear = Linear(40, kind, 0, bias=True)
+    layer = column_layer(make_config(proj=linear), 40, bias=True)
+    load(layer, {None: linear})
+    x = inputs()
+    expected = layer(x)[0].clone()
+    x[4, 7] = value
+    found = layer(x)[0]
+    assert found[4].isnan().all()
+    others = [token for token in range(len(x)) if token != 4]
+    assert torch.equal(found[others], expected[others])

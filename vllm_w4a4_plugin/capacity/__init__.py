@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkpoint will need on NPUs, before it is served: memory, kernels, bounds of speed. Imports no vLLM."""
+"""Memory, kernels and lower bounds of step times on NPUs, known before a checkpoint is served. Imports no vLLM."""

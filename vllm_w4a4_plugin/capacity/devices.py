@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers of Ascend devices, from public tables; see docs/npu.md for where they come from."""
+"""Figures of Ascend devices, from public tables; docs/npu.md says where they come from."""
 
 from dataclasses import dataclass
 
@@ -48,8 +48,10 @@ def find_device(name: str) -> Device:
     """A device by name.
 
     Raises:
-        CheckpointError: its numbers are not known.
+        CheckpointError: its figures are not known.
     """
     if name not in DEVICES:
-        raise CheckpointError(f"unknown device {name!r}; known are {', '.join(DEVICES)} (910_93 is one die of an A3).")
+        raise CheckpointError(
+            f"unknown device {name!r}; known devices: {', '.join(DEVICES)} (910_93 is one die of an A3)."
+        )
     return DEVICES[name]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which kernel each linear layer will get beside vllm-ascend, and why."""
+"""Which kernel each linear layer will get in vllm-ascend with this plugin, and why."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ class LayersOfKernel:
         layers: names of the projections, e.g. "q_proj k_proj v_proj".
         quant_type, count: of the layers.
         kernel: a `select.Kernel`.
-        reason: why no better one.
+        reason: why they get no better one.
     """
 
     layers: str
@@ -32,7 +32,7 @@ class LayersOfKernel:
 
 
 def kernel_of(linear: LinearSpec, model: Model, ranks: int) -> KernelChoice:
-    """The kernel of one layer with the operators of CANN, which are always there; experts are vllm-ascend's."""
+    """The kernel of one layer where only CANN's operators are available; experts are left to vllm-ascend."""
     kind = kind_of(linear.name)
     if reason := unsupported_reason(linear.name, linear.quant_type, kind, backends=ON_NPU):
         return KernelChoice(Kernel.NONE, reason)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes of one device: weights by type, KV cache, what loading needs besides."""
+"""The memory of one device: weights by type, KV cache, and the peak while weights are loaded."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ RUNTIME_BYTES = 2 * GIB
 """Assumed, not measured: CANN's runtime and kernels, communication buffers, captured graphs."""
 
 STAGING_BYTES = 4 << 25
-"""Weights that are widened to int32 at a time while they are packed (ops.npu.cann.PACKED_AT_ONCE)."""
+"""Size of the weights that are widened to int32 at a time for packing (ops.npu.cann.PACKED_AT_ONCE)."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Serving:
         tensor_parallel_size: number of devices.
         memory_utilization: vLLM's --gpu-memory-utilization.
         max_model_len: longest sequence, tokens.
-        max_num_batched_tokens: most tokens of a step.
+        max_num_batched_tokens: largest number of tokens in a step.
     """
 
     tensor_parallel_size: int = 1
@@ -40,11 +40,10 @@ class Memory:
     """Bytes on each device.
 
     Attributes:
-        weights: by quant type, with their scales and transforms; "embeddings and norms" and "vision or audio part" for
-            the rest.
-        loading_peak: most bytes of weights while they are loaded.
-        unpacked_peak: the same for a loader that holds int4 values one to a byte until all are there.
-        activations: of a step, an estimate.
+        weights: by quant type, with their scales and transforms; "embeddings and norms" for the rest.
+        loading_peak: of the weights while they are loaded.
+        unpacked_peak: the same for a loader that keeps one int4 value per byte until all weights are loaded.
+        activations: of a step, estimated.
         kv_per_token: KV cache of one token.
         kv_left: what remains for the KV cache; negative if the rest alone does not fit.
     """
@@ -83,8 +82,6 @@ def plan_memory(model: Model, device: Device, serving: Serving) -> Memory:
             unpacked += output_size * input_size // 2
     vocabulary, hidden = model.embedding
     weights["embeddings and norms"] = 2 * padded_vocabulary(vocabulary, ranks) * hidden + model.other_bytes
-    if model.vision_bytes:
-        weights["vision or audio part"] = model.vision_bytes
     total = sum(weights.values())
     activations = _activations(model, serving)
     kv_per_token = 2 * 2 * model.layers * max(1, model.kv_heads // ranks) * model.head_dim
@@ -107,14 +104,14 @@ def resident_bytes(linear: LinearSpec, model: Model, ranks: int) -> int:
     bias = 2 * output_size if linear.has_bias else 0
     if not linear.quant_type.spec.is_quantized:
         return values + bias
-    # W4A4: scale and offset in float32. vllm-ascend's W8A8 holds both in the model's dtype and the scale in float32.
+    # W4A4: scale and offset in float32. vllm-ascend's W8A8: both in the model's dtype, and the scale in float32 too.
     scales = 8 * output_size * linear.groups
     factors = sum(2 * size**2 for size in (linear.left, linear.right) if size) if holds_transform(linear) else 0
     return values + scales + factors + bias
 
 
 def _activations(model: Model, serving: Serving) -> int:
-    """Of one step, 2 bytes a value: residual, normed and attention tensors, the MLP's two halves and their product."""
+    """Of one step, 2 bytes per value: residual, normed and attention tensors, the MLP's halves and their product."""
     hidden = model.embedding[1]
     values = 8 * hidden + 3 * model.intermediate // serving.tensor_parallel_size
     return 2 * values * serving.max_num_batched_tokens

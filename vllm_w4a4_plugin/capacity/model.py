@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The weights of a model, from a checkpoint's headers or from config.json alone."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -10,25 +11,25 @@ from typing import Any
 from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader, QuantType
 from vllm_w4a4_plugin.checkpoint.inventory import Inventory
 from vllm_w4a4_plugin.checkpoint.layers import layer_states
-from vllm_w4a4_plugin.checkpoint.model_config import SizeError, is_tied, is_vision, size, text_config
+from vllm_w4a4_plugin.checkpoint.model_config import SizeError, is_tied, size, text_config
 from vllm_w4a4_plugin.checkpoint.runnable import ON_NPU, Kind
 from vllm_w4a4_plugin.checkpoint.spec import LinearSpec
-from vllm_w4a4_plugin.checkpoint.types import FLOAT_DTYPES
 from vllm_w4a4_plugin.constants import DESCRIPTION_FILE
 
 from .partition import VOCABULARY, split_of
 
+_DECODER_LAYER = re.compile(r"(?:model\.|language_model\.)*layers\.\d+\.")
+
 
 @dataclass(frozen=True)
 class Model:
-    """What planning needs of a model.
+    """What has to be known of a model to plan its memory, kernels and step times.
 
     Attributes:
-        linears: all linear layers but the output head.
+        linears: all linear layers except the output head.
         head: the output head, None if it is tied to the embedding.
         embedding: [vocabulary, hidden] of the token embedding.
-        other_bytes: of norms and whatever else every rank holds, 2 bytes a value.
-        vision_bytes: of a vision or audio part, likewise; taken to be whole on every rank.
+        other_bytes: of norms and whatever else every rank holds, 2 bytes per value.
         layers, kv_heads, head_dim: of the attention.
         intermediate: width of the MLP.
         experts, experts_per_token: of a mixture, in each block; 0 where there are none.
@@ -46,9 +47,13 @@ class Model:
     intermediate: int
     stored_bytes: int
     source: str
-    vision_bytes: int = 0
     experts: int = 0
     experts_per_token: int = 0
+
+    @property
+    def decoder_linears(self) -> tuple[LinearSpec, ...]:
+        """Those that every token passes: all but the layers of a vision tower. All of them where no name tells."""
+        return tuple(linear for linear in self.linears if _DECODER_LAYER.match(linear.name)) or self.linears
 
 
 def read_model(directory: Path, recipe: str = "tutorial") -> Model:
@@ -78,8 +83,6 @@ def _from_headers(reader: CheckpointReader, config: Mapping[str, Any]) -> Model:
     for layer in layer_states(inventory, ON_NPU):
         if layer.plan is None:
             raise CheckpointError(layer.fault)
-        if is_vision(layer.name):
-            continue
         if layer.kind is Kind.EXPERTS:
             experts.add(layer.name.rpartition(".experts.")[2].partition(".")[0])
         if layer.plan.spec is not None:
@@ -87,14 +90,10 @@ def _from_headers(reader: CheckpointReader, config: Mapping[str, Any]) -> Model:
         elif len(layer.shape) == 2:
             linears.append(LinearSpec(layer.name, layer.plan.quant_type, *layer.shape))
     of_linears = {linear.name for linear in linears}
-    vision = [info for name, info in reader.tensors.items() if is_vision(name)]
     others = [
         info
         for name, info in reader.tensors.items()
-        if name.rpartition(".")[0] not in of_linears
-        and "embed_tokens" not in name
-        and not is_vision(name)
-        and not inventory.is_useless(name)
+        if name.rpartition(".")[0] not in of_linears and "embed_tokens" not in name and not inventory.is_useless(name)
     ]
     heads = [linear for linear in linears if split_of(linear) == VOCABULARY]
     tied = is_tied(reader.config)
@@ -106,7 +105,6 @@ def _from_headers(reader: CheckpointReader, config: Mapping[str, Any]) -> Model:
         *_attention(config),
         stored_bytes=sum(info.nbytes for info in reader.tensors.values()),
         source=f"weight headers of {reader.directory}",
-        vision_bytes=sum(2 * prod(info.shape) if info.dtype in FLOAT_DTYPES else info.nbytes for info in vision),
         experts=len(experts),
         experts_per_token=size(config, "num_experts_per_tok", 1) if experts else 0,
     )
@@ -116,13 +114,12 @@ def _from_config(directory: Path, config: Mapping[str, Any], recipe: str) -> Mod
     """A dense decoder of the Llama, Qwen2, Qwen3 kind, quantized by a recipe."""
     config, whole = text_config(config), config
     for part, keys in {
-        "experts": ("num_experts", "n_routed_experts", "num_local_experts"),
-        "a vision or audio part": ("vision_config", "audio_config", "visual"),
+        "model with experts": ("num_experts", "n_routed_experts", "num_local_experts"),
+        "vision-language model": ("vision_config",),
     }.items():
-        if any(config.get(key) or whole.get(key) for key in keys):
+        if any(key in whole or config.get(key) for key in keys):
             raise CheckpointError(
-                f"{directory}: a model with {part} can only be planned from its quantized weights, and there are none "
-                "here."
+                f"{directory}: a {part} can only be planned from its quantized weights, and there are none here."
             )
     hidden, mlp, vocabulary = (size(config, key) for key in ("hidden_size", "intermediate_size", "vocab_size"))
     layers, kv_heads, head = _attention(config)[:3]
@@ -195,7 +192,7 @@ def _factors(kind: QuantType, name: str, input_size: int, head_dim: int) -> tupl
 
 
 def _stored(linear: LinearSpec) -> int:
-    """Bytes in the files: int4 values one to a byte, scales and offsets in float32."""
+    """Bytes in the files: one int4 value per byte, scales and offsets in float32."""
     values = linear.output_size * linear.input_size
     bias = 2 * linear.output_size if linear.has_bias else 0
     if not linear.quant_type.spec.is_quantized:

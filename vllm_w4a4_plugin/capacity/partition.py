@@ -19,7 +19,7 @@ _KV_SHARDS = ("k_proj", "v_proj")
 _LATER_SHARDS = (*_KV_SHARDS, "up_proj")
 
 VOCABULARY_MULTIPLE = 64
-"""vLLM pads a vocabulary to a multiple of it before it is divided."""
+"""vLLM pads the vocabulary to a multiple of this before it divides it."""
 
 
 def split_of(linear: LinearSpec) -> str:
@@ -28,7 +28,7 @@ def split_of(linear: LinearSpec) -> str:
 
 
 def holds_transform(linear: LinearSpec) -> bool:
-    """Whether its factors are resident; those of a later shard are the first shard's, which the fused layer holds."""
+    """Whether its factors take memory; a fused layer holds those of its first shard only, which all shards share."""
     return linear.leaf not in _LATER_SHARDS
 
 

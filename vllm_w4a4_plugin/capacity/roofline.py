@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lower bounds of a step's time: bytes over bandwidth or operations over the cube's rate, whichever is more."""
+"""Lower bounds for the time of a step: bytes / bandwidth or operations / the cube's rate, whichever is larger."""
 
 from dataclasses import dataclass
 
@@ -15,11 +15,11 @@ from .partition import sizes_on_rank
 
 @dataclass(frozen=True)
 class StepTime:
-    """Lower bounds for one step on each device, seconds; neither communication nor the products of attention are in it.
+    """Lower bounds for one step on each device, in seconds, without communication and attention's matrix products.
 
     Attributes:
-        tokens: of the step.
-        sequences: that they belong to.
+        tokens: number of tokens in the step.
+        sequences: number of sequences that they belong to.
         linears: of the decoder's linear layers, without transforms.
         head: of the output head, for one token of each sequence.
         kv_cache: for reading the KV cache of the sequences.
@@ -47,7 +47,7 @@ def linear_time(quant_type: QuantType, output_size: int, input_size: int, tokens
 def step_time(model: Model, device: Device, memory: Memory, ranks: int, tokens: int, context: int) -> StepTime:
     """Bounds for a step in which each of `tokens` sequences of `context` tokens gets one more.
 
-    Where the KV cache does not hold so many, the step is the prompt of one sequence.
+    If the KV cache does not hold so many sequences, the step is the prompt of one sequence.
     """
     sequences = tokens if tokens * context <= memory.kv_tokens else 1
 
@@ -60,7 +60,7 @@ def step_time(model: Model, device: Device, memory: Memory, ranks: int, tokens: 
     return StepTime(
         tokens,
         sequences,
-        sum(map(time_of, model.linears)),
+        sum(map(time_of, model.decoder_linears)),
         time_of(head, sequences),
         sequences * context * memory.kv_per_token / device.bandwidth,
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Versions of everything below a served model, as found on this machine."""
+"""Versions of the software and the driver that serve a model, as found on this machine."""
 
 import re
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +15,7 @@ def found_versions(root: Path = Path("/")) -> dict[str, str]:
     """Component -> version or `NOT_FOUND`.
 
     Args:
-        root: of the file system in which CANN and the driver are looked for.
+        root: of the file system that is searched for CANN and the driver.
     """
     return {**{name: _package(name) for name in PACKAGES}, "CANN": _cann(root), "driver": _driver(root)}
 
@@ -31,7 +31,7 @@ def _cann(root: Path) -> str:
     places = [Path(envs.ASCEND_HOME_PATH)] if envs.ASCEND_HOME_PATH else []
     places += [root / "usr/local/Ascend" / name for name in ("cann", "ascend-toolkit/latest", "nnrt/latest")]
     for place in places:
-        # Its name holds the machine's architecture.
+        # The directory's name contains the machine's architecture.
         for file in sorted([*place.glob("*-linux/ascend_*_install.info"), *place.glob("version.cfg")]):
             if found := _value(file, r"^(?:version|runtime_running_version)=\[?([^\]\s:]+(?::[^\]\s]+)?)"):
                 return found.rpartition(":")[2]

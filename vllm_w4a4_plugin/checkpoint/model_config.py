@@ -16,14 +16,6 @@ def layer_number(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-_VISION = re.compile(r"(^|\.)(visual|vision(_tower|_model|_encoder)?|audio_tower|(multi_modal|mm)_projector)(\.|$)")
-
-
-def is_vision(name: str) -> bool:
-    """Whether a tensor or module belongs to the part of a model that reads images or sound."""
-    return bool(_VISION.search(name))
-
-
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of config.json that describes the language model; of most models all of it."""
     nested = config.get("text_config")

@@ -86,7 +86,7 @@ def value_findings(reader: CheckpointReader, progress: Callable[[], None] = lamb
                 yield finding
             progress()
     for shards in fused_layers(inventory).values():
-        yield from _fused_value_findings(reader, shards)
+        yield from _fused_value_findings(reader, inventory, shards)
     yield from tied_head_findings(reader, inventory)
 
 
@@ -123,8 +123,8 @@ def tied_head_findings(reader: CheckpointReader, inventory: Inventory) -> Iterat
             return
 
 
-def _fused_value_findings(reader: CheckpointReader, shards: list[str]) -> Iterator[str]:
-    if not module_type(reader.description, shards[0]).spec.has_transform:
+def _fused_value_findings(reader: CheckpointReader, inventory: Inventory, shards: list[str]) -> Iterator[str]:
+    if not module_type(inventory.description, shards[0]).spec.has_transform:
         return
     for suffix in (LEFT_TRANS, RIGHT_TRANS):
         names = [f"{name}.{suffix}" for name in shards if f"{name}.{suffix}" in reader.tensors]

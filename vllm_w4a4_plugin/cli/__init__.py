@@ -13,7 +13,7 @@ COMMANDS = ("inspect", "verify", "quantize", "eval", "doctor")
 """Modules of this package; each has `add_parser(subparsers)`, which sets `func(args) -> exit code`."""
 
 INTERRUPTED = 130
-"""Exit code of a command ended by Ctrl-C."""
+"""Exit code of a command that was stopped by Ctrl-C."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vllm-w4a4 doctor MODEL`: whether a model fits a device, which kernels its layers get, what bounds its speed."""
+"""`vllm-w4a4 doctor MODEL`: whether a model fits an NPU, which kernels its layers get, and bounds of step times."""
 
 import argparse
 import json
@@ -18,12 +18,14 @@ FINDINGS = 10
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add this command's arguments."""
-    parser = subparsers.add_parser("doctor", help="does it fit an NPU, with which kernels, how fast at best")
+    parser = subparsers.add_parser(
+        "doctor", help="show whether a model fits an NPU, its kernels and lower bounds of step times"
+    )
     parser.add_argument("model", type=Path, help="checkpoint directory, or one with a config.json alone")
     parser.add_argument("--device", default="910B2", help="910B1, 910B2, 910B3 or 910_93 (default: 910B2)")
     parser.add_argument("--tensor-parallel-size", type=int, default=1, metavar="N", help="devices (default: 1)")
-    parser.add_argument("--max-model-len", type=int, default=4096, help="tokens of a sequence (default: 4096)")
-    parser.add_argument("--max-num-batched-tokens", type=int, default=8192, help="tokens of a step (default: 8192)")
+    parser.add_argument("--max-model-len", type=int, default=4096, help="tokens per sequence (default: 4096)")
+    parser.add_argument("--max-num-batched-tokens", type=int, default=8192, help="tokens per step (default: 8192)")
     parser.add_argument("--gpu-memory-utilization", type=float, default=0.9, help="vLLM's (default: 0.9)")
     parser.add_argument(
         "--recipe",
@@ -35,7 +37,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the answer; returns 0 if the model fits and every layer has a kernel, else 1."""
+    """Print the plan; returns 0 if the model fits and every layer has a kernel, else 1."""
     from vllm_w4a4_plugin.capacity.devices import find_device
     from vllm_w4a4_plugin.capacity.kernels import kernels_of
     from vllm_w4a4_plugin.capacity.memory import Serving, plan_memory
@@ -64,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     problems = [f"{k.layers}: {k.reason}" for k in kernels if k.kernel == Kernel.NONE]
     if memory.kv_tokens < serving.max_model_len:
         problems.append(
-            f"the KV cache would hold {memory.kv_tokens} tokens, one sequence has {serving.max_model_len}: "
+            f"the KV cache would hold {memory.kv_tokens} tokens, but a sequence has {serving.max_model_len}: "
             "use more devices, a shorter --max-model-len or fewer --max-num-batched-tokens"
         )
     facts: dict[str, Any] = {
@@ -102,7 +104,7 @@ def _report(facts: dict[str, Any], args: argparse.Namespace) -> str:
         ("weights", _gb(memory["total_weights"]), ""),
         ("activations of a step", _gb(memory["activations"]), "estimate"),
         ("KV cache", _gb(memory["kv_left"]), _kv_remark(memory, args.max_model_len)),
-        ("most while loading", _gb(memory["loading_peak"]), _loading_remark(memory)),
+        ("peak while loading", _gb(memory["loading_peak"]), _loading_remark(memory)),
         ("files of the checkpoint", _gb(facts["stored_bytes"]), ""),
     ]
     kernels = [(k["layers"], k["quant_type"], str(k["count"]), k["kernel"], k["reason"]) for k in facts["kernels"]]
@@ -125,8 +127,8 @@ def _report(facts: dict[str, Any], args: argparse.Namespace) -> str:
             format_table(("", "GB", "remark"), sizes),
             "\nKernels",
             format_table(("layers", "quant type", "count", "kernel", "why"), kernels),
-            "Where the project's fused library is built and loads, it comes first; the start-up table shows what runs.",
-            f"\nLower bounds of a step, ms (KV cache of {args.max_model_len} tokens a sequence; no communication)",
+            "If the project's fused library can be loaded, it is preferred; the start-up table shows what runs.",
+            f"\nLower bounds of a step, ms (KV cache of {args.max_model_len} tokens per sequence; no communication)",
             format_table(("tokens", "sequences", "linears", "output head", "KV cache", "step", "per token"), steps),
             "\nVersions",
             format_table(("component", "found"), facts["versions"].items()),
@@ -146,4 +148,4 @@ def _kv_remark(memory: dict[str, Any], length: int) -> str:
 def _loading_remark(memory: dict[str, Any]) -> str:
     if memory["unpacked_peak"] == memory["total_weights"]:
         return ""
-    return f"int4 is packed tensor by tensor; unpacked it would be {_gb(memory['unpacked_peak'])}"
+    return f"int4 weights are packed tensor by tensor; unpacked: {_gb(memory['unpacked_peak'])}"

@@ -17,7 +17,7 @@ from vllm_w4a4_plugin.text import format_table
 
 @dataclass(frozen=True)
 class Perplexity:
-    """Perplexity over `tokens` predicted tokens, found in `seconds` (start of the engine not counted)."""
+    """Perplexity over `tokens` predicted tokens, computed in `seconds` (without the start of the engine)."""
 
     value: float
     tokens: int
@@ -31,7 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--text", type=Path, required=True, help=".json (array of strings), .jsonl or .txt")
     parser.add_argument("--float", type=Path, metavar="DIR", help="float model to compare with")
     parser.add_argument("--window", type=int, default=512, help="tokens per window (default: 512)")
-    parser.add_argument("--windows", type=int, default=24, help="use at most so many windows (default: 24)")
+    parser.add_argument("--windows", type=int, default=24, help="use at most this many windows (default: 24)")
     parser.add_argument("--dtype", default="auto", help="vLLM's dtype of activations (default: the model's)")
     parser.set_defaults(func=run)
 
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         raise CheckpointError("--window must be at least 2 and --windows at least 1")
     for directory in filter(None, (args.directory, args.float)):
         if not (directory / "config.json").is_file():
-            raise CheckpointError(f"{directory}: no config.json there; give the directory of a model.")
+            raise CheckpointError(f"{directory}: has no config.json; give the directory of a model.")
     measured = perplexity(args.directory, _windows(args.directory, texts, args), args.dtype)
     rows = [_row(args.directory, measured, "")]
     if args.float:
@@ -59,7 +59,7 @@ def perplexity(directory: Path, rows: Sequence[Sequence[int]], dtype: str = "aut
     """Perplexity through vLLM over rows of token ids; the first token of each row is not predicted.
 
     Args:
-        directory: of the model; one with a quantization description is served with this plugin.
+        directory: of the model; if it has a quantization description, this plugin serves it.
         rows: windows of text.
         dtype: of activations.
     """
@@ -73,7 +73,7 @@ def perplexity(directory: Path, rows: Sequence[Sequence[int]], dtype: str = "aut
         quantization="ascend" if quantized else None,
         dtype=dtype,
         enforce_eager=True,
-        # vLLM does not start unless this part of the machine's memory is free, however little the model needs.
+        # vLLM does not start unless this share of the machine's memory is free, however little the model needs.
         gpu_memory_utilization=0.3,
         max_model_len=window + 1,
         max_num_batched_tokens=max(2048, window + 1),

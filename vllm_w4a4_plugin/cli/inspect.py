@@ -74,7 +74,7 @@ def _transform(spec: LinearSpec | None) -> str:
 
 
 def _json(layer: LayerState) -> dict[str, Any]:
-    """The layer under the names that the command has always printed; sizes are null where they are not known."""
+    """The layer with the key names of the command's JSON output, which are older than `LinearSpec`'s; null: unknown."""
     names = {"output_size": "out_features", "input_size": "in_features"}
     spec = layer.plan.spec if layer.plan is not None else None
     if spec is not None:

@@ -46,7 +46,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--start-from", type=Path, metavar="DIR",
         help="a checkpoint made from MODEL, here or by msModelSlim: only distil it",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, help=f"of rotations and generated text (default: {_default('seed')})")
+    parser.add_argument("--seed", type=int, help=f"seed of rotations and generated text (default: {_default('seed')})")
     parser.add_argument(
         "--device",
         help="cpu, cuda, npu, cuda:1, ...; several, separated by commas, share the work "
@@ -120,7 +120,7 @@ def _truth(value: str) -> bool:
 
 @contextmanager
 def _options_as_flags() -> Iterator[None]:
-    """Inside, errors name options as the command line spells them."""
+    """Context in which errors name options as the command line spells them."""
     try:
         yield
     except CalibrationError as error:
@@ -144,7 +144,7 @@ class _StderrHandler(logging.Handler):
 
 @contextmanager
 def _log_to_stderr() -> Iterator[None]:
-    """Inside, what the library logs is printed as plain text."""
+    """Context in which the log messages of the library are printed as plain text."""
     logger, handler = logging.getLogger(calibration.__name__), _StderrHandler()
     before = logger.level, logger.propagate
     logger.addHandler(handler)
@@ -179,7 +179,7 @@ class _Bars:
         if self._bar is None or self._bar.desc != progress.phase:
             if self._bar is not None:
                 self._bar.close()
-            # What an earlier, interrupted run did took no time in this one.
+            # Steps of an earlier, interrupted run must not count towards the speed of this one.
             self._bar = tqdm(total=progress.total, initial=progress.done, desc=progress.phase)
         self._bar.set_postfix_str(progress.detail, refresh=False)
         self._bar.update(progress.done - self._bar.n)

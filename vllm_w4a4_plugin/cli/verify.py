@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vllm-w4a4 verify DIR`: every check a checkpoint must pass before it is served."""
+"""`vllm-w4a4 verify DIR`: every check that a checkpoint must pass before it is served."""
 
 import argparse
 
@@ -18,7 +18,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print every finding on a line of its own."""
+    """Print one line per finding; returns 0 if there are none, else 1."""
     reader = CheckpointReader(args.directory)
     findings = list(header_findings(reader))
     if not findings and not args.headers_only:

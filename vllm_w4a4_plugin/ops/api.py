@@ -38,7 +38,7 @@ def flatquant_linear(
         weight_packed: from `pack_int4`, int8 or uint8 `packed_int4_shape(out, in)`.
         weight_scale: float32 [out], or [out, groups] for equal groups of input features.
         left_trans, right_trans: float32 Kronecker factors or None.
-        clip_ratio: in (0, 1]. As a tensor (its first element counts) it stays exchangeable in compiled graphs.
+        clip_ratio: in (0, 1]. Compiled graphs read the first element of a tensor at each run; a number is part of them.
         bias: [out], any float dtype, or None.
         weight_offset: float32, shaped like weight_scale, subtracted from the int4 weights; None for symmetric ones.
 
@@ -46,7 +46,7 @@ def flatquant_linear(
         [..., out] in x's dtype.
 
     Raises:
-        RuntimeError: an argument does not fit; the text names it, what was expected and what was found.
+        RuntimeError: an argument has a wrong dtype, shape or value; the message names it and says what was expected.
     """
     load_library()
     return torch.ops.vllm_w4a4.flatquant_linear(
@@ -91,20 +91,20 @@ def pack_int4(weight: Tensor) -> Tensor:
     """Pack int8 [out, in], values in [-8, 7], into uint8 `packed_int4_shape(out, in)`: half a byte per value.
 
     Raises:
-        RuntimeError: a value is outside int4; the text gives it with its row and column.
+        RuntimeError: a value is outside int4; the message gives it with its row and column.
     """
     load_library()
     return torch.ops.vllm_w4a4.pack_int4(weight)
 
 
 def pack_int4_rows_(packed: Tensor, weight: Tensor, first_row: int) -> None:
-    """Write the rows of `weight`, int8 [n, in], over rows `first_row`... of a packed weight, in place."""
+    """Pack `weight`, int8 [n, in], in place into the n rows of a packed weight that start at `first_row`."""
     load_library()
     torch.ops.vllm_w4a4.pack_int4_rows_(packed, weight, first_row)
 
 
 def w8a8_linear(x: Tensor, weight_packed: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """W8A8_DYNAMIC in one call, exact in integers; for CPUs on which vLLM's own int8 kernels are not.
+    """W8A8_DYNAMIC in one call, with exact integer sums; for CPUs on which vLLM's own int8 kernels are not exact.
 
     Args:
         x: float32, bfloat16 or float16 [..., in]; quantized per token with scale max|x| / 127, q in [-127, 127].
@@ -120,7 +120,7 @@ def w8a8_linear(x: Tensor, weight_packed: Tensor, weight_scale: Tensor, bias: Te
 
 
 def pack_int8_rows_(packed: Tensor, weight: Tensor, first_row: int) -> None:
-    """Write the rows of `weight`, int8 [n, in], over rows `first_row`... of a packed int8 weight, in place."""
+    """Pack `weight`, int8 [n, in], in place into the n rows of a packed int8 weight that start at `first_row`."""
     load_library()
     torch.ops.vllm_w4a4.pack_int8_rows_(packed, weight, first_row)
 

@@ -20,7 +20,7 @@ def load_library() -> None:
     """Load the native library into this process, once.
 
     Raises:
-        RuntimeError: it was not built, does not fit this torch, or packs weights differently from `layout`.
+        RuntimeError: it was not built, was built for another torch, or packs weights differently from `layout`.
     """
     # A plain flag, because torch.compile traces through this function and looks through functools.cache.
     global _is_loaded
@@ -35,20 +35,23 @@ def _load() -> None:
     if file is None:
         looked = ", ".join(str(candidate.parent) for candidate in candidates)
         raise RuntimeError(
-            f"{LIBRARY} is in none of {looked}. Build it: `pip install --no-build-isolation .` in the source directory "
-            "of vllm-w4a4-plugin, in the environment that has vLLM (needs a C++ compiler)."
+            f"{LIBRARY} was not found in {looked}. Build it: `pip install --no-build-isolation .` in the source "
+            "directory of vllm-w4a4-plugin, in the environment that has vLLM (needs a C++ compiler)."
         )
     try:
         torch.ops.load_library(str(file))
     except OSError as error:
         raise RuntimeError(
-            f"{file} does not load beside torch {torch.__version__} ({error}). It needs torch 2.10 or later on the "
-            "platform it was built for; build it again with `pip install --no-build-isolation --force-reinstall .`."
+            f"{file} cannot be loaded with torch {torch.__version__} ({error}). It needs torch 2.10 or later and "
+            "the platform that it was built for. To build it again: "
+            "`pip install --no-build-isolation --force-reinstall .`"
         ) from error
     expected = [INT4_TILE_ROWS, INT4_GROUP_MULTIPLE, INT4_BLOCK_BYTES]
     found = torch.ops.vllm_w4a4.int4_layout()
     if found != expected:
-        raise RuntimeError(f"{file} packs int4 weights as {found}, this package as {expected}; build it again.")
+        raise RuntimeError(
+            f"{file} packs int4 weights as {found}, but this package expects {expected}; build it again."
+        )
     _register_fakes()
 
 
@@ -69,7 +72,7 @@ def cpu_available_instruction_sets() -> list[str]:
 
 
 def library_places(name: str) -> Iterable[Path]:
-    """Where a shared library of this package may lie."""
+    """The paths at which a shared library of this package may be installed."""
     # An editable installation keeps the Python files in the source tree and the library in site-packages.
     directories = [
         Path(__file__).parent.parent,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shape of the CPU's packed int4 weights. `csrc/cpu/layout.h` defines the layout; loading the library compares."""
+"""Shape of the CPU's packed int4 weights. `csrc/cpu/layout.h` defines it; `load_library` compares."""
 
 from vllm_w4a4_plugin.constants import INT4_GROUP_MULTIPLE
 

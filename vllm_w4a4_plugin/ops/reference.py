@@ -3,8 +3,8 @@
 
 Written for clarity, independent of the native code. Weights stay unpacked, int8 [out, in]. Formulas:
 `flatquant_linear`, `kronecker_quant` as msModelSlim's own fake-quantized model computes them; `*_npu` with the
-roundings that CANN documents for aclnnFlatQuant (not compared with a device). What becomes of values that are not
-finite is part of the operators' contract (see `api`).
+roundings that CANN documents for aclnnFlatQuant (not compared with a device). How values that are not finite
+propagate is part of the operators' contract (see `api`).
 """
 
 import torch
@@ -43,7 +43,7 @@ def quantize_tokens(
     x = x.float()
     largest = x.abs().amax(-1)
     scale = torch.where(largest.isfinite(), clip_ratio * largest / q_max, torch.nan)
-    # Neither a token of zeros nor one whose scale is NaN is divided.
+    # A token whose scale is 0 or NaN is not divided by it.
     q = torch.where(scale[..., None] > 0, x / scale[..., None], 0.0)
     return q.round().clamp(q_min, q_max).to(torch.int8), scale
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What vLLM's platform hooks call, and how the method is registered on each platform."""
+"""What vLLM's platform hooks call, and the registration of the quantization method on each platform."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's CPU platform plus what W4A4 checkpoints need before weights load."""
+"""vLLM's CPU platform, with what W4A4 checkpoints need before their weights are loaded."""
 
 import logging
 from typing import TYPE_CHECKING
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(LOGGER)
 
 LOAD_FORMATS = ("auto", "hf", "safetensors", LOAD_FORMAT)
-"""Load formats that hand over one checkpoint tensor at a time under its own name; our loader stands in for them."""
+"""Load formats that load each tensor of the checkpoint under its own name; our loader replaces them."""
 
 
 class W4A4CpuPlatform(CpuPlatform):
-    """Adds the `--quantization ascend` choice, auto-detection of checkpoints, and early checks."""
+    """Adds the choice `--quantization ascend`, detects checkpoints without it, and checks the configuration early."""
 
     @classmethod
     def pre_register_and_update(cls, parser: "FlexibleArgumentParser | None" = None) -> None:
@@ -44,7 +44,7 @@ class W4A4CpuPlatform(CpuPlatform):
         if model_config.quantization is None:
             cls._detect(vllm_config)
         if model_config.quantization == METHOD:
-            # vLLM checks that every parameter was loaded for unquantized models only, unless it is told to.
+            # By default, vLLM checks only for unquantized models that every parameter was loaded.
             extra = vllm_config.load_config.model_loader_extra_config
             if vllm_config.load_config.load_format in LOAD_FORMATS and isinstance(extra, dict):
                 extra.setdefault("enable_weights_track", True)
@@ -60,20 +60,20 @@ class W4A4CpuPlatform(CpuPlatform):
         load_format = vllm_config.load_config.load_format
         if load_format not in (*LOAD_FORMATS, "dummy"):
             raise CheckpointError(
-                f"{model_config.model}: load format {load_format!r} does not hand over the checkpoint's own tensors. "
+                f"{model_config.model}: load format {load_format!r} does not load the checkpoint's own tensors. "
                 f"Use --load-format {' or '.join(LOAD_FORMATS)}."
             )
 
     @classmethod
     def _detect(cls, vllm_config: "VllmConfig") -> None:
-        """Choose the method for a checkpoint that has a description file and no `--quantization`."""
+        """Choose the method if the checkpoint has a description file and `--quantization` was not given."""
         from vllm_w4a4_plugin.quantization.source import has_description
 
         model_config = vllm_config.model_config
         if not has_description(model_config.model, model_config.revision):
             return
         logger.info(
-            "Found %s in %s: using --quantization %s. Give --quantization to choose otherwise.",
+            "Found %s in %s: using --quantization %s. Pass --quantization to choose another method.",
             DESCRIPTION_FILE,
             model_config.model,
             METHOD,
@@ -83,9 +83,9 @@ class W4A4CpuPlatform(CpuPlatform):
 
     @classmethod
     def _choose_dtype(cls, vllm_config: "VllmConfig") -> None:
-        """Replace the checkpoint's 16-bit dtype by float32 where this CPU has no instructions for it.
+        """Replace the checkpoint's 16-bit dtype by float32 if this CPU has no instructions for it.
 
-        At this point vLLM does not tell `--dtype auto` from the same dtype given by name, hence the variable.
+        vLLM no longer knows here whether `--dtype` was `auto` or named the same dtype, so VLLM_W4A4_KEEP_DTYPE decides.
         """
         from vllm_w4a4_plugin.quantization.config import AscendW4A4Config
 
@@ -98,15 +98,15 @@ class W4A4CpuPlatform(CpuPlatform):
         extra_bytes = dtypes.cost_of_float32(quant_config.inventory.tensors.values())
         if not dtypes.affordable(extra_bytes):
             logger.warning(
-                "This CPU has no %s instructions and computes it slowly. float32 would be faster, but takes %.1f GiB "
-                "more memory for the unquantized layers; --dtype float32 uses it all the same.",
+                "This CPU has no %s instructions, so the unquantized layers are slow. In float32 they would be faster "
+                "but take %.1f GiB more memory, which may be too much here; --dtype float32 uses it anyway.",
                 str(stored).removeprefix("torch."),
                 extra_bytes / 2**30,
             )
             return
         logger.info(
-            "This CPU has no %s instructions: computing in float32, which takes %.0f MiB more memory for the "
-            "unquantized layers. VLLM_W4A4_KEEP_DTYPE=1 keeps the checkpoint's dtype.",
+            "This CPU has no %s instructions: using float32, in which the unquantized layers take %.0f MiB more "
+            "memory. VLLM_W4A4_KEEP_DTYPE=1 keeps the checkpoint's dtype.",
             str(stored).removeprefix("torch."),
             extra_bytes / 2**20,
         )

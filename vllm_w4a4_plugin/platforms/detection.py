@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether vLLM is about to choose its own CPU platform. Called while `vllm.platforms` decides, so it imports little."""
+"""Whether vLLM is about to choose its own CPU platform. Runs while vLLM chooses, so it imports little."""
 
 import logging
 
@@ -11,14 +11,14 @@ _asking = False
 
 
 def would_choose_cpu_platform() -> bool:
-    """True where vLLM's plain CPU platform would be chosen.
+    """True if vLLM would choose its plain CPU platform.
 
-    False where vllm-ascend or another out-of-tree platform is active, on accelerators, and where vLLM chooses a CPU
-    platform of its own kind (AMD Zen with zentorch).
+    False if vllm-ascend or another out-of-tree platform is active, on accelerators, and where vLLM has a special CPU
+    platform (AMD Zen with zentorch).
     """
     global _asking
     if _asking:
-        # Another plugin that asks the others as well would otherwise never come to an end.
+        # Another plugin may ask all plugins too; without this, the two would call each other forever.
         return False
     _asking = True
     try:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which dtype a CPU should compute a checkpoint's unquantized parts in.
 
-x86 CPUs without AVX-512 have no instructions for 16-bit floats. vLLM's unquantized linears then leave oneDNN for
-torch's plain loops, several times slower than the same product in float32, and every operator rounds its result to
-8 bits of precision, which 4-bit activations amplify.
+x86 CPUs without AVX-512 have no instructions for 16-bit floats. vLLM's unquantized linear layers then fall
+back from oneDNN to torch's plain loops, which are several times slower than the same product in float32, and every
+operator rounds its result to 8 bits of precision, an error that 4-bit activations amplify.
 """
 
 import platform
@@ -15,13 +15,13 @@ import torch
 from vllm_w4a4_plugin.checkpoint import TensorInfo
 
 MEMORY_SHARE = 0.25
-"""The widened parameters may take this part of the available memory on top of what they take in 16 bits."""
+"""Largest share of the available memory that the parameters may take in addition when they are widened."""
 
 _STORED_IN_16_BITS = ("BF16", "F16")
 
 
 def slow_on_this_cpu(dtype: torch.dtype) -> bool:
-    """Whether matrix products in `dtype` are slow here. Only x86 is judged: Arm's kernels do without oneDNN."""
+    """Whether matrix products in `dtype` are slow here. False on Arm, where vLLM's kernels do not use oneDNN."""
     if platform.machine().lower() not in ("x86_64", "amd64") or torch.cpu._is_avx512_supported():
         return False
     supported_by_onednn = {
@@ -32,10 +32,10 @@ def slow_on_this_cpu(dtype: torch.dtype) -> bool:
 
 
 def cost_of_float32(tensors: Iterable[TensorInfo]) -> int:
-    """Bytes that a checkpoint's unquantized parameters take more in float32 than as stored."""
+    """Bytes that a checkpoint's unquantized parameters take in float32 in addition to their stored size."""
     return sum(info.nbytes for info in tensors if info.dtype in _STORED_IN_16_BITS)
 
 
 def affordable(extra_bytes: int) -> bool:
-    """Whether this machine has the memory for it, with room left for the rest of the model and its cache."""
+    """Whether this machine has that much memory available, with room left for the rest of the model and its cache."""
     return extra_bytes <= MEMORY_SHARE * psutil.virtual_memory().available

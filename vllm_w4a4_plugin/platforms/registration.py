@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registers the quantization method "ascend", whichever platform vLLM runs on."""
+"""Registers the quantization method "ascend", on whichever platform vLLM runs."""
 
 import logging
 

@@ -2,8 +2,8 @@
 """Registration where vllm-ascend is vLLM's platform and has a quantization method "ascend" of its own.
 
 vLLM keeps the class that was registered last. vllm-ascend registers its class when the module that defines it is first
-imported, which its platform does at a time that differs between processes. So we have the platform register first, by
-the hook that vLLM calls for it, and register afterwards: later calls of that hook import nothing new.
+imported, and the time at which its platform imports it differs between processes. So we first call the platform's hook
+that imports it, and then register our class: later calls of the hook import nothing new.
 """
 
 import logging
@@ -16,20 +16,20 @@ from vllm_w4a4_plugin.constants import LOGGER, METHOD, TESTED_VLLM_ASCEND, VERSI
 from .versions import is_tested
 
 INT4_DEVICES = ("A2", "A3")
-"""vllm-ascend's names of the device generations whose cube multiplies int4."""
+"""vllm-ascend's names for the device generations whose cube unit multiplies int4."""
 
 logger = logging.getLogger(LOGGER)
 
 
 def is_platform() -> bool:
-    """Whether vLLM chose vllm-ascend as its platform; installed alone, it may be left out of VLLM_PLUGINS."""
+    """Whether vLLM's platform is vllm-ascend; the package may be installed and yet be left out of VLLM_PLUGINS."""
     from vllm.platforms import current_platform
 
     return type(current_platform).__module__.partition(".")[0] == "vllm_ascend"
 
 
 def register() -> None:
-    """Take over vllm-ascend's method "ascend", or say why not. Idempotent."""
+    """Register our class in place of vllm-ascend's for the method "ascend", or log why not. Idempotent."""
     from vllm.model_executor.layers.quantization import (
         _CUSTOMIZED_METHOD_TO_QUANT_CONFIG,
         register_quantization_config,
@@ -49,8 +49,8 @@ def register() -> None:
     register_quantization_config(METHOD)(AscendW4A4ModelSlimConfig)
     _say(
         logging.INFO,
-        f"vllm-w4a4-plugin {VERSION} has taken over the quantization method {METHOD!r} from vllm-ascend "
-        f"{_version()}: its W4A4 linear layers run here, all others in vllm-ascend. VLLM_W4A4_DISABLE=1 gives it back.",
+        f"vllm-w4a4-plugin {VERSION} extends the quantization method {METHOD!r} of vllm-ascend {_version()}: W4A4 "
+        "linear layers run in the plugin, all others in vllm-ascend. VLLM_W4A4_DISABLE=1 disables the plugin.",
     )
 
 
@@ -59,7 +59,7 @@ def _unsupported_reason() -> str:
 
     device = get_ascend_device_type().name
     if device not in INT4_DEVICES:
-        return f"this vllm-ascend is built for {device} devices, which have no int4 product."
+        return f"this vllm-ascend is built for {device} devices, which have no int4 matrix product."
     found = _version()
     if is_tested(found, TESTED_VLLM_ASCEND):
         return ""
@@ -67,7 +67,7 @@ def _unsupported_reason() -> str:
     if envs.VLLM_W4A4_FORCE:
         _say(logging.WARNING, f"vllm-w4a4-plugin {VERSION}: {tested}. It is used because VLLM_W4A4_FORCE is set.")
         return ""
-    return f"{tested}. Set VLLM_W4A4_FORCE=1 to use the plugin all the same."
+    return f"{tested}. Set VLLM_W4A4_FORCE=1 to use the plugin anyway."
 
 
 def _version() -> str:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What vLLM calls: the quantization configuration, its linear methods and their parameters."""
+"""What vLLM calls to serve a checkpoint: the quantization configuration, linear methods, parameters, model loader."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The method "ascend" inside vllm-ascend: its ModelSlim configuration, with our method for W4A4 linear layers.
 
-A subclass, because vllm-ascend's own code reads attributes of the configuration and asks for its class.
+It is a subclass, because vllm-ascend's code reads attributes of the configuration and checks its class.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ logger = init_logger(LOGGER)
 
 @register_weight_loader_v2_supported_method
 class AscendW4A4NpuLinearMethod(AscendW4A4LinearMethod):
-    """Our linear method with the attribute by which vllm-ascend looks at the schemes of its own."""
+    """Our linear method, with the attribute through which vllm-ascend's code reads the scheme of a layer."""
 
     @property
     def quant_method(self) -> LinearScheme:
@@ -41,7 +41,7 @@ class AscendW4A4NpuLinearMethod(AscendW4A4LinearMethod):
 
 
 class AscendW4A4ModelSlimConfig(AscendModelSlimConfig):
-    """vllm-ascend's configuration; linear layers of types that have an NPU scheme get our method, others its own."""
+    """vllm-ascend's configuration; linear layers get our method if their type has an NPU scheme, else vllm-ascend's."""
 
     def __init__(self, quant_config: dict[str, Any] | None = None) -> None:
         super().__init__(quant_config)
@@ -65,7 +65,7 @@ class AscendW4A4ModelSlimConfig(AscendModelSlimConfig):
     ) -> QuantizeMethodBase | None:
         is_linear = isinstance(layer, LinearBase)
         if is_linear:
-            # vllm-ascend spells the prefixes of some models differently from the checkpoint's description.
+            # For some models, the prefixes of vllm-ascend differ from the names in the description.
             model_type = get_current_vllm_config().model_config.hf_config.model_type
             for name in dict.fromkeys((prefix, self.quant_prefix_mapper(model_type, prefix))):
                 if self._has_shard_of_ours(name):
@@ -75,7 +75,7 @@ class AscendW4A4ModelSlimConfig(AscendModelSlimConfig):
         return method
 
     def _description(self) -> QuantDescription:
-        """The tensors' types from vllm-ascend's dictionary, which holds other things too."""
+        """The types of the tensors from vllm-ascend's dictionary, which has other keys too."""
         types = {name: kind for name, kind in self.quant_description.items() if "." in name and isinstance(kind, str)}
         return QuantDescription(tensors=types, group_size=self.quant_description.get("group_size"))
 
@@ -96,12 +96,12 @@ class AscendW4A4ModelSlimConfig(AscendModelSlimConfig):
         return AscendW4A4NpuLinearMethod(scheme, self.report, not loads_dummy_weights())
 
     def _report_theirs(self, prefix: str, method: QuantizeMethodBase | None, is_linear: bool) -> None:
-        """Linear layers go into the table; W4A4 layers that stay with vllm-ascend are named, whatever they are."""
+        """Add a linear layer that vllm-ascend runs to the table; warn of any W4A4 layer that it runs, linear or not."""
         scheme = type(getattr(method, "quant_method", method)).__name__
         modules = self._modules(prefix)
         remark = ""
         if "W4A4" in scheme:
-            why = "not found in the description by the plugin" if is_linear else "not a linear layer"
+            why = "the plugin did not find it in the description" if is_linear else "not a linear layer"
             remark = f"{prefix}: {why}"
             logger.warning("%s. It runs in vllm-ascend's own %s.", remark, scheme)
         elif not is_linear:

@@ -21,7 +21,7 @@ from vllm_w4a4_plugin.constants import METHOD
 from .linear import AscendW4A4LinearMethod
 from .report import LoadReport
 from .schemes import new_scheme
-from .source import loads_dummy_weights, open_checkpoint
+from .source import has_description, loads_dummy_weights, open_checkpoint
 
 if TYPE_CHECKING:
     from vllm.model_executor.models.utils import WeightsMapper
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class AscendW4A4Config(QuantizationConfig):
     """Parses `quant_model_description.json` and chooses a method for each layer.
 
-    vLLM constructs it without arguments (`get_config_filenames` names no file) and then calls
-    `maybe_update_config`, so that reading the description, and every error in it, is in our hands.
+    vLLM constructs it without arguments (`get_config_filenames` names no file) and then calls `maybe_update_config`, so
+    that the plugin itself reads the description and reports what is wrong with it.
     """
 
     def __init__(self) -> None:
@@ -58,15 +58,21 @@ class AscendW4A4Config(QuantizationConfig):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "AscendW4A4Config":
-        """`config` is a `quantization_config` in config.json; the description file says all that is needed."""
+        """`config`, a `quantization_config` of config.json, is ignored; the description file has all that is needed."""
         return cls()
 
     @classmethod
     def override_quantization_method(
         cls, hf_quant_cfg: Any, user_quant: str | None, hf_config: Any = None
     ) -> str | None:
-        """`--quantization ascend` wins over whatever config.json says."""
-        return METHOD if METHOD in (user_quant, (hf_quant_cfg or {}).get("quant_method")) else None
+        """`--quantization ascend`, or a description next to the weights, takes precedence over config.json.
+
+        A `quantization_config` that the float model had would otherwise choose a loader for other weights.
+        """
+        if METHOD in (user_quant, (hf_quant_cfg or {}).get("quant_method")):
+            return METHOD
+        model = getattr(hf_config, "_name_or_path", "")
+        return METHOD if user_quant is None and model and has_description(model) else None
 
     def maybe_update_config(self, model_name: str, hf_config: Any = None, revision: str | None = None) -> None:
         """Read the description of `model_name`, a directory or a hub repository, and check the weight headers.
@@ -82,7 +88,7 @@ class AscendW4A4Config(QuantizationConfig):
             raise CheckpointError(f"{model_name}/{finding}")
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: "WeightsMapper") -> None:
-        """Spell tensor names as vLLM does."""
+        """Map the tensor names of the checkpoint to those of vLLM's model."""
         self.inventory = self.inventory.renamed(hf_to_vllm_mapper.apply_dict)
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
@@ -120,5 +126,5 @@ def where_it_runs() -> str:
     return (
         f'quantization "{METHOD}" (msModelSlim W4A4) runs on CPUs (x86-64 and Arm, with vLLM\'s CPU build) and on '
         f"Ascend NPUs (with vllm-ascend); this vLLM runs on {current_platform.device_name or 'an unknown device'}. "
-        "Install vLLM for one of those, or use a checkpoint of another quantization."
+        "Install vLLM for one of those, or use a checkpoint that is quantized with another method."
     )

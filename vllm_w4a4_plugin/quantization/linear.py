@@ -24,9 +24,9 @@ class AscendW4A4LinearMethod(LinearMethodBase):
     """Connects one vLLM linear layer with its scheme.
 
     Args:
-        scheme: of this layer alone.
-        report: told about the layer when it is ready.
-        expect_weights: False when vLLM fills parameters with dummy values.
+        scheme: of this layer; not shared with others.
+        report: is told when the layer has been created and when it has been loaded.
+        expect_weights: False if vLLM fills parameters with dummy values.
     """
 
     def __init__(self, scheme: LinearScheme, report: "LoadReport", expect_weights: bool) -> None:
@@ -50,7 +50,7 @@ class AscendW4A4LinearMethod(LinearMethodBase):
             )
         weight_loader = extra_weight_attrs["weight_loader"]
         if isinstance(layer, ReplicatedLinear):
-            # Its loader copies whole tensors of equal shape; a packed weight has another one.
+            # Its loader copies only tensors of the same shape as the parameter; a packed weight has another shape.
             def weight_loader(param: Any, loaded_weight: torch.Tensor) -> None:
                 param.load_replicated_weight(loaded_weight)
 
@@ -71,7 +71,7 @@ class AscendW4A4LinearMethod(LinearMethodBase):
         return self.scheme.apply(layer, x, bias)
 
     def _check_filled(self, layer: torch.nn.Module) -> None:
-        """vLLM lets quantized models start with parameters that no tensor filled; this does not."""
+        """Raise if a parameter of the layer was not filled, which vLLM does not check for quantized models."""
         prefix, spec = self.scheme.plan.prefix, self.scheme.spec
         for parameter in layer.parameters(recurse=False):
             if isinstance(parameter, Completeness) and (missing := parameter.missing()):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user sees while a checkpoint loads: progress of packing, then one table of what runs how."""
+"""What the user sees while a checkpoint loads: a progress bar of packing, then a table of layers and operators."""
 
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ HEADER = ("quant type", "layers", "weights", "operator", "remark")
 
 
 class LoadReport:
-    """Collects the layers of one model on one rank."""
+    """The layers of one model on one rank."""
 
     def __init__(self) -> None:
         self._expected: set[str] = set()
@@ -39,11 +39,11 @@ class LoadReport:
             self._tensors += len(scheme.plan.shards)
 
     def float_layer(self, weight_bytes: int) -> None:
-        """A layer stays with vLLM's own unquantized method."""
+        """A layer was created with vLLM's own unquantized method."""
         self.others(QuantType.FLOAT.value, "vLLM unquantized linear", weight_bytes)
 
     def others(self, quant_type: str, operator: str, weight_bytes: int, remark: str = "") -> None:
-        """A layer that the plugin leaves to somebody else's method; `weight_bytes` as stored in the checkpoint."""
+        """A layer was created that vLLM or vllm-ascend runs; `weight_bytes` is its stored size in the checkpoint."""
         self._add((quant_type, operator, remark), weight_bytes)
 
     def packed(self) -> None:
@@ -79,5 +79,5 @@ class LoadReport:
         self._bytes[key] += weight_bytes
 
     def __getstate__(self) -> dict[str, Any]:
-        # vLLM sends its configuration, and this with it, to worker processes.
+        # vLLM pickles its configuration, which contains this, for worker processes; a progress bar cannot be pickled.
         return {**self.__dict__, "_bar": None}

@@ -20,12 +20,12 @@ def has_description(model: str, revision: str | None = None) -> bool:
     try:
         return get_hf_file_to_dict(DESCRIPTION_FILE, model, revision) is not None
     except Exception:
-        # Whatever keeps the hub from answering will be reported by vLLM's own loading of the model.
+        # If the hub cannot be reached, vLLM reports it when it loads the model.
         return False
 
 
 def tensor_headers(model: str, revision: str | None = None) -> dict[str, TensorInfo]:
-    """The weight headers of `model` by tensor name, not checked further; empty where they cannot be had.
+    """The weight headers of `model` by tensor name, not checked further; empty if they are not available.
 
     Raises:
         CheckpointError: a local index or shard is damaged.
@@ -36,18 +36,18 @@ def tensor_headers(model: str, revision: str | None = None) -> dict[str, TensorI
     try:
         return _hub_headers(model, revision)
     except Exception:
-        # Whatever keeps the hub from answering will be reported by vLLM's own loading of the weights.
+        # If the hub cannot be reached, vLLM reports it when it loads the weights.
         return {}
 
 
 def loads_dummy_weights() -> bool:
-    """Whether vLLM will fill parameters with made-up values instead of a checkpoint's."""
+    """Whether vLLM will fill parameters with dummy values (`--load-format dummy`)."""
     config = get_current_vllm_config_or_none()
     return config is not None and config.load_config.load_format == "dummy"
 
 
 def open_checkpoint(model: str, revision: str | None = None) -> Inventory:
-    """Description and weight headers of `model`, checked as far as headers allow.
+    """The description and the weight headers of `model`, with every check that needs no tensor values.
 
     Raises:
         CheckpointError: the description or the headers are bad.

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The W4A4 operators on Ascend NPUs, by way of torch_npu. Emulated in tests, not run on an NPU.
+"""The W4A4 operators on Ascend NPUs, through torch_npu. Tested with a stand-in for torch_npu, never run on an NPU.
 
-The contracts are those of `ops`, in the NPU's own forms: int4 values eight to an int32 (element 0 in the low nibble),
-weights [out, in / 8] from `npu_convert_weight_to_int4pack`, activations bfloat16 or float16, and the left factor stored
-as L^T in the dtype of the activations, because npu_kronecker_quant multiplies by its P1 as it stands.
+The contracts are those of `ops.api`, in the NPU's own forms: eight int4 values in an int32 (element 0 in the low
+nibble), weights [out, in / 8] from `npu_convert_weight_to_int4pack`, activations bfloat16 or float16, and the left
+factor stored as L^T in the dtype of the activations, because npu_kronecker_quant does not transpose its P1.
 
 A clip ratio is an attribute of npu_kronecker_quant, not a tensor. A number would be frozen into compiled graphs, so the
 operator here takes a slot, a process-wide index into the clip ratios in use.
@@ -25,7 +25,7 @@ from .select import INT4_PER_WORD, KRONECKER_TOKENS, KRONECKER_TOKENS_OLD_CANN
 NAMESPACE = "vllm_w4a4_npu"
 DISPATCH_KEY = "PrivateUse1"
 PACKED_AT_ONCE = 1 << 25
-"""Weights that are widened to int32 at a time while packing."""
+"""Number of weights that are widened to int32 at a time while packing."""
 
 # A fragment: the project's fused library defines its operators in the same namespace.
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -59,16 +59,16 @@ def kronecker_quant(x: Tensor, left_trans_t: Tensor, right_trans: Tensor, clip_s
 def unfused_quant(
     x: Tensor, left_trans_t: Tensor | None, right_trans: Tensor | None, clip_ratio: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The same by matrix products and npu_dynamic_quant, for factors that npu_kronecker_quant does not take.
+    """`kronecker_quant` as matrix products and npu_dynamic_quant, for factors that npu_kronecker_quant does not take.
 
     The transform is rounded to x's dtype after each product. Clipping clamps each token to clip_ratio * max|x'| first,
-    which gives the formula's int4 values but for -8: those become -7 (see `select.EXACT_CLAMP_CLIP`). The bound of a
-    token with a NaN is NaN, so all of the token becomes NaN before npu_dynamic_quant sees it.
+    which gives the formula's int4 values except for -8, which becomes -7 (see `select.EXACT_CLAMP_CLIP`). The bound of
+    a token with a NaN is NaN, so all of the token becomes NaN before npu_dynamic_quant sees it.
 
     Args:
         x: bfloat16 or float16 [..., in].
         left_trans_t, right_trans: in x's dtype; None is the identity.
-        clip_ratio: float32, its first element counts; None is 1.
+        clip_ratio: float32, of which the first element is used; None is 1.
     """
     if left_trans_t is not None or right_trans is not None:
         x = _transform(x, left_trans_t, right_trans)
@@ -115,15 +115,15 @@ def clip_ratio(slot: int) -> float | None:
 
 
 def set_clip_ratio(slot: int, value: float) -> None:
-    """Set the clip ratio of a slot, a number in (0, 1]; calls from now on use it."""
+    """Set the clip ratio of a slot, a number in (0, 1]; later calls use it."""
     _clip_ratios[slot] = value
 
 
 def find_token_limit(max_tokens: int, device: torch.device) -> int:
-    """Find out, once, how many tokens one call of npu_kronecker_quant takes; more are split over calls.
+    """Find out, once, how many tokens one call of npu_kronecker_quant takes; more are split over several calls.
 
     Args:
-        max_tokens: most tokens of a step. Unless it exceeds what every CANN takes, nothing is tried.
+        max_tokens: largest number of tokens in a step. If every CANN takes so many, nothing is tried.
         device: the NPU.
     """
     global _token_limit

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The project's fused Ascend C library (csrc/npu): looked up, loaded and called here, and nowhere else.
+"""The project's fused Ascend C library (csrc/npu), which is found, loaded and called here only.
 
 It registers `torch.ops.vllm_w4a4_npu.flatquant_linear` on PrivateUse1 (csrc/npu/host/torch_operator.cpp): a W4A4 linear
-in one launch, weights in nZ order (`nz`), the left factor as the checkpoint has it. Not run on an NPU.
+in one launch, weights in nZ order (`nz`), the left factor as the checkpoint has it. Never run on an NPU.
 """
 
 import logging
@@ -22,7 +22,7 @@ from .select import INT4_PER_WORD
 logger = logging.getLogger(LOGGER)
 
 LIBRARY = "libvllm_w4a4_npu.so"
-# Takes a slot for the clip ratio, as `cann.kronecker_quant` does and for the same reason.
+# Takes a slot for the clip ratio, for the same reason as `cann.kronecker_quant`.
 _library.define(
     "fused_linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? left_trans, Tensor? right_trans, "
     "int clip_slot, Tensor? bias) -> Tensor"
@@ -40,14 +40,14 @@ def unavailable_reason() -> str:
     try:
         torch.ops.load_library(str(file))
     except OSError as error:
-        # Somebody built it and will want to know; the layers run by CANN's operators.
-        logger.warning("The fused NPU library %s does not load: %s", file, error)
-        return f"{file} does not load: {error}"
+        # Whoever built it will want to know. The layers run on CANN's operators instead.
+        logger.warning("The fused NPU library %s cannot be loaded: %s", file, error)
+        return f"{file} cannot be loaded: {error}"
     return ""
 
 
 def arrange_weight_(weight: Tensor) -> None:
-    """Bring a weight, int32 [out, in / 8] of `cann.pack_int4`, into nZ order in place."""
+    """Rearrange a weight, int32 [out, in / 8] from `cann.pack_int4`, into nZ order in place."""
     inputs, outputs, rows, width = _nz_shape_of(weight)
     pairs = weight.view(torch.uint8).reshape(outputs, rows, inputs, width)
     weight.copy_(pairs.permute(2, 0, 1, 3).contiguous().view(torch.int32).view(weight.shape))
@@ -66,7 +66,7 @@ def flatquant_linear(
 
     Args:
         x: bfloat16 or float16 [..., in].
-        weight: int32 [out, in / 8] of `arrange_weight_`. weight_scale: float32 [out].
+        weight: int32 [out, in / 8] from `arrange_weight_`. weight_scale: float32 [out].
         left_trans, right_trans: in x's dtype, as in the checkpoint (L, not L^T); None is the identity.
         clip_slot: from `cann.new_clip_slot`.
         bias: [out] or None.

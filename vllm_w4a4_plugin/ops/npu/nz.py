@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""int4 weights as the NPU's cube takes them ("nZ"): one contiguous copy per tile, no transpose on the device.
+"""int4 weights in the order in which the NPU's cube unit takes them ("nZ"): one contiguous copy per tile, no transpose.
 
 A weight [out, in] is cut into fractals of 16 outputs x 64 inputs, 512 bytes each. A fractal holds 16 rows of 32 bytes,
-two inputs a byte, the even one in the low nibble (two's complement). Fractals lie output-fastest:
+two inputs per byte, the even one in the low nibble (two's complement). Fractals are ordered with outputs fastest:
 packed[in / 64][out / 16][16][32]. Rows and columns beyond the weight are zero.
 """
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which NPU kernel a linear layer gets, and why: the one place, for the loader, `doctor` and the quantizer.
+"""Which NPU kernel a linear layer gets, and why. The loader, `doctor` and the quantizer all ask here.
 
-The limits are those of the operators' documents for Atlas A2 and A3.
+The limits are those in the operators' documents for Atlas A2 and A3.
 """
 
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ INT4_PER_WORD = 8
 """int4 values in one int32 of the operators' packed tensors."""
 
 FRACTAL_OUTPUTS, FRACTAL_INPUTS = 16, 64
-"""Size of the blocks in which the cube takes int4 weights."""
+"""Size of the blocks in which the cube unit takes int4 weights."""
 
 KRONECKER_FACTOR_LIMIT = 256
 KRONECKER_RIGHT_MULTIPLE = INT4_PER_WORD
 KRONECKER_TOKENS = 262144
 """Tokens in one call of npu_kronecker_quant (aclnnFlatQuant)."""
 KRONECKER_TOKENS_OLD_CANN = 32768
-"""The same before the CANN of November 2025."""
+"""The same before the CANN release of November 2025."""
 
 MATMUL_AXIS_LIMIT = 65535
 """Largest input size of npu_quant_matmul (aclnnQuantMatmulV4) with int4."""
@@ -35,7 +35,7 @@ npu_dynamic_quant never gives -8."""
 
 
 class Kernel(StrEnum):
-    """What computes a layer, as the start-up table and `doctor` name it."""
+    """What computes a layer, by the name that the start-up table and `doctor` show."""
 
     FUSED = "vllm_w4a4_npu::flatquant_linear"
     KRONECKER = "npu_kronecker_quant + npu_quant_matmul"
@@ -82,7 +82,7 @@ class RankShape:
 
 @dataclass(frozen=True)
 class KernelChoice:
-    """A kernel, and why it is not the one before it in `Kernel`; "" where it is the first that is available."""
+    """A kernel, and the reason why no better one can compute the layer; "" for the best one that is available."""
 
     kernel: Kernel
     reason: str = ""
@@ -91,7 +91,7 @@ class KernelChoice:
 def select_kernel(shape: RankShape, *, has_fused_library: bool) -> KernelChoice:
     """The kernel of one layer: fused library, npu_kronecker_quant, or products and npu_dynamic_quant, in this order.
 
-    `Kernel.NONE` means that no kernel can take the layer; `Kernel.VLLM_ASCEND` that the plugin leaves it alone.
+    `Kernel.NONE` means that no kernel can compute the layer; `Kernel.VLLM_ASCEND` that vllm-ascend runs it.
     """
     kind = shape.quant_type.spec
     if NPU not in kind.runs_on:
@@ -109,13 +109,13 @@ def select_kernel(shape: RankShape, *, has_fused_library: bool) -> KernelChoice:
 
 
 def matmul_unsupported_reason(shape: RankShape) -> str:
-    """Why no int4 product of the NPU can take the layer, "" if one can."""
+    """Why the NPU's int4 matrix product cannot compute the layer, "" if it can."""
     if shape.input_size % INT4_PER_WORD:
         return f"{shape.input_size} input features, int4 operators of the NPU need a multiple of {INT4_PER_WORD}"
     if shape.input_size > MATMUL_AXIS_LIMIT:
         return f"{shape.input_size} input features, npu_quant_matmul takes at most {MATMUL_AXIS_LIMIT}"
     if shape.groups > 1:
-        return f"{shape.groups} scale groups in a row, the NPU path has per-channel scales only"
+        return f"{shape.groups} scale groups per row, the NPU kernels take per-channel scales only"
     return ""
 
 
@@ -134,8 +134,8 @@ def kronecker_unsupported_reason(left: int | None, right: int | None) -> str:
 def fused_unsupported_reason(shape: RankShape) -> str:
     """Why the project's fused kernel cannot compute the layer, "" if it can.
 
-    Only sizes that the nZ order stores without padding are taken, so that a weight is rearranged in place and can be
-    loaded again.
+    Only sizes that the nZ order stores without padding are supported, so that a weight is rearranged in place and can
+    be loaded again.
     """
     outputs, inputs = shape.output_size, shape.input_size
     if shape.is_row_parallel and shape.quant_type.spec.has_transform:
@@ -148,5 +148,5 @@ def fused_unsupported_reason(shape: RankShape) -> str:
         m = shape.left or inputs // (shape.right or inputs)
         n = inputs // m
         if not (2 <= m <= KRONECKER_FACTOR_LIMIT and n <= KRONECKER_FACTOR_LIMIT and n % KRONECKER_RIGHT_MULTIPLE == 0):
-            return f"fused kernel: transform {m} x {n}, at most 256 x 256 and 8 dividing the second"
+            return f"fused kernel: transform {m} x {n}, at most 256 x 256 and the second a multiple of 8"
     return ""

@@ -31,6 +31,7 @@ class TensorChecks:
     def __init__(self, inventory: Inventory, drops_useless: bool) -> None:
         self.inventory, self.drops_useless = inventory, drops_useless
         self._current: tuple[str, list[int]] | None = None
+        self._error_of_source: Exception | None = None
 
     def checked(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         """The same pairs. FLOAT tensors are checked here, those of quantized layers by their parameters.
@@ -39,7 +40,7 @@ class TensorChecks:
             CheckpointError: a value is NaN or infinite.
         """
         dropped: Counter[str] = Counter()
-        for name, tensor in weights:
+        for name, tensor in self._taken(weights):
             reason = useless_reason(name, self.inventory.config)
             if reason and self.drops_useless:
                 dropped[reason] += 1
@@ -56,15 +57,27 @@ class TensorChecks:
         for reason, count in dropped.items():
             logger.info_once("%d tensors of the checkpoint are not needed: %s", count, reason)
 
+    def _taken(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        iterator = iter(weights)
+        while True:
+            try:
+                pair = next(iterator)
+            except StopIteration:
+                return
+            except Exception as error:
+                self._error_of_source = error
+                raise
+            yield pair
+
     @contextmanager
     def in_our_words(self, model: str) -> Iterator[None]:
-        """Whatever vLLM's loading of `model`, the name of its class, raises in here names the tensor."""
+        """Whatever vLLM's loading of `model`, the name of its class, raises in here names the tensor. What reading the weights raises stays as it is."""
         self._current = None
         try:
             yield
-        except CheckpointError:
-            raise
         except Exception as error:
+            if isinstance(error, CheckpointError) or error is self._error_of_source:
+                raise
             lines = str(error).splitlines() or [""]
             raise CheckpointError(
                 f"{self._place()}vLLM's {model} cannot load this checkpoint: {type(error).__name__}: {lines[0][:300]}. "

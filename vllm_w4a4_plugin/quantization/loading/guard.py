@@ -5,7 +5,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from vllm.config import ModelConfig
 from vllm.logger import init_logger
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.model_executor.models.utils import PPMissingLayer
 
 from vllm_w4a4_plugin.checkpoint import CheckpointError
@@ -14,7 +17,6 @@ from vllm_w4a4_plugin.checkpoint.inventory import Inventory
 from vllm_w4a4_plugin.checkpoint.model_config import HEAD, is_tied
 from vllm_w4a4_plugin.checkpoint.types import WEIGHT
 from vllm_w4a4_plugin.constants import LOGGER
-from vllm_w4a4_plugin.quantization.parameters.base import Completeness
 
 from .checks import TensorChecks
 from .reads import ReadTracker
@@ -32,17 +34,32 @@ Weights = Iterable[tuple[str, torch.Tensor]]
 class LoadGuard:
     """Stands in for `model.load_weights`, whoever calls it: the loader, vLLM's reload, or a trainer.
 
+    A trainer loads in place and in as many portions as it likes. vLLM's layers cannot take that: some drop the weight
+    that they were loaded with once it is packed. So the guard opens vLLM's layerwise reload for them, and closes it
+    when all tensors have come.
+
     Args:
         model: gets the guard's `load_weights`, and a hook that raises in place of computing with half its weights.
+        model_config: vLLM's.
         inventory: of the checkpoint, with names as in the files.
         zero_biases: tensors that hold zeros only and have no parameter.
         is_draft: whether the model predicts tokens for another one, with the layers that the other is served without.
     """
 
-    def __init__(self, model: Any, inventory: Inventory, zero_biases: frozenset[str], is_draft: bool) -> None:
-        self.model, self.config, self.zero_biases = model, inventory.config, zero_biases
+    def __init__(
+        self,
+        model: Any,
+        model_config: ModelConfig,
+        inventory: Inventory,
+        zero_biases: frozenset[str],
+        is_draft: bool = False,
+    ) -> None:
+        self.model, self.model_config, self.zero_biases = model, model_config, zero_biases
+        self.config = inventory.config
         self.checks = TensorChecks(inventory, drops_useless=not is_draft)
         self.needed: frozenset[str] = frozenset()
+        self.tracker = ReadTracker()
+        self.is_open = False
         self.fault = ""
         self._load: Callable[[Weights], set[str]] = model.load_weights
         model.load_weights = self.load_weights
@@ -55,32 +72,50 @@ class LoadGuard:
             CheckpointError: a tensor was of no use, or one that the first load needed is missing. Whatever is raised,
                 the model refuses to run until a later load succeeds.
         """
-        # vLLM's own reload puts every parameter on the meta device first, so it must bring all of them; a trainer that
-        # updates parameters in place may bring them in several portions.
-        is_whole = not self.needed or any(parameter.is_meta for parameter in self.model.parameters())
+        # In vLLM's own reload the parameters are on the meta device by now.
+        is_in_place = bool(self.needed) and not any(parameter.is_meta for parameter in self.model.parameters())
+        if not self.is_open:
+            self.tracker = ReadTracker()
+            if is_in_place:
+                initialize_layerwise_reload(self.model)
+                self.is_open = True
         self.fault = "a load of weights was interrupted"
         try:
-            with ReadTracker() as tracker, self.checks.in_our_words(type(self.model).__name__):
-                loaded = self._load(tracker.watch(self.checks.checked(self._without_zero_biases(weights))))
-            self._refuse_unused(tracker)
-            if is_whole:
-                self._refuse_incomplete(tracker)
-                self.needed = frozenset(tracker.read)
+            with self.checks.in_our_words(type(self.model).__name__):
+                return self._load_all(weights)
         except Exception as error:
             self.fault = f"the last load of weights failed: {error}"
+            self._abandon()
             raise
-        self.fault = "" if is_whole else self._settle()
+
+    def _load_all(self, weights: Weights) -> set[str]:
+        """What `load_weights` does once a reload in place is open."""
+        with self.tracker:
+            loaded = self._load(self.tracker.watch(self.checks.checked(self._without_zero_biases(weights))))
+        missing = sorted(self.needed - self.tracker.offered)
+        if missing and self.is_open:
+            self.fault = f"{len(missing)} of {len(self.needed)} tensors have still to be loaded, e.g. {missing[0]}"
+            return loaded
+        self._refuse_incomplete(missing)
+        if self.is_open:
+            with self.tracker:
+                finalize_layerwise_reload(self.model, self.model_config)
+            self.is_open = False
+        self._refuse_unused(self.tracker)
+        self.needed = self.needed or frozenset(self.tracker.read)
+        self.fault = ""
         return loaded
 
-    def _settle(self) -> str:
-        """End a load in place if every layer that it has touched is whole; else what the next portion must bring."""
-        parameters = [p for p in self.model.parameters() if isinstance(p, Completeness)]
-        for parameter in parameters:
-            if not parameter.is_settled and (missing := parameter.missing()):
-                return f"layer {parameter.plan.prefix}: {missing}"
-        for parameter in parameters:
-            parameter.settle()
-        return ""
+    def _abandon(self) -> None:
+        """Forget what a failed reload has buffered, so that the next one starts afresh."""
+        for layer in self.model.modules():
+            info = get_layerwise_info(layer)
+            if info.can_load():
+                info.loaded_weights.clear()
+                info.load_numel = 0
+        if self.is_open:
+            finalize_layerwise_reload(self.model, self.model_config)
+            self.is_open = False
 
     def _without_zero_biases(self, weights: Weights) -> Weights:
         for name, tensor in weights:
@@ -117,8 +152,7 @@ class LoadGuard:
                 return True  # another rank has it, or the model is served without it
         return False
 
-    def _refuse_incomplete(self, tracker: ReadTracker) -> None:
-        missing = sorted(self.needed - tracker.offered)
+    def _refuse_incomplete(self, missing: list[str]) -> None:
         if missing:
             more = f" and {len(missing) - 1} more" if missing[1:] else ""
             raise CheckpointError(

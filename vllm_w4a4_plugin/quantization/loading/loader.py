@@ -47,7 +47,7 @@ class W4A4ModelLoader(DefaultModelLoader):
         inventory = quant_config.inventory.without(zeros)
         add_missing_biases(model, inventory, quant_config.packed_modules_mapping)
         is_draft = any("MTP" in name for name in model_config.architectures)
-        LoadGuard(model, stored, zeros, is_draft)
+        LoadGuard(model, model_config, stored, zeros, is_draft)
         super().load_weights(model, model_config)
 
     def track_weights_loading(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> None:

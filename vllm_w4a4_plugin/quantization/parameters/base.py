@@ -23,7 +23,6 @@ class Completeness:
     """Mixin of parameters that know which of their parts were loaded, load after load."""
 
     is_settled = False
-    plan: LayerPlan
 
     def settle(self) -> None:
         """A load has ended: what arrives from now on belongs to the next one, which must be complete by itself."""

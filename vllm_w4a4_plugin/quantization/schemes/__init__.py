@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One scheme per quant type and backend: which parameters a layer has and which operator it calls.
 
-FLOAT has none on purpose: those layers keep vLLM's own unquantized method. The NPU's scheme is imported, and so
-registered, by `ascend_config` alone.
+FLOAT has no scheme on purpose: those layers keep vLLM's own unquantized method. Only `ascend_config` imports, and
+thereby registers, the scheme for NPUs.
 """
 
 from . import w4a4_dynamic, w4a4_flatquant_dynamic, w8a8_dynamic  # noqa: F401 - imported to be registered

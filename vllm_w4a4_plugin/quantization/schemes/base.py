@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every scheme offers to the linear method."""
+"""The interface of a scheme, through which the linear method uses it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -54,7 +54,7 @@ class LinearScheme(ABC):
     """Parameters and computation of one quantized linear layer.
 
     Args:
-        plan: of the layer; it has dimensions.
+        plan: of the layer; its `spec` is not None.
         on_packed: called after each weight tensor that was packed.
     """
 
@@ -63,7 +63,7 @@ class LinearScheme(ABC):
 
     @property
     def spec(self) -> LinearSpec:
-        """The layer in the checkpoint (of fused shards: the first; they agree in all that is used here)."""
+        """The layer in the checkpoint; of a fused layer the first shard, from which others differ in output_size."""
         assert self.plan.spec is not None
         return self.plan.spec
 
@@ -72,9 +72,9 @@ class LinearScheme(ABC):
         """Register the layer's parameters, under their names in the checkpoint."""
 
     def process_weights_after_loading(self, layer: Layer) -> None:  # noqa: B027 - most schemes have nothing to do
-        """Make the loaded parameters ready; called once per loading, all parameters are filled.
+        """Prepare the parameters for `apply`; called after each load, when all of them are filled.
 
-        A trainer that loads weights in place does not call it: what has to happen then is done by the parameters.
+        A trainer that loads weights in place does not call it; what must happen then too is up to the parameters.
         """
 
     @abstractmethod
@@ -83,7 +83,7 @@ class LinearScheme(ABC):
 
     @property
     def packs_weights(self) -> bool:
-        """Whether the weight is a `PackedParameter`, whose packing is worth a progress bar."""
+        """Whether the weight is a `PackedParameter`, whose packing the progress bar counts."""
         return True
 
     @property
@@ -93,7 +93,7 @@ class LinearScheme(ABC):
 
     @property
     def remark(self) -> str:
-        """Anything a user should know of how this layer runs, "" if nothing."""
+        """Anything that a user should know about how this layer runs, "" if nothing."""
         return ""
 
     @abstractmethod

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which scheme computes a quant type on a backend."""
+"""The table of schemes, by quant type and backend."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -15,7 +15,7 @@ _SCHEMES: dict[tuple[str, str], type[LinearScheme]] = {}
 
 
 def register_scheme(*quant_types: str, backend: str = CPU) -> Callable[[Scheme], Scheme]:
-    """Class decorator: linear layers of these types run as this scheme on `backend`.
+    """Class decorator: the scheme of linear layers of these types on `backend`.
 
     Raises:
         ValueError: a type is not in the table, its entry does not name the backend, or it has another scheme there.

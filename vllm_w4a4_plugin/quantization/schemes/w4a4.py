@@ -35,12 +35,12 @@ class W4A4Scheme(LinearScheme):
     @property
     def remark(self) -> str:
         if cpu.cpu_instruction_set() == "portable":
-            return "this CPU has no instruction set that the plugin knows; portable code is slow"
+            return "this CPU has none of the supported instruction sets; portable code is slow"
         return ""
 
     def weight_bytes(self, layer: Layer) -> int:
         return layer.weight.numel()
 
     def _offset(self, layer: Layer) -> torch.Tensor | None:
-        """Also where all are zero: whether they are may change when weights are loaded again, under compiled graphs."""
+        """The offsets, even if all are zero: compiled graphs stay valid when the next weights bring others."""
         return layer.weight_offset if self.spec.has_offset else None

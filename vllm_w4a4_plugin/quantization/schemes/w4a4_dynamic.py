@@ -13,7 +13,7 @@ from .w4a4 import W4A4Scheme
 
 @register_scheme(QuantType.W4A4_DYNAMIC)
 class W4A4DynamicScheme(W4A4Scheme):
-    """In a row-parallel layer each rank quantizes its own part of a token, with a scale of its own."""
+    """In a row-parallel layer each rank quantizes its own part of a token, with its own scale."""
 
     def apply(self, layer: Layer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         return api.flatquant_linear(

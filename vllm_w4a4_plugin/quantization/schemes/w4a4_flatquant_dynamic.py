@@ -21,9 +21,9 @@ from .w4a4 import W4A4Scheme
 class W4A4FlatQuantDynamicScheme(W4A4Scheme):
     """A missing transform factor is the identity.
 
-    The transform mixes all input features. In a row-parallel layer the ranks therefore gather their parts of the
-    activations, transform and quantize the whole token and multiply their own part of it: the int4 values and the
-    scale of a token are the same as on one rank.
+    The transform mixes all input features. In a row-parallel layer, each rank therefore gathers the whole token,
+    transforms and quantizes it, and multiplies its own part of it: the int4 values and the scale of a token are the
+    same as on one rank.
     """
 
     def create_weights(self, layer: Layer, shape: LayerShape, weight_loader: Callable[..., Any]) -> None:

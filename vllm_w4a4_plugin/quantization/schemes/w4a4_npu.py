@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""W4A4 layers on Ascend NPUs: which kernel a layer gets, and how its parameters reach it."""
+"""W4A4 layers on Ascend NPUs: the kernel of each layer, and parameters in the form that this kernel takes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,11 +23,11 @@ from .registry import register_scheme
 
 @register_scheme(QuantType.W4A4_FLATQUANT_DYNAMIC, QuantType.W4A4_DYNAMIC, backend=NPU)
 class W4A4NpuScheme(LinearScheme):
-    """int4 weights x int4 activations; the fused library where it loads and can, else the operators of CANN.
+    """int4 weights x int4 activations, by the fused library if it is loaded and supports the layer, else by CANN.
 
     Parameters are loaded straight into the forms that the operators take, so they can be loaded again. In a
-    row-parallel layer with a transform the ranks gather their parts of the activations, quantize the whole token and
-    multiply their own part of it, as on CPUs.
+    row-parallel layer with a transform, each rank gathers the whole token, quantizes it and multiplies its own part of
+    it, as on CPUs.
     """
 
     def __init__(self, plan: LayerPlan, on_packed: Callable[[], None]) -> None:
@@ -46,9 +46,9 @@ class W4A4NpuScheme(LinearScheme):
         self.gathers = shape.is_row_parallel and self.has_transform
         if self.gathers and layer.tp_size != get_tensor_model_parallel_world_size():
             raise CheckpointError(
-                f"layer {self.plan.prefix} is split over {layer.tp_size} ranks of a group of its own, and its "
-                "activations have to be gathered over the tensor-parallel group. Switch vllm-ascend's finegrained "
-                "tensor parallelism off for it."
+                f"layer {self.plan.prefix} is split over a group of {layer.tp_size} ranks that is not the "
+                "tensor-parallel group, over which its activations have to be gathered. Turn off vllm-ascend's "
+                "finegrained tensor parallelism for it."
             )
         weight = NpuInt4Parameter.zeros(
             shape.sizes,
@@ -129,8 +129,8 @@ class W4A4NpuScheme(LinearScheme):
         before = cann.clip_ratio(self.clip_slot)
         if self.kernel in (Kernel.KRONECKER, Kernel.FUSED) and self.captures_graphs and before not in (None, value):
             raise CheckpointError(
-                f"layer {self.plan.prefix}: the new weights have clip_ratio {value:.6f}, those before had "
-                f"{before:.6f}, which captured graphs keep. Restart vLLM with the new weights, or with --enforce-eager."
+                f"layer {self.plan.prefix}: the new weights have clip_ratio {value:.6f}, but captured graphs contain "
+                f"that of the old ones, {before:.6f}. Restart vLLM with the new weights, or with --enforce-eager."
             )
         cann.set_clip_ratio(self.clip_slot, value)
         self.stops_early = self.kernel is Kernel.UNFUSED and value < EXACT_CLAMP_CLIP

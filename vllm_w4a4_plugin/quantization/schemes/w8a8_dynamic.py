@@ -62,12 +62,14 @@ class W8A8DynamicScheme(LinearScheme):
 
     def process_weights_after_loading(self, layer: Layer) -> None:
         if not self.fault:
-            self.kernel.process_weights_after_loading(layer)
+            _pack(self.kernel, layer, self.shape.params_dtype)
 
     def apply(self, layer: Layer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         if self.fault:
             return api.w8a8_linear(x, layer.weight, layer.weight_scale, bias)
-        return self.kernel.apply_weights(layer, x, bias)
+        y = self.kernel.apply_weights(layer, x, bias)
+        # vLLM's kernel drops a NaN, whose token then looks like any other.
+        return y + x.abs().amax(-1, keepdim=True) * 0
 
     @property
     def packs_weights(self) -> bool:
@@ -102,12 +104,7 @@ def fault_of_vllm_kernel() -> str:
         layer.register_parameter("weight_scale", torch.nn.Parameter(scale.clone(), requires_grad=False))
         layer.register_parameter("bias", None)
         kernel = _new_vllm_kernel(layer, [256])
-        default = torch.get_default_dtype()
-        torch.set_default_dtype(torch.bfloat16)
-        try:
-            kernel.process_weights_after_loading(layer)
-        finally:
-            torch.set_default_dtype(default)
+        _pack(kernel, layer, torch.bfloat16)
         errors = []
         for tokens in (1, 17):
             x = torch.randn(tokens, 512, generator=generator, dtype=torch.bfloat16)
@@ -128,3 +125,26 @@ def _new_vllm_kernel(layer: Layer, widths: list[int]) -> Any:
     return init_int8_linear_kernel(
         is_channelwise=True, is_static_input_scheme=False, input_symmetric=True, module_name=W8A8DynamicScheme.__name__
     )
+
+
+def _pack(kernel: Any, layer: Layer, dtype: torch.dtype) -> None:
+    """Have vLLM's kernel pack the weight for activations of `dtype`, again after each load.
+
+    oneDNN's handler refers to the weight scales where they are now, and vLLM's reload moves them: they are kept here.
+    Compiled graphs hold the tensor with the handler's address, so a new handler's address goes into the first tensor.
+    The kernel takes torch's default dtype for that of activations, which is the model's only while vLLM first loads it.
+    Drop this when vLLM's CPUInt8ScaledMMLinearKernel can be reloaded.
+    """
+    default, first = torch.get_default_dtype(), getattr(kernel, "dnnl_handler", None)
+    torch.set_default_dtype(dtype)
+    try:
+        kernel.process_weights_after_loading(layer)
+    finally:
+        torch.set_default_dtype(default)
+    kernel.packed_scale = layer.weight_scale.data
+    new: Any = getattr(kernel, "dnnl_handler", None)
+    if first is not None and new is not first:
+        address = first.handler_tensor.clone()
+        first.handler_tensor.copy_(new.handler_tensor)
+        new.handler_tensor.copy_(address)  # released with it
+        first.k, first.n, kernel.dnnl_handler = new.k, new.n, first

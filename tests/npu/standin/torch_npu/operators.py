@@ -53,7 +53,7 @@ def npu_kronecker_quant(
     largest = z.abs().max(dim=1).values.float()
     scale = largest * clip / 7
     values = (z.float() * ((7 / clip) / largest)[:, None]).to(torch.float16)
-    # What a token of zeros becomes is not documented (0 * inf): its scale is zero, so it must not matter.
+    # What an all-zero token becomes is not documented (0 * inf): its scale is zero, so it must not matter.
     q = values.round().nan_to_num(nan=-8.0).clamp(-8, 7).to(torch.int32)
     return _pack(q).reshape(tokens, m, n // 8), scale
 

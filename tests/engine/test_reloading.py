@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole model whose weights are loaded again in place, as trainers do it, and what is left of it if that fails."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from vllm.model_executor.layers.linear import LinearBase
+
+from tests.cases import write_case
+from tests.conftest import MICRO, swapped_layers
+from tests.loading import loaded_model
+from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader
+
+Q = "model.layers.0.self_attn.q_proj"
+
+
+def tensors(directory: Path) -> dict[str, torch.Tensor]:
+    reader = CheckpointReader(directory)
+    return {name: reader.load(name) for name in reader.tensors}
+
+
+def results(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What the linear layers compute, whatever form their weights are in, and all other parameters."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, LinearBase):
+            x = torch.randn(3, module.input_size, generator=torch.Generator().manual_seed(0)).bfloat16()
+            found[name] = module(x)[0]
+        else:
+            found |= {f"{name}.{key}": p.data.clone() for key, p in module.named_parameters(recurse=False)}
+    return found
+
+
+def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.fixture
+def other(micro_copy: Path, edit_tensors: Callable[..., None]) -> Iterator[dict[str, torch.Tensor]]:
+    """Tensors that differ from MICRO's in weights, transforms, clips and, in one layer, offsets."""
+    changed = swapped_layers()
+    changed[f"{Q}.weight_offset"] = torch.full_like(changed[f"{Q}.weight_offset"], 0.5)
+    edit_tensors(changed)
+    return tensors(micro_copy)
+
+
+def test_a_trainer_loads_in_place_any_number_of_times(other: dict[str, torch.Tensor], micro_copy: Path) -> None:
+    with loaded_model(micro_copy) as model:
+        expected_other = results(model)
+    with loaded_model(MICRO) as model:
+        expected = results(model)
+        for weights, wanted in ((other, expected_other), (tensors(MICRO), expected), (other, expected_other)):
+            model.load_weights(iter(weights.items()))
+            assert same(results(model), wanted)
+
+
+def test_portions_that_end_inside_a_fused_layer(other: dict[str, torch.Tensor], micro_copy: Path) -> None:
+    """Between the portions the model refuses to run: half of a layer is new."""
+    first = {name: tensor for name, tensor in other.items() if "k_proj" not in name}
+    second = {name: tensor for name, tensor in other.items() if "k_proj" in name}
+    with loaded_model(micro_copy) as model:
+        expected = results(model)
+    with loaded_model(MICRO) as model:
+        model.load_weights(iter(first.items()))
+        with pytest.raises(
+            CheckpointError, match=r"no complete weights: 12 of \d+ tensors have still to be loaded, e\.g\. .*k_proj"
+        ):
+            model(torch.tensor([1]), torch.tensor([0]))
+        model.load_weights(iter(second.items()))
+        assert same(results(model), expected)
+
+
+def test_a_load_that_fails_leaves_no_model_in_service(other: dict[str, torch.Tensor]) -> None:
+    bad = {**other, f"{Q}.clip_ratio": torch.tensor([1.5])}
+    with loaded_model(MICRO) as model:
+        with pytest.raises(CheckpointError, match=r"q_proj\.clip_ratio: expected a clip ratio in \(0, 1\]"):
+            model.load_weights(iter(bad.items()))
+        with pytest.raises(CheckpointError, match="no complete weights: the last load of weights failed"):
+            model(torch.tensor([1]), torch.tensor([0]))
+
+
+def test_a_tensor_that_the_model_drops_is_named(other: dict[str, torch.Tensor]) -> None:
+    """vLLM's model loader drops a bias that the model has no parameter for."""
+    extra = {**other, "model.layers.1.mlp.down_proj.bias": torch.ones(192)}
+    with (
+        loaded_model(MICRO) as model,
+        pytest.raises(CheckpointError, match=r"model\.layers\.1\.mlp\.down_proj\.bias was of no use"),
+    ):
+        model.load_weights(iter(extra.items()))
+
+
+def test_biases_of_norms_are_loaded_again(tmp_path: Path) -> None:
+    write_case("a1_normbias", tmp_path)
+    weights = tensors(tmp_path)
+    name = "model.layers.1.input_layernorm.bias"
+    with loaded_model(tmp_path) as model:
+        norm = model.model.layers[1].input_layernorm
+        assert torch.equal(norm.bias.float(), weights[name].to(norm.bias).float())
+        model.load_weights(iter({**weights, name: weights[name] + 1}.items()))
+        assert torch.equal(norm.bias.float(), (weights[name] + 1).to(norm.bias).float())
+
+
+def test_a_norm_that_got_no_bias_cannot_get_one_later(tmp_path: Path) -> None:
+    write_case("a2_normbias_zero", tmp_path)
+    weights = tensors(tmp_path)
+    name = "model.layers.1.input_layernorm.bias"
+    with loaded_model(tmp_path) as model:
+        assert getattr(model.model.layers[1].input_layernorm, "bias", None) is None
+        model.load_weights(iter(weights.items()))
+        with pytest.raises(CheckpointError, match=f"tensor {name}: the norm's bias was all zero"):
+            model.load_weights(iter({**weights, name: weights[name] + 1}.items()))
+
+
+@pytest.mark.parametrize("missing", [f"{Q}.clip_ratio", "model.norm.weight", "model.layers.0.mlp.down_proj.weight"])
+def test_vllms_reload_must_be_complete(other: dict[str, torch.Tensor], missing: str) -> None:
+    from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+    with loaded_model(MICRO) as model:
+        initialize_layerwise_reload(model)
+        with pytest.raises(CheckpointError, match=f"tensor {missing}: loaded before"):
+            model.load_weights(iter({n: t for n, t in other.items() if n != missing}.items()))
+        with pytest.raises(CheckpointError, match="no complete weights"):
+            model(torch.tensor([1]), torch.tensor([0]))
