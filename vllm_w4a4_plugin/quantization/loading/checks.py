@@ -71,7 +71,13 @@ class TensorChecks:
 
     @contextmanager
     def in_our_words(self, model: str) -> Iterator[None]:
-        """Whatever vLLM's loading of `model`, the name of its class, raises in here names the tensor. What reading the weights raises stays as it is."""
+        """Around vLLM's loading: its errors become ours and name the tensor.
+
+        Errors of reading the weights stay as they are.
+
+        Args:
+            model: name of the model's class.
+        """
         self._current = None
         try:
             yield
