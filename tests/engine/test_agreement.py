@@ -221,7 +221,7 @@ def test_an_architecture_that_is_not_known_here_is_said_to_be_unchecked(tmp_path
 def test_an_error_of_vllms_loading_names_the_tensor() -> None:
     """For architectures that are not in the table; this one is Llama to vLLM."""
     draft = base("micro")
-    draft.config = {**draft.config, "architectures": ["InternLMForCausalLM"], "model_type": "llama"}  # type: ignore[dict-item]
+    draft.config = {**draft.config, "architectures": ["LLaMAForCausalLM"], "model_type": "llama"}  # type: ignore[dict-item]
     for norm in [name for name in draft.names() if name.endswith(("q_norm.weight", "k_norm.weight"))]:
         draft.drop(norm)
     name = f"{NORM}.weight"
