@@ -71,12 +71,9 @@ class TensorChecks:
 
     @contextmanager
     def in_our_words(self, model: str) -> Iterator[None]:
-        """Around vLLM's loading: its errors become ours and name the tensor.
+        """An error that vLLM raises in here while it loads `model` (the name of its class) comes out naming the tensor.
 
         Errors of reading the weights stay as they are.
-
-        Args:
-            model: name of the model's class.
         """
         self._current = None
         try:
