@@ -176,11 +176,22 @@ def test_config_of_another_model(changes: dict[str, Any], words: tuple[str, ...]
     refused(draft, *words)
 
 
-def test_config_that_vllm_refuses_by_itself() -> None:
-    draft = base("micro")
-    draft.config = {**draft.config, "hidden_size": "192"}  # type: ignore[dict-item]
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hidden_size": "192"}, "hidden_size must be a positive whole number, found '192'"),
+        ({"tie_word_embeddings": None}, "tie_word_embeddings must be true or false, found None"),
+        (
+            {"num_hidden_layers": 1, "num_nextn_predict_layers": 1},
+            "layer_types has 2 entries, num_hidden_layers is 1",
+        ),
+    ],
+)
+def test_config_that_vllm_refuses_by_itself(changes: dict[str, Any], words: str) -> None:
+    draft = base("d1_mimo_undesc")
+    draft.config = {**draft.config, **changes}  # type: ignore[dict-item]
     found, _ = answers(draft)
-    assert "hidden_size must be a positive whole number, found '192'" in found[0]
+    assert words in found[0]
 
 
 def test_no_config() -> None:

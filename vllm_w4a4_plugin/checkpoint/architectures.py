@@ -99,14 +99,20 @@ class Decoder:
         config: decoded; of a model whose architecture is in the table.
 
     Raises:
-        SizeError: a size is missing or impossible.
+        SizeError: a size is missing or impossible, or a switch is neither true nor false.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.architecture = ARCHITECTURES[architecture_of(config)]
         self.config = {**self.architecture.defaults, **text_config(config)}
+        for key in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
+            if not isinstance(self.config.get(key, False), bool):
+                raise SizeError(f"{key} must be true or false, found {self.config[key]!r}")
         self.tied = is_tied(config)
         self.layers = size(self.config, "num_hidden_layers")
+        kinds = self.config.get("layer_types")
+        if isinstance(kinds, list) and len(kinds) != self.layers:
+            raise SizeError(f"layer_types has {len(kinds)} entries, num_hidden_layers is {self.layers}")
         self.hidden, self.vocabulary = size(self.config, "hidden_size"), size(self.config, "vocab_size")
         self.heads = size(self.config, "num_attention_heads")
         self.kv_heads = size(self.config, "num_key_value_heads", self.heads)

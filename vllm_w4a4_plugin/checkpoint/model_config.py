@@ -28,7 +28,7 @@ def is_tied(config: Mapping[str, Any]) -> bool:
 
 
 class SizeError(ValueError):
-    """A size that config.json lacks, or one that cannot be."""
+    """A size or a switch that config.json lacks, or one that cannot be."""
 
 
 def size(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
