@@ -191,6 +191,8 @@ def fuse(draft: Draft, pick: Pick) -> None:
             tensors = [draft.get(part) for part in parts]
             kind = draft.type_of(parts[0])
             has_rows = suffix in ("weight", "weight_scale", "weight_offset", "bias")
+            if has_rows and len({(tensor.dim(), tensor.shape[1:]) for tensor in tensors if tensor.dim()}) != 1:
+                continue  # another mutation has been here
             for part in parts:
                 draft.drop(part)
             draft.put(f"{parent}.{whole}.{suffix}", torch.cat(tensors) if has_rows else tensors[0], kind or None)
