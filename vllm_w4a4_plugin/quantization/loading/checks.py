@@ -71,7 +71,10 @@ class TensorChecks:
 
     @contextmanager
     def in_our_words(self, model: str) -> Iterator[None]:
-        """Whatever vLLM's loading of `model`, the name of its class, raises in here names the tensor. What reading the weights raises stays as it is."""
+        """An error that vLLM raises in here while it loads `model` (the name of its class) comes out naming the tensor.
+
+        Errors of reading the weights stay as they are.
+        """
         self._current = None
         try:
             yield
