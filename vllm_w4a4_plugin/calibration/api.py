@@ -48,7 +48,7 @@ class Report:
 
     @property
     def fallbacks(self) -> list[LayerReport]:
-        """The layers for which calibration was undone, because it made them worse on held-out text."""
+        """The layers for which calibration, or a part of it, was undone, since it made them worse on held-out text."""
         return [layer for layer in self.layers if layer.fallback]
 
 

@@ -43,8 +43,8 @@ def test_text_that_repeats_itself_is_no_worse_than_rounding_to_nearest(
     reader = CheckpointReader(tmp_path / "out")
     assert [*header_findings(reader), *value_findings(reader)] == []
     assert divergence(directory, tmp_path / "out", ids) <= 1.1 * nearest_divergence(directory, ids, BITS[recipe])
-    assert outcome.fallbacks
-    assert any(layer.fallback in warning for layer in outcome.fallbacks for warning in outcome.warnings)
+    (warning,) = outcome.warnings
+    assert all(layer.name in warning for layer in outcome.fallbacks if layer.fallback == ROUNDED)
 
 
 def test_a_beginning_that_repeats_itself_does_no_harm(float_model: Callable[..., Path], tmp_path: Path) -> None:
@@ -93,8 +93,7 @@ def test_too_few_different_tokens_are_reported(
     assert str(text) in page
     assert "different token" in page
     assert "random tokens" in page
-    for layer in report.fallbacks:
-        assert layer.name in "".join(report.warnings)
+    assert {layer.name in report.warnings[1] for layer in report.fallbacks} == {True}
 
 
 @pytest.mark.parametrize(

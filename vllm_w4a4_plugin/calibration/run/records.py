@@ -4,6 +4,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..block.guard import ROUNDED
 from ..block.report import LayerReport
 
 
@@ -76,16 +77,16 @@ class Outcome:
 
     @property
     def fallbacks(self) -> list[LayerReport]:
-        """The layers for which calibration was undone, because it made them worse on held-out text."""
+        """The layers for which calibration, or a part of it, was undone."""
         return [layer for layer in self.layers if layer.fallback]
 
     @property
     def warnings(self) -> list[str]:
-        """What the user should know about layers that calibration did not help."""
-        names: dict[str, list[str]] = {}
-        for layer in self.fallbacks:
-            names.setdefault(layer.fallback, []).append(layer.name)
+        """What the user should know about layers that calibration did not help at all."""
+        names = [layer.name for layer in self.fallbacks if layer.fallback == ROUNDED]
+        if not names:
+            return []
+        count = f"{len(names)} of {len(self.layers)} layers are"
         return [
-            f"{reason}, because calibration made them worse on held-out text: {', '.join(layers)}."
-            for reason, layers in names.items()
+            f"{count} {ROUNDED}, because calibration made them worse on text that it had not seen: {', '.join(names)}."
         ]
