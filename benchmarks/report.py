@@ -29,11 +29,11 @@ def markdown(result: dict[str, Any], plots: list[str]) -> str:
         "with input_size x output_size. The other columns compare our kernel with the machine, on the same threads:",
         "",
         "- share of read bandwidth: the time for only reading as many bytes as the weights have, divided by our time",
-        "- share of int8 peak: our rate of operations, divided by the highest rate of int8 products of this instruction set "
-        "with operands in registers",
+        "- share of int8 peak: our rate of operations, divided by the highest rate of int8 products of this "
+        "instruction set with operands in registers",
         "- transform + quantization: their share of our time",
-        "- share of FMA peak: the transform's rate of float32 operations within that share, divided by the highest rate of "
-        "float32 FMA with operands in registers",
+        "- share of FMA peak: the transform's rate of float32 operations within that share, divided by the highest "
+        "rate of float32 FMA with operands in registers",
         "",
         "The kernels:",
         "",

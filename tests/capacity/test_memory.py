@@ -91,3 +91,8 @@ def test_models_that_cannot_be_planned(config_only: Callable[..., Path]) -> None
         read_model(config_only(hidden_size=None))
     with pytest.raises(CheckpointError, match="unknown device '910A'"):
         find_device("910A")
+
+
+def test_a_vision_tower_cannot_be_planned_without_weights(config_only: Callable[..., Path]) -> None:
+    with pytest.raises(CheckpointError, match="vision-language model can only be planned from its quantized weights"):
+        read_model(config_only(vision_config={"depth": 27}))

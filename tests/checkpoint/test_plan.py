@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from tests.conftest import MICRO, WEIGHTS
 from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader, QuantDescription, QuantType, TensorInfo
 from vllm_w4a4_plugin.checkpoint.inventory import Inventory
+from vllm_w4a4_plugin.checkpoint.layers import linear_modules
 from vllm_w4a4_plugin.checkpoint.plan import plan_layer
 from vllm_w4a4_plugin.checkpoint.resolve import USUALLY_FUSED, resolve_experts
-from vllm_w4a4_plugin.checkpoint.verify import linear_modules
 
 BLOCK = "model.layers.0"
 LAYERS, EXPERTS, HIDDEN, WIDTH = 94, 128, 4096, 1536

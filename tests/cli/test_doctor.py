@@ -6,9 +6,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.cases import write_case
 from tests.conftest import MICRO
 from vllm_w4a4_plugin.cli import main
 
@@ -69,3 +71,64 @@ def test_it_needs_neither_vllm_nor_torch_for_a_checkpoint() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.stdout.strip().splitlines()[-1] == "[]", result.stderr
+
+
+def test_a_checkpoint_that_would_be_refused(
+    micro_copy: Path, edit_tensors: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit_tensors(remove=("model.layers.1.self_attn.q_proj.clip_ratio",))
+    assert main(["verify", str(micro_copy)]) == 1
+    finding = capsys.readouterr().out.splitlines()[0]
+    assert main(["doctor", str(micro_copy)]) == 1
+    out = capsys.readouterr().out
+    assert "It would be refused:" in out
+    assert finding in out
+    assert main(["doctor", str(micro_copy), "--json"]) == 1
+    data = json.loads(capsys.readouterr().out)
+    assert not data["fits"]
+    assert data["problems"][0] == finding
+
+
+def test_experts_that_vllm_ascend_has_no_kernel_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_case("c1_moe_w4", tmp_path)
+    assert main(["doctor", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert "experts of quant type W4A4_DYNAMIC cannot be run on NPUs. Types that can: FLOAT, W8A8_DYNAMIC" in out
+    assert "fits" not in out
+
+
+def test_float_experts_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_case("c4_moe_mixed", tmp_path)
+    assert main(["doctor", str(tmp_path), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["fits"]
+    experts = 4 * 3 * 128 * 192 * 2
+    others = 4 * 192 * 2 + 512 * 192 * 2  # router and head
+    assert data["memory"]["weights"]["FLOAT"] == experts + others
+
+
+def test_a_type_that_vllm_ascend_runs_is_no_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_case("e1_static", tmp_path)
+    assert main(["doctor", str(tmp_path)]) == 0
+    assert "vllm-ascend" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": None}, "hidden_size is missing, so the model cannot be planned"),
+        ({"num_attention_heads": 0}, "num_attention_heads must be a positive whole number, found 0"),
+        ({"intermediate_size": None}, "intermediate_size is missing"),
+        ({"head_dim": "x"}, "head_dim must be a positive whole number, found 'x'"),
+        ({"num_key_value_heads": -1}, "num_key_value_heads must be a positive whole number, found -1"),
+        ({"text_config": "x", "vocab_size": None}, "vocab_size is missing"),
+        ({"num_experts": 8}, "a model with experts can only be planned from its quantized weights"),
+    ],
+)
+def test_configs_that_cannot_be_planned(
+    config_only: Callable[..., Path], capsys: pytest.CaptureFixture[str], changes: dict[str, Any], message: str
+) -> None:
+    assert main(["doctor", str(config_only(**changes))]) == 1
+    error = capsys.readouterr().err
+    assert "config.json" in error or "can only be planned" in error
+    assert message in error

@@ -20,18 +20,18 @@ class ReferenceLinear(torch.nn.Module):
         self.kind = kind
         self.values = {
             suffix: reader.load(f"{name}.{suffix}")
-            for suffix in ("weight", "weight_scale", "weight_offset", "left_trans", "right_trans", "clip_ratio")
+            for suffix in ("weight", "weight_scale", "weight_offset", "left_trans", "right_trans", "clip_ratio", "bias")
             if f"{name}.{suffix}" in reader.tensors
         }
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         v = self.values
-        scale = v["weight_scale"].squeeze(1)
+        scale, bias = v["weight_scale"].squeeze(1), v.get("bias")
         if self.kind is QuantType.W8A8_DYNAMIC:
-            return reference.w8a8_linear(x, v["weight"], scale)
+            return reference.w8a8_linear(x, v["weight"], scale, bias)
         transform = v["left_trans"], v["right_trans"], v["clip_ratio"].item()
         offset = v["weight_offset"].squeeze(1)
-        return reference.flatquant_linear(x, v["weight"], scale, *transform, weight_offset=offset)
+        return reference.flatquant_linear(x, v["weight"], scale, *transform, bias, weight_offset=offset)
 
 
 def prompt_logprobs(directory: Path, tokens: list[int]) -> torch.Tensor:

@@ -150,5 +150,5 @@ def test_other_models_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("data", [b"", b"GGU", b"PK" * 100, b"GGUF" + bytes(20)])
 def test_files_that_are_no_gguf(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "model.gguf").write_bytes(data)
-    with pytest.raises(SystemExit, match=r"model\.gguf: not a GGUF file"):
+    with pytest.raises(SystemExit, match=r"model\.gguf: cannot be read as GGUF"):
         convert(tmp_path / "model.gguf", tmp_path / "model")

@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from vllm_w4a4_plugin.checkpoint.runnable import ON_NPU, Kind, kind_of, unsupported_reason
 from vllm_w4a4_plugin.checkpoint.spec import LinearSpec
-from vllm_w4a4_plugin.ops.npu.select import KernelChoice, RankShape, select_kernel
+from vllm_w4a4_plugin.ops.npu.select import Kernel, KernelChoice, RankShape, select_kernel
 
 from .model import Model
 from .partition import sizes_on_rank
@@ -31,7 +32,12 @@ class LayersOfKernel:
 
 
 def kernel_of(linear: LinearSpec, model: Model, ranks: int) -> KernelChoice:
-    """The kernel of one layer where only CANN's operators are available."""
+    """The kernel of one layer where only CANN's operators are available; experts are left to vllm-ascend."""
+    kind = kind_of(linear.name)
+    if reason := unsupported_reason(linear.name, linear.quant_type, kind, backends=ON_NPU):
+        return KernelChoice(Kernel.NONE, reason)
+    if kind is Kind.EXPERTS:
+        return KernelChoice(Kernel.VLLM_ASCEND)
     return select_kernel(RankShape.of(linear, *sizes_on_rank(linear, model, ranks)), has_fused_library=False)
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The weights of a model, from a checkpoint's headers or from config.json alone."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -9,13 +10,15 @@ from typing import Any
 
 from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader, QuantType
 from vllm_w4a4_plugin.checkpoint.inventory import Inventory
-from vllm_w4a4_plugin.checkpoint.plan import plan_layer
+from vllm_w4a4_plugin.checkpoint.layers import layer_states
+from vllm_w4a4_plugin.checkpoint.model_config import SizeError, is_tied, size, text_config
+from vllm_w4a4_plugin.checkpoint.runnable import ON_NPU, Kind
 from vllm_w4a4_plugin.checkpoint.spec import LinearSpec
-from vllm_w4a4_plugin.checkpoint.types import WEIGHT
-from vllm_w4a4_plugin.checkpoint.verify import linear_modules
 from vllm_w4a4_plugin.constants import DESCRIPTION_FILE
 
 from .partition import VOCABULARY, split_of
+
+_DECODER_LAYER = re.compile(r"(?:model\.|language_model\.)*layers\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Model:
         other_bytes: of norms and whatever else every rank holds, 2 bytes per value.
         layers, kv_heads, head_dim: of the attention.
         intermediate: width of the MLP.
+        experts, experts_per_token: of a mixture, in each block; 0 where there are none.
         stored_bytes: of all tensors in the checkpoint's files.
         source: what it was read from, in words.
     """
@@ -43,6 +47,13 @@ class Model:
     intermediate: int
     stored_bytes: int
     source: str
+    experts: int = 0
+    experts_per_token: int = 0
+
+    @property
+    def decoder_linears(self) -> tuple[LinearSpec, ...]:
+        """Those that every token passes: all but the layers of a vision tower. All of them where no name tells."""
+        return tuple(linear for linear in self.linears if _DECODER_LAYER.match(linear.name)) or self.linears
 
 
 def read_model(directory: Path, recipe: str = "tutorial") -> Model:
@@ -52,55 +63,67 @@ def read_model(directory: Path, recipe: str = "tutorial") -> Model:
         CheckpointError: the directory lacks what is needed, or the model is not a dense decoder.
     """
     reader = CheckpointReader(directory)
-    config = reader.config.get("text_config") or reader.config
-    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
-        if not isinstance(config.get(key), int):
-            raise CheckpointError(f"{directory}/config.json: {key} is missing, so the model cannot be planned.")
-    if reader.has_weights and (directory / DESCRIPTION_FILE).exists():
-        return _from_headers(reader, config)
-    return _from_config(directory, config, recipe)
+    try:
+        if is_checkpoint(reader):
+            return _from_headers(reader, text_config(reader.config))
+        return _from_config(directory, reader.config, recipe)
+    except SizeError as error:
+        raise CheckpointError(f"{directory}/config.json: {error}, so the model cannot be planned.") from None
+
+
+def is_checkpoint(reader: CheckpointReader) -> bool:
+    """Whether there are quantized weights, and not a config.json alone or a float model."""
+    return reader.has_weights and (reader.directory / DESCRIPTION_FILE).exists()
 
 
 def _from_headers(reader: CheckpointReader, config: Mapping[str, Any]) -> Model:
     inventory = Inventory.of(reader)
     linears = []
-    for name in linear_modules(inventory):
-        plan = plan_layer(name, inventory, {})
-        weight = inventory.module(name).get(WEIGHT)
-        if plan.spec is not None:
-            linears.append(plan.spec)
-        elif weight is not None and len(weight.shape) == 2:
-            linears.append(LinearSpec(name, plan.quant_type, *weight.shape))
+    experts: set[str] = set()
+    for layer in layer_states(inventory, ON_NPU):
+        if layer.plan is None:
+            raise CheckpointError(layer.fault)
+        if layer.kind is Kind.EXPERTS:
+            experts.add(layer.name.rpartition(".experts.")[2].partition(".")[0])
+        if layer.plan.spec is not None:
+            linears.append(layer.plan.spec)
+        elif len(layer.shape) == 2:
+            linears.append(LinearSpec(layer.name, layer.plan.quant_type, *layer.shape))
     of_linears = {linear.name for linear in linears}
     others = [
         info
         for name, info in reader.tensors.items()
-        if name.rpartition(".")[0] not in of_linears and "embed_tokens" not in name
+        if name.rpartition(".")[0] not in of_linears and "embed_tokens" not in name and not inventory.is_useless(name)
     ]
     heads = [linear for linear in linears if split_of(linear) == VOCABULARY]
-    tied = bool(config.get("tie_word_embeddings"))
+    tied = is_tied(reader.config)
     return Model(
         tuple(linear for linear in linears if linear not in heads),
         heads[0] if heads and not tied else None,
-        (config["vocab_size"], config["hidden_size"]),
+        (size(config, "vocab_size"), size(config, "hidden_size")),
         sum(2 * prod(info.shape) for info in others),
         *_attention(config),
         stored_bytes=sum(info.nbytes for info in reader.tensors.values()),
         source=f"weight headers of {reader.directory}",
+        experts=len(experts),
+        experts_per_token=size(config, "num_experts_per_tok", 1) if experts else 0,
     )
 
 
 def _from_config(directory: Path, config: Mapping[str, Any], recipe: str) -> Model:
     """A dense decoder of the Llama, Qwen2, Qwen3 kind, quantized by a recipe."""
-    if any(config.get(key) for key in ("num_experts", "n_routed_experts", "num_local_experts")):
-        raise CheckpointError(
-            f"{directory}: a model with experts can only be planned from the headers of its weights, and it has none."
-        )
-    hidden, mlp, vocabulary = config["hidden_size"], config.get("intermediate_size"), config["vocab_size"]
-    if not isinstance(mlp, int):
-        raise CheckpointError(f"{directory}/config.json: intermediate_size is missing, so the model cannot be planned.")
+    config, whole = text_config(config), config
+    for part, keys in {
+        "model with experts": ("num_experts", "n_routed_experts", "num_local_experts"),
+        "vision-language model": ("vision_config",),
+    }.items():
+        if any(key in whole or config.get(key) for key in keys):
+            raise CheckpointError(
+                f"{directory}: a {part} can only be planned from its quantized weights, and there are none here."
+            )
+    hidden, mlp, vocabulary = (size(config, key) for key in ("hidden_size", "intermediate_size", "vocab_size"))
     layers, kv_heads, head = _attention(config)[:3]
-    heads = config["num_attention_heads"]
+    heads = size(config, "num_attention_heads")
     sizes = {
         "self_attn.q_proj": (heads * head, hidden),
         "self_attn.k_proj": (kv_heads * head, hidden),
@@ -123,7 +146,7 @@ def _from_config(directory: Path, config: Mapping[str, Any], recipe: str) -> Mod
                 LinearSpec(f"{block}.{name}", kind, output_size, input_size, 1, left, right, has_offset, has_bias)
             )
     head_linear = LinearSpec("lm_head", QuantType.FLOAT, vocabulary, hidden)
-    tied = bool(config.get("tie_word_embeddings"))
+    tied = is_tied(whole)
     norms = layers * (2 * hidden + (2 * head if config.get("model_type") == "qwen3" else 0)) + hidden
     return Model(
         tuple(linears),
@@ -137,10 +160,10 @@ def _from_config(directory: Path, config: Mapping[str, Any], recipe: str) -> Mod
 
 
 def _attention(config: Mapping[str, Any]) -> tuple[int, int, int, int]:
-    heads = config["num_attention_heads"]
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    kv_heads = config.get("num_key_value_heads") or heads
-    return config["num_hidden_layers"], kv_heads, head_dim, config.get("intermediate_size") or 0
+    heads = size(config, "num_attention_heads")
+    head_dim = size(config, "head_dim", size(config, "hidden_size") // heads)
+    kv_heads = size(config, "num_key_value_heads", heads)
+    return size(config, "num_hidden_layers"), kv_heads, head_dim, config.get("intermediate_size") or 0
 
 
 def _recipe_types(recipe: str, block: str) -> dict[str, QuantType]:

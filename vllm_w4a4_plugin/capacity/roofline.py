@@ -4,6 +4,7 @@
 from dataclasses import dataclass
 
 from vllm_w4a4_plugin.checkpoint import QuantType
+from vllm_w4a4_plugin.checkpoint.runnable import Kind, kind_of
 from vllm_w4a4_plugin.checkpoint.spec import LinearSpec
 
 from .devices import Device
@@ -36,9 +37,9 @@ class StepTime:
         return self.linears + self.head + self.kv_cache
 
 
-def linear_time(quant_type: QuantType, output_size: int, input_size: int, tokens: int, device: Device) -> float:
+def linear_time(quant_type: QuantType, output_size: int, input_size: int, tokens: float, device: Device) -> float:
     """Seconds of one product of [tokens, input_size] with a weight [output_size, input_size]."""
-    weight_bytes = output_size * input_size * quant_type.spec.weight_bits / 8
+    weight_bytes = min(1, tokens) * output_size * input_size * quant_type.spec.weight_bits / 8
     operations = 2 * tokens * output_size * input_size
     return max(weight_bytes / device.bandwidth, operations / device.operations(quant_type.spec.activation_bits))
 
@@ -50,14 +51,16 @@ def step_time(model: Model, device: Device, memory: Memory, ranks: int, tokens: 
     """
     sequences = tokens if tokens * context <= memory.kv_tokens else 1
 
-    def time_of(linear: LinearSpec, tokens: int = tokens) -> float:
+    def time_of(linear: LinearSpec, tokens: float = tokens) -> float:
+        if kind_of(linear.name) is Kind.EXPERTS:
+            tokens *= model.experts_per_token / model.experts  # on average; fewer than one: often it is not read
         return linear_time(linear.quant_type, *sizes_on_rank(linear, model, ranks), tokens, device)
 
     head = model.head or LinearSpec("lm_head", QuantType.FLOAT, *model.embedding)
     return StepTime(
         tokens,
         sequences,
-        sum(map(time_of, model.linears)),
+        sum(map(time_of, model.decoder_linears)),
         time_of(head, sequences),
         sequences * context * memory.kv_per_token / device.bandwidth,
     )

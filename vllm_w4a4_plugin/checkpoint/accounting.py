@@ -98,6 +98,17 @@ def rotation_findings(description: QuantDescription) -> Iterator[str]:
             )
 
 
+def cache_findings(description: QuantDescription) -> Iterator[str]:
+    """A quantized KV cache or attention, which nothing here runs."""
+    for key in ("kv_quant_type", "kv_cache_type", "fa_quant_type"):
+        value = getattr(description, key)
+        if value not in (None, "", QuantType.FLOAT.value):
+            yield (
+                f"{DESCRIPTION_FILE}: {key} is {value!r}, but a quantized KV cache or attention cannot be run on CPU. "
+                "Quantize the model without it."
+            )
+
+
 def header_accounting(inventory: "Inventory", directory: Path) -> Iterator[str]:
     """Tensors that are described and not stored, or stored without a use or an entry; one text each."""
     described, stored = inventory.description.tensors, inventory.tensors

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one exception that reading and checking checkpoints raises."""
 
+DAMAGED = "The checkpoint is damaged or does not fit config.json; copy or quantize it again."
+"""What to do about values and shapes that no quantization makes."""
+
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be used as it stands.

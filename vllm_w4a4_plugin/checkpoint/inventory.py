@@ -71,6 +71,11 @@ class Inventory:
         """Whether the model is served without the tensor or module `name`."""
         return bool(useless_reason(name, self.config))
 
+    @property
+    def modules(self) -> Collection[str]:
+        """Names of all modules that have tensors."""
+        return self._modules.keys()
+
     def module(self, name: str) -> Mapping[str, TensorInfo]:
         """Headers of a module's tensors by the last part of their names."""
         return self._modules.get(name, {})

@@ -8,7 +8,7 @@ of them can say something else of a checkpoint than the others.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .errors import CheckpointError
+from .errors import DAMAGED, CheckpointError
 from .inventory import Inventory
 from .resolve import checkpoint_name, resolve, shard_names
 from .spec import LinearSpec, agreeing_spec, assumed_spec, linear_spec
@@ -47,10 +47,7 @@ class LayerPlan:
         """The exception for a bad tensor of this layer."""
         name = self.tensor_name(suffix, shard)
         file = f"{self.files[name]}: " if name in self.files else ""
-        return CheckpointError(
-            f"{file}layer {self.prefix}, tensor {name}: {problem}. "
-            "The checkpoint is damaged or does not fit config.json; copy or quantize it again."
-        )
+        return CheckpointError(f"{file}layer {self.prefix}, tensor {name}: {problem}. {DAMAGED}")
 
 
 def plan_layer(

@@ -1,11 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a module of a quant type can be run on CPUs, and if not, why: one answer for the loader and for `verify`."""
+"""Whether a module of a quant type can be run, and if not, why: one answer for loader, `verify` and `doctor`."""
 
 import re
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from vllm_w4a4_plugin.constants import INT4_GROUP_MULTIPLE
 
 from .model_config import HEAD
-from .types import CPU, QuantType, runnable_types
+from .types import CPU, NPU, VLLM_ASCEND, QuantType, known_types
+
+if TYPE_CHECKING:
+    from .spec import LinearSpec
+
+ON_CPU = frozenset({CPU})
+ON_NPU = frozenset({NPU, VLLM_ASCEND})
+"""What runs a model: our kernels on CPUs, or ours on NPUs together with vllm-ascend's."""
 
 
 class Kind(StrEnum):
@@ -15,6 +25,7 @@ class Kind(StrEnum):
     EXPERTS = "experts"
     EMBEDDING = "embeddings"
     HEAD = "output heads"
+    LATENT = "up-projections of latent attention (MLA)"
 
 
 _EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
@@ -27,22 +38,52 @@ def kind_of(module: str) -> Kind:
         return Kind.EXPERTS
     if leaf == HEAD:
         return Kind.HEAD
+    if leaf == "kv_b_proj":
+        return Kind.LATENT
     return Kind.EMBEDDING if "embed" in leaf or leaf in ("wte", "wpe") else Kind.LINEAR
 
 
-def unsupported_reason(module: str, quant_type: QuantType, kind: Kind) -> str:
-    """Message for a module that cannot be run on CPUs as it is quantized, "" if it can.
+def types_for(kind: Kind, backends: frozenset[str] = ON_CPU) -> tuple[QuantType, ...]:
+    """The types that modules of a kind can have to be run."""
+    if kind is Kind.EXPERTS:
+        return tuple(t for t in known_types() if t.spec.experts_run_on & backends)
+    if kind in (Kind.HEAD, Kind.EMBEDDING, Kind.LATENT):
+        backends = backends & {VLLM_ASCEND}  # the plugin has no embeddings and heads of its own
+    return tuple(t for t in known_types() if t is QuantType.FLOAT or t.spec.runs_on & backends)
+
+
+def unsupported_reason(
+    module: str,
+    quant_type: QuantType,
+    kind: Kind,
+    spec: "LinearSpec | None" = None,
+    backends: frozenset[str] = ON_CPU,
+) -> str:
+    """Message for a module that cannot be run as it is quantized, "" if it can.
 
     Args:
         module: name of the layer, for the message.
         quant_type: its type.
         kind: what it is.
+        spec: its dimensions, where they are known.
+        backends: that may run it.
     """
-    types = runnable_types(CPU) if kind is Kind.LINEAR else (QuantType.FLOAT,)
+    types = types_for(kind, backends)
     if quant_type in types:
-        return ""
+        return _unsupported_groups(module, spec) if spec is not None and backends == ON_CPU else ""
     what = "" if kind is Kind.LINEAR else f"{kind} of "
+    where = "here" if backends == ON_CPU else "on NPUs"
     return (
-        f"layer {module}: {what}quant type {quant_type} cannot be run here. Types that can: {', '.join(types)}. "
+        f"layer {module}: {what}quant type {quant_type} cannot be run {where}. Types that can: {', '.join(types)}. "
         "Quantize the model again with one of them for this layer."
+    )
+
+
+def _unsupported_groups(module: str, spec: "LinearSpec") -> str:
+    group_size = spec.input_size // spec.groups
+    if spec.groups == 1 or group_size % INT4_GROUP_MULTIPLE == 0:
+        return ""
+    return (
+        f"layer {module}: group size {group_size} is not a multiple of {INT4_GROUP_MULTIPLE}, which the CPU kernels "
+        "need. Quantize again with another group size or per channel."
     )

@@ -272,6 +272,11 @@ def merge_clip_ratios(clips: Mapping[str, float]) -> float:
     return sum(clips.values()) / len(clips)
 
 
+def equal_factors(first: "torch.Tensor", second: "torch.Tensor") -> bool:
+    """Whether two copies of a Kronecker factor are the same in float32, in which they are used."""
+    return first.float().equal(second.float())
+
+
 def check_values(suffix: str, tensor: "torch.Tensor", quant_type: QuantType) -> str:
     """What is wrong with the values of one tensor of a layer, "" if nothing is.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
-from .values import ValueCheck, clip_ratio, finite, int4, scales
+from .values import ValueCheck, clip_ratio, finite, int4, scales, zeros
 
 if TYPE_CHECKING:
     from typing import Self
@@ -68,6 +68,7 @@ class TypeSpec:
         tensors: of a linear layer, in the order in which they are checked and stored; empty for a type that is known
             by name only.
         runs_on: of CPU, NPU and VLLM_ASCEND.
+        experts_run_on: the same for the experts of a mixture.
         has_groups: whether a row may have several weight scales, one for each group of inputs.
     """
 
@@ -76,6 +77,7 @@ class TypeSpec:
     activation_bits: int
     tensors: tuple[TensorSpec, ...] = ()
     runs_on: frozenset[str] = frozenset()
+    experts_run_on: frozenset[str] = frozenset()
     has_groups: bool = False
 
     @property
@@ -171,16 +173,16 @@ def known_suffixes() -> tuple[str, ...]:
     return tuple(dict.fromkeys(tensor.suffix for kind in known_types() for tensor in kind.spec.tensors))
 
 
-BIAS_TENSOR = TensorSpec(BIAS, Layout.ROW, required=False)
+BIAS_TENSOR = TensorSpec(BIAS, Layout.ROW, required=False, check=finite)
 """A layer of any type may have a bias, in float."""
 
 
-def quantized_tensors(check: ValueCheck | None = None) -> tuple[TensorSpec, ...]:
+def quantized_tensors(check: ValueCheck | None = None, offsets: ValueCheck = finite) -> tuple[TensorSpec, ...]:
     """int8 weights with a float scale, and perhaps an offset, for each row or group; `check` is of the weights."""
     return (
         TensorSpec(WEIGHT, Layout.MATRIX, ("I8",), check=check),
         TensorSpec(WEIGHT_SCALE, Layout.SCALES, check=scales),
-        TensorSpec(WEIGHT_OFFSET, Layout.LIKE_SCALES, (*FLOAT_DTYPES, "I8"), required=False, check=finite),
+        TensorSpec(WEIGHT_OFFSET, Layout.LIKE_SCALES, (*FLOAT_DTYPES, "I8"), required=False, check=offsets),
     )
 
 
@@ -191,11 +193,25 @@ TRANSFORM_TENSORS = (
     TensorSpec(CLIP_RATIO, Layout.ONE_VALUE, check=clip_ratio),
 )
 
-_FLOAT_WEIGHT = TensorSpec(WEIGHT, Layout.MATRIX)
+_FLOAT_WEIGHT = TensorSpec(WEIGHT, Layout.MATRIX, check=finite)
 
 _BUILT_IN = (
-    TypeSpec("FLOAT", 16, 16, (_FLOAT_WEIGHT, BIAS_TENSOR), frozenset({CPU, VLLM_ASCEND})),
-    TypeSpec("W8A8_DYNAMIC", 8, 8, (*quantized_tensors(), BIAS_TENSOR), frozenset({CPU, VLLM_ASCEND})),
+    TypeSpec(
+        "FLOAT",
+        16,
+        16,
+        (_FLOAT_WEIGHT, BIAS_TENSOR),
+        runs_on=frozenset({CPU, VLLM_ASCEND}),
+        experts_run_on=frozenset({CPU, VLLM_ASCEND}),
+    ),
+    TypeSpec(
+        "W8A8_DYNAMIC",
+        8,
+        8,
+        (*quantized_tensors(offsets=zeros), BIAS_TENSOR),
+        runs_on=frozenset({CPU, VLLM_ASCEND}),
+        experts_run_on=frozenset({VLLM_ASCEND}),
+    ),
     # Per channel and, with the same name, per group: the shape of weight_scale tells them apart.
     TypeSpec("W4A4_DYNAMIC", 4, 4, (*quantized_tensors(int4), BIAS_TENSOR), frozenset({CPU, NPU}), has_groups=True),
     TypeSpec(
@@ -206,22 +222,28 @@ _BUILT_IN = (
         frozenset({CPU, NPU}),
         has_groups=True,
     ),
-    # Known by name: checkpoints mix them with W4A4, and vllm-ascend or its newer devices run them.
+    # Known by name: checkpoints mix them with W4A4. What runs on them is that of vllm-ascend 0.23.
     *(
-        TypeSpec(name, weight_bits, activation_bits, runs_on=frozenset({VLLM_ASCEND}))
-        for name, weight_bits, activation_bits in (
-            ("W8A8", 8, 8),
-            ("W8A8_FLATQUANT_DYNAMIC", 8, 8),
-            ("W4A8_DYNAMIC", 4, 8),
-            ("W8A8_MIX", 8, 8),
-            ("W8A16", 8, 16),
-            ("W4A16", 4, 16),
-            ("W8A8FP8_DYNAMIC", 8, 8),
-            ("W8A8_MXFP8", 8, 8),
-            ("W4A8_MXFP", 4, 8),
-            ("W4A4_MXFP4", 4, 4),
-            ("W4A4_MXFP4_FLATQUANT", 4, 4),
-            ("W4A16_MXFP4", 4, 16),
+        TypeSpec(
+            name,
+            weight_bits,
+            activation_bits,
+            runs_on=frozenset({VLLM_ASCEND} if "linear" in kinds else ()),
+            experts_run_on=frozenset({VLLM_ASCEND} if "experts" in kinds else ()),
+        )
+        for name, weight_bits, activation_bits, kinds in (
+            ("W8A8", 8, 8, "linear"),
+            ("W8A8_FLATQUANT_DYNAMIC", 8, 8, ""),
+            ("W4A8_DYNAMIC", 4, 8, "linear experts"),
+            ("W8A8_MIX", 8, 8, "linear experts"),
+            ("W8A16", 8, 16, "linear"),
+            ("W4A16", 4, 16, "experts"),
+            ("W8A8FP8_DYNAMIC", 8, 8, "linear experts"),
+            ("W8A8_MXFP8", 8, 8, "linear experts"),
+            ("W4A8_MXFP", 4, 8, "linear experts"),
+            ("W4A4_MXFP4", 4, 4, "linear experts"),
+            ("W4A4_MXFP4_FLATQUANT", 4, 4, "linear"),
+            ("W4A16_MXFP4", 4, 16, "experts"),
         )
     ),
 )

@@ -5,6 +5,7 @@ They take torch tensors and use their methods only, so that nothing here imports
 """
 
 from collections.abc import Callable
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from vllm_w4a4_plugin.constants import INT4_MAX, INT4_MIN
@@ -25,8 +26,19 @@ def int4(weight: "torch.Tensor") -> str:
 
 def finite(tensor: "torch.Tensor") -> str:
     """Neither NaN nor infinite."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return ""
+    if all(isfinite(float(extreme)) for extreme in tensor.aminmax()):  # NaN comes through
+        return ""
     bad = (~tensor.isfinite()).sum().item()
-    return f"expected finite values, found {bad} of {tensor.numel()} that are not" if bad else ""
+    return f"expected finite values, found {bad} of {tensor.numel()} that are not"
+
+
+def zeros(offset: "torch.Tensor") -> str:
+    """Offsets of a type whose kernels take symmetric weights only."""
+    if not offset.numel() or not bool(offset.any()):
+        return ""
+    return "expected zeros, found other values: the kernels of this type need symmetric weights"
 
 
 def scales(scale: "torch.Tensor") -> str:

@@ -3,17 +3,24 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import TYPE_CHECKING
 
-from .accounting import header_accounting, rotation_findings
-from .errors import CheckpointError
+from .accounting import cache_findings, header_accounting, rotation_findings
+from .errors import DAMAGED, CheckpointError
+from .fit import config_findings, expert_findings, float_findings, is_compared
 from .inventory import Inventory
-from .model_config import EMBEDDING, HEAD, config_findings, is_tied
+from .layers import fused_layers, layer_states
+from .model_config import EMBEDDING, HEAD, is_tied
 from .plan import plan_layer
 from .reader import CheckpointReader
 from .resolve import USUALLY_FUSED, module_type
-from .runnable import Kind, kind_of, unsupported_reason
-from .spec import check_values, merge_clip_ratios
-from .types import CLIP_RATIO, LEFT_TRANS, RIGHT_TRANS, WEIGHT, QuantType
+from .runnable import ON_CPU
+from .spec import equal_factors, merge_clip_ratios
+from .types import CLIP_RATIO, LEFT_TRANS, RIGHT_TRANS, WEIGHT, QuantType, known_types
+from .values import finite
+
+if TYPE_CHECKING:
+    import torch
 
 
 def check_headers(reader: CheckpointReader) -> Inventory:
@@ -29,54 +36,75 @@ def check_headers(reader: CheckpointReader) -> Inventory:
     return Inventory.of(reader)
 
 
-def header_findings(reader: CheckpointReader) -> Iterator[str]:
-    """Everything wrong with a checkpoint that its description, config, index and headers show; one text each."""
+def header_findings(reader: CheckpointReader, backends: frozenset[str] = ON_CPU) -> Iterator[str]:
+    """Everything wrong with a checkpoint that its description, config, index and headers show; one text each.
+
+    Args:
+        reader: of the checkpoint.
+        backends: that may run its layers.
+    """
     try:
-        inventory = Inventory.of(reader)
+        inventory = Inventory(reader.description, reader.tensors, config=reader.config)
     except CheckpointError as error:
         yield str(error)
         return
+    if backends == ON_CPU:
+        yield from cache_findings(inventory.description)
     yield from rotation_findings(inventory.description)
     yield from header_accounting(inventory, reader.directory)
-    yield from config_findings(inventory, reader.directory)
+    if is_compared(inventory):
+        yield from config_findings(inventory, reader.directory)
+    else:
+        yield from expert_findings(inventory)
+    yield from float_findings(inventory)
     faulty: set[str] = set()
-    for name in linear_modules(inventory):
-        for finding in _caught(partial(_check_layer, name, inventory)):
-            faulty.add(name)
+    for layer in layer_states(inventory, backends):
+        if finding := layer.fault or layer.unsupported:
+            faulty.add(layer.name)
             yield finding
-    for prefix, shards in _fused_layers(inventory).items():
+    for prefix, shards in fused_layers(inventory).items():
         if not faulty.intersection(shards):
             yield from _caught(partial(plan_layer, prefix, inventory, USUALLY_FUSED))
+
+
+def remarks(reader: CheckpointReader) -> Iterator[str]:
+    """What could not be checked without vLLM, of a checkpoint without header findings."""
+    if not is_compared(Inventory.of(reader)):
+        names = ", ".join(map(str, reader.config.get("architectures") or ["without architectures in config.json"]))
+        yield (
+            f"names and sizes of the tensors were not compared with config.json, because the layers of this model "
+            f"({names}) are not known here; loading compares them"
+        )
 
 
 def value_findings(reader: CheckpointReader, progress: Callable[[], None] = lambda: None) -> Iterator[str]:
     """Everything wrong with the values of a checkpoint whose headers are in order; reads one tensor at a time."""
     inventory = Inventory.of(reader)
-    for name in linear_modules(inventory):
-        kind = module_type(inventory.description, name)
-        for described in kind.spec.tensors:
-            tensor = f"{name}.{described.suffix}"
-            if described.check is not None and tensor in reader.tensors:
-                if problem := check_values(described.suffix, reader.load(tensor), kind):
-                    yield f"{reader.tensors[tensor].file}: layer {name}, tensor {tensor}: {problem}"
-                progress()
-    for shards in _fused_layers(inventory).values():
-        yield from _fused_value_findings(reader, shards)
+    for name in inventory.tensors:
+        if not inventory.is_useless(name):
+            if finding := value_finding(inventory, name, reader.load(name)):
+                yield finding
+            progress()
+    for shards in fused_layers(inventory).values():
+        yield from _fused_value_findings(reader, inventory, shards)
     yield from tied_head_findings(reader, inventory)
 
 
-def linear_modules(inventory: Inventory) -> list[str]:
-    """Modules that are linear layers: quantized, or FLOAT with a two-dimensional weight other than an embedding.
+def value_finding(inventory: Inventory, name: str, tensor: "torch.Tensor") -> str:
+    """What is wrong with the values of one tensor, "" if nothing is. Matrices that are FLOAT are looked at too.
 
-    Those that the model is served without are left out.
+    Args:
+        inventory: of the checkpoint, with names as in the files.
+        name: of the tensor.
+        tensor: its values.
     """
-    names = []
-    for name, written in inventory.description.modules.items():
-        info = inventory.module(name).get(WEIGHT)
-        is_matrix = info is not None and len(info.shape) == 2 and kind_of(name) is not Kind.EMBEDDING
-        if (is_matrix or written != QuantType.FLOAT) and not inventory.is_useless(f"{name}.{WEIGHT}"):
-            names.append(name)
-    return names
+    module, _, suffix = name.rpartition(".")
+    written = inventory.description.modules.get(module, QuantType.FLOAT.value)
+    described = QuantType(written).spec.tensor(suffix) if written in known_types() else None
+    check = finite if described is None else described.check
+    problem = check(tensor) if check is not None else ""
+    file = f"{inventory.tensors[name].file}: " if name in inventory.tensors else ""
+    return f"{file}layer {module}, tensor {name}: {problem}. {DAMAGED}" if problem else ""
 
 
 def tied_head_findings(reader: CheckpointReader, inventory: Inventory) -> Iterator[str]:
@@ -95,34 +123,15 @@ def tied_head_findings(reader: CheckpointReader, inventory: Inventory) -> Iterat
             return
 
 
-def _fused_layers(inventory: Inventory) -> dict[str, list[str]]:
-    """Names of the layers that vLLM's decoder models make of several modules -> those modules."""
-    modules = set(linear_modules(inventory))
-    layers = {}
-    for fused, leaves in USUALLY_FUSED.items():
-        for name in sorted(modules):
-            parent, _, leaf = name.rpartition(".")
-            shards = [f"{parent}.{other}" for other in leaves]
-            if leaf == leaves[0] and modules.issuperset(shards) and kind_of(name) is Kind.LINEAR:
-                layers[f"{parent}.{fused}"] = shards
-    return layers
-
-
-def _check_layer(name: str, inventory: Inventory) -> None:
-    plan = plan_layer(name, inventory, {})
-    if reason := unsupported_reason(name, plan.quant_type, kind_of(name)):
-        raise CheckpointError(reason)
-
-
-def _fused_value_findings(reader: CheckpointReader, shards: list[str]) -> Iterator[str]:
-    if not module_type(reader.description, shards[0]).spec.has_transform:
+def _fused_value_findings(reader: CheckpointReader, inventory: Inventory, shards: list[str]) -> Iterator[str]:
+    if not module_type(inventory.description, shards[0]).spec.has_transform:
         return
     for suffix in (LEFT_TRANS, RIGHT_TRANS):
         names = [f"{name}.{suffix}" for name in shards if f"{name}.{suffix}" in reader.tensors]
         for name in names[1:]:
-            if not reader.load(names[0]).equal(reader.load(name)):
+            if not equal_factors(reader.load(names[0]), reader.load(name)):
                 yield f"tensors {names[0]} and {name} differ, but their layers are computed as one matrix product"
-    clips = {f"{name}.{CLIP_RATIO}": reader.load(f"{name}.{CLIP_RATIO}").item() for name in shards}
+    clips = {f"{name}.{CLIP_RATIO}": reader.load(f"{name}.{CLIP_RATIO}").float().item() for name in shards}
     yield from _caught(partial(merge_clip_ratios, clips))
 
 

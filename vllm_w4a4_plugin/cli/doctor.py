@@ -12,6 +12,9 @@ from vllm_w4a4_plugin.text import format_table
 STEPS = (1, 16, 64, 256, 1024, 4096)
 """Tokens per step in the table of times."""
 
+FINDINGS = 10
+"""Shown of a checkpoint that would be refused."""
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add this command's arguments."""
@@ -38,10 +41,12 @@ def run(args: argparse.Namespace) -> int:
     from vllm_w4a4_plugin.capacity.devices import find_device
     from vllm_w4a4_plugin.capacity.kernels import kernels_of
     from vllm_w4a4_plugin.capacity.memory import Serving, plan_memory
-    from vllm_w4a4_plugin.capacity.model import read_model
+    from vllm_w4a4_plugin.capacity.model import is_checkpoint, read_model
     from vllm_w4a4_plugin.capacity.roofline import step_time
     from vllm_w4a4_plugin.capacity.versions import found_versions
-    from vllm_w4a4_plugin.checkpoint import CheckpointError
+    from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader
+    from vllm_w4a4_plugin.checkpoint.runnable import ON_NPU
+    from vllm_w4a4_plugin.checkpoint.verify import header_findings
     from vllm_w4a4_plugin.ops.npu.select import Kernel
 
     ranks = args.tensor_parallel_size
@@ -50,6 +55,9 @@ def run(args: argparse.Namespace) -> int:
     if not 0 < args.gpu_memory_utilization <= 1:
         raise CheckpointError(f"--gpu-memory-utilization must be in (0, 1], found {args.gpu_memory_utilization}")
     device = find_device(args.device)
+    reader = CheckpointReader(args.model)
+    if is_checkpoint(reader) and (findings := list(header_findings(reader, ON_NPU))):
+        return _refuse(findings, args)
     model = read_model(args.model, args.recipe)
     serving = Serving(ranks, args.gpu_memory_utilization, args.max_model_len, args.max_num_batched_tokens)
     memory = plan_memory(model, device, serving)
@@ -75,6 +83,17 @@ def run(args: argparse.Namespace) -> int:
     }
     print(json.dumps(facts, indent=2) if args.json else _report(facts, args))
     return 1 if problems else 0
+
+
+def _refuse(findings: list[str], args: argparse.Namespace) -> int:
+    """A checkpoint that would not be served, whatever the device: what `verify` says of it, for NPUs."""
+    if args.json:
+        print(json.dumps({"source": str(args.model), "fits": False, "problems": findings}, indent=2))
+    else:
+        shown = "\n".join(f"  - {finding}" for finding in findings[:FINDINGS])
+        more = f"\n  and {len(findings) - FINDINGS} more" if findings[FINDINGS:] else ""
+        print(f"{args.model}\nIt would be refused:\n{shown}{more}")
+    return 1
 
 
 def _report(facts: dict[str, Any], args: argparse.Namespace) -> str:

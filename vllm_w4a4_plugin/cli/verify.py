@@ -6,7 +6,7 @@ import argparse
 from tqdm import tqdm
 
 from vllm_w4a4_plugin.checkpoint import CheckpointReader
-from vllm_w4a4_plugin.checkpoint.verify import header_findings, value_findings
+from vllm_w4a4_plugin.checkpoint.verify import header_findings, remarks, value_findings
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -27,5 +27,10 @@ def run(args: argparse.Namespace) -> int:
     for finding in findings:
         print(finding)
     count = len(findings)
-    print(f"{args.directory}: {count} finding{'s' if count != 1 else ''}" if count else f"{args.directory}: good")
-    return 1 if findings else 0
+    if findings:
+        print(f"{args.directory}: {count} finding{'s' if count != 1 else ''}")
+        return 1
+    for remark in remarks(reader):
+        print(f"Remark: {remark}.")
+    print(f"{args.directory}: good")
+    return 0

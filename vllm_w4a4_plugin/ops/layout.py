@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shape of the CPU's packed int4 weights. `csrc/cpu/layout.h` defines it; `load_library` compares."""
 
+from vllm_w4a4_plugin.constants import INT4_GROUP_MULTIPLE
+
 INT4_TILE_ROWS = 16
 """Output features that are interleaved in one tile."""
-
-INT4_GROUP_MULTIPLE = 8
-"""Input features in one block; a scale group must be a multiple of it."""
 
 INT8_BLOCK_BYTES = INT4_TILE_ROWS * INT4_GROUP_MULTIPLE
 INT4_BLOCK_BYTES = INT4_TILE_ROWS * INT4_GROUP_MULTIPLE // 2

@@ -10,11 +10,12 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.platforms import current_platform
 
-from vllm_w4a4_plugin.checkpoint import CheckpointError, QuantDescription, QuantType
+from vllm_w4a4_plugin.checkpoint import CheckpointError, QuantDescription
+from vllm_w4a4_plugin.checkpoint.accounting import cache_findings
 from vllm_w4a4_plugin.checkpoint.inventory import Inventory
 from vllm_w4a4_plugin.checkpoint.plan import plan_layer
 from vllm_w4a4_plugin.checkpoint.resolve import checkpoint_name, module_type, resolve_experts
-from vllm_w4a4_plugin.checkpoint.runnable import Kind, unsupported_reason
+from vllm_w4a4_plugin.checkpoint.runnable import Kind, kind_of, unsupported_reason
 from vllm_w4a4_plugin.constants import METHOD
 
 from .linear import AscendW4A4LinearMethod
@@ -83,7 +84,8 @@ class AscendW4A4Config(QuantizationConfig):
             raise CheckpointError(where_it_runs())
         self.model = model_name
         self.inventory = open_checkpoint(model_name, revision)
-        self._refuse_quantized_cache()
+        for finding in cache_findings(self.inventory.description):
+            raise CheckpointError(f"{model_name}/{finding}")
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: "WeightsMapper") -> None:
         """Map the tensor names of the checkpoint to those of vLLM's model."""
@@ -108,19 +110,10 @@ class AscendW4A4Config(QuantizationConfig):
         if not plan.quant_type.spec.is_quantized:
             self.report.float_layer(plan.weight_bytes)
             return UnquantizedLinearMethod()
-        _require(unsupported_reason(prefix, plan.quant_type, Kind.LINEAR))
+        _require(unsupported_reason(prefix, plan.quant_type, kind_of(prefix), plan.spec))
         scheme = new_scheme(plan, self.report.packed)
         assert scheme is not None  # the types that run here have one
         return AscendW4A4LinearMethod(scheme, self.report, not loads_dummy_weights())
-
-    def _refuse_quantized_cache(self) -> None:
-        for key in ("kv_quant_type", "kv_cache_type", "fa_quant_type"):
-            value = getattr(self.inventory.description, key)
-            if value not in (None, "", QuantType.FLOAT.value):
-                raise CheckpointError(
-                    f"{self.model}/quant_model_description.json: {key} is {value!r}, but a quantized KV cache or "
-                    "attention cannot be run on CPUs. Quantize the model without it."
-                )
 
 
 def _require(unsupported: str) -> None:

@@ -13,10 +13,12 @@ from vllm.model_executor.models.utils import PPMissingLayer
 
 from vllm_w4a4_plugin.checkpoint import CheckpointError
 from vllm_w4a4_plugin.checkpoint.accounting import useless_reason
+from vllm_w4a4_plugin.checkpoint.inventory import Inventory
 from vllm_w4a4_plugin.checkpoint.model_config import HEAD, is_tied
 from vllm_w4a4_plugin.checkpoint.types import WEIGHT
 from vllm_w4a4_plugin.constants import LOGGER
 
+from .checks import TensorChecks
 from .reads import ReadTracker
 
 try:
@@ -39,14 +41,22 @@ class LoadGuard:
     Args:
         model: gets the guard's `load_weights`, and a hook that raises in place of computing with half its weights.
         model_config: vLLM's.
-        config: the decoded config.json.
+        inventory: of the checkpoint, with names as in the files.
         zero_biases: tensors that hold zeros only and have no parameter.
+        is_draft: whether the model predicts tokens for another one, with the layers that the other is served without.
     """
 
     def __init__(
-        self, model: Any, model_config: ModelConfig, config: dict[str, Any], zero_biases: frozenset[str]
+        self,
+        model: Any,
+        model_config: ModelConfig,
+        inventory: Inventory,
+        zero_biases: frozenset[str],
+        is_draft: bool = False,
     ) -> None:
-        self.model, self.model_config, self.config, self.zero_biases = model, model_config, config, zero_biases
+        self.model, self.model_config, self.zero_biases = model, model_config, zero_biases
+        self.config = inventory.config
+        self.checks = TensorChecks(inventory, drops_useless=not is_draft)
         self.needed: frozenset[str] = frozenset()
         self.tracker = ReadTracker()
         self.is_open = False
@@ -71,22 +81,27 @@ class LoadGuard:
                 self.is_open = True
         self.fault = "a load of weights was interrupted"
         try:
-            with self.tracker:
-                loaded = self._load(self.tracker.watch(self._without_zero_biases(weights)))
-            missing = sorted(self.needed - self.tracker.offered)
-            if missing and self.is_open:
-                self.fault = f"{len(missing)} of {len(self.needed)} tensors have still to be loaded, e.g. {missing[0]}"
-                return loaded
-            self._refuse_incomplete(missing)
-            if self.is_open:
-                with self.tracker:
-                    finalize_layerwise_reload(self.model, self.model_config)
-                self.is_open = False
-            self._refuse_unused(self.tracker)
+            with self.checks.in_our_words(type(self.model).__name__):
+                return self._load_all(weights)
         except Exception as error:
             self.fault = f"the last load of weights failed: {error}"
             self._abandon()
             raise
+
+    def _load_all(self, weights: Weights) -> set[str]:
+        """What `load_weights` does once a reload in place is open."""
+        with self.tracker:
+            loaded = self._load(self.tracker.watch(self.checks.checked(self._without_zero_biases(weights))))
+        missing = sorted(self.needed - self.tracker.offered)
+        if missing and self.is_open:
+            self.fault = f"{len(missing)} of {len(self.needed)} tensors have still to be loaded, e.g. {missing[0]}"
+            return loaded
+        self._refuse_incomplete(missing)
+        if self.is_open:
+            with self.tracker:
+                finalize_layerwise_reload(self.model, self.model_config)
+            self.is_open = False
+        self._refuse_unused(self.tracker)
         self.needed = self.needed or frozenset(self.tracker.read)
         self.fault = ""
         return loaded

@@ -15,7 +15,7 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader
 from vllm_w4a4_plugin.checkpoint.inventory import Inventory
 from vllm_w4a4_plugin.checkpoint.types import BIAS
-from vllm_w4a4_plugin.checkpoint.verify import tied_head_findings
+from vllm_w4a4_plugin.checkpoint.verify import check_headers, tied_head_findings
 from vllm_w4a4_plugin.constants import DESCRIPTION_FILE, LOAD_FORMAT, LOGGER
 
 from .biases import add_missing_biases
@@ -39,13 +39,25 @@ class W4A4ModelLoader(DefaultModelLoader):
         quant_config: Any = get_current_vllm_config().quant_config
         folder = Path(self._prepare_weights(model_config.model, None, model_config.revision, True, None)[0])
         reader = CheckpointReader(folder)
-        for finding in tied_head_findings(reader, Inventory.of(reader)):
+        # A local directory was checked before the model was made, a hub's files were not there yet.
+        stored = Inventory.of(reader) if Path(model_config.model).is_dir() else check_headers(reader)
+        for finding in tied_head_findings(reader, stored):
             raise CheckpointError(finding)
         zeros = frozenset(_zero_norm_biases(reader))
         inventory = quant_config.inventory.without(zeros)
         add_missing_biases(model, inventory, quant_config.packed_modules_mapping)
-        LoadGuard(model, model_config, reader.config, zeros)
+        is_draft = any("MTP" in name for name in model_config.architectures)
+        LoadGuard(model, model_config, stored, zeros, is_draft)
         super().load_weights(model, model_config)
+
+    def track_weights_loading(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().track_weights_loading(model, *args, **kwargs)
+        except ValueError as error:
+            raise CheckpointError(
+                f"the checkpoint lacks tensors of vLLM's {type(model).__name__}: {error}. It is incomplete, or "
+                "config.json is that of another model."
+            ) from None
 
     def _prepare_weights(self, *args: Any, **kwargs: Any) -> Any:
         folder, files, *rest = super()._prepare_weights(*args, **kwargs)

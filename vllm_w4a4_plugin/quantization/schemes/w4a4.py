@@ -6,10 +6,8 @@ from typing import Any
 
 import torch
 
-from vllm_w4a4_plugin.checkpoint import CheckpointError
 from vllm_w4a4_plugin.checkpoint.types import WEIGHT
 from vllm_w4a4_plugin.ops import cpu
-from vllm_w4a4_plugin.ops.layout import INT4_GROUP_MULTIPLE
 from vllm_w4a4_plugin.quantization.parameters.cpu import Int4Parameter
 
 from .base import Layer, LayerShape, LinearScheme
@@ -19,12 +17,6 @@ class W4A4Scheme(LinearScheme):
     """int4 weights x int4 activations."""
 
     def create_weights(self, layer: Layer, shape: LayerShape, weight_loader: Callable[..., Any]) -> None:
-        group_size = self.spec.input_size // self.spec.groups
-        if self.spec.groups > 1 and group_size % INT4_GROUP_MULTIPLE:
-            raise CheckpointError(
-                f"layer {self.plan.prefix}: group size {group_size} is not a multiple of {INT4_GROUP_MULTIPLE}, "
-                "which the CPU kernels need. Quantize again with another group size or per channel."
-            )
         weight = Int4Parameter.zeros(
             shape.sizes,
             input_parts=shape.input_parts,

@@ -19,7 +19,7 @@ from vllm_w4a4_plugin.checkpoint import QuantType
 from vllm_w4a4_plugin.checkpoint.types import WEIGHT
 from vllm_w4a4_plugin.constants import LOGGER
 from vllm_w4a4_plugin.ops import api, cpu, reference
-from vllm_w4a4_plugin.quantization.parameters.base import MatrixParameter, ZeroOffsetParameter
+from vllm_w4a4_plugin.quantization.parameters.base import MatrixParameter
 from vllm_w4a4_plugin.quantization.parameters.cpu import Int8Parameter
 
 from .base import Layer, LayerShape, LinearScheme
@@ -58,7 +58,7 @@ class W8A8DynamicScheme(LinearScheme):
                 weight_loader=weight_loader,
             )
         layer.register_parameter(WEIGHT, weight)
-        self._register_scales(layer, shape, weight_loader, ZeroOffsetParameter)
+        self._register_scales(layer, shape, weight_loader)
 
     def process_weights_after_loading(self, layer: Layer) -> None:
         if not self.fault:
@@ -142,7 +142,7 @@ def _pack(kernel: Any, layer: Layer, dtype: torch.dtype) -> None:
     finally:
         torch.set_default_dtype(default)
     kernel.packed_scale = layer.weight_scale.data
-    new = getattr(kernel, "dnnl_handler", None)
+    new: Any = getattr(kernel, "dnnl_handler", None)
     if first is not None and new is not first:
         address = first.handler_tensor.clone()
         first.handler_tensor.copy_(new.handler_tensor)

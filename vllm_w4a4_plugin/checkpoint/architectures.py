@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The modules that vLLM's models are made of, by their names in checkpoints: one table entry for each architecture."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .model_config import EMBEDDING, HEAD, SizeError, is_tied, size, text_config
+
+ATTENTION, MLP = "self_attn", "mlp"
+FUSED = {f"{ATTENTION}.qkv_proj": ("q_proj", "k_proj", "v_proj"), f"{MLP}.gate_up_proj": ("gate_proj", "up_proj")}
+"""Layers that some checkpoints store whole and most in parts; vLLM's models load both."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A decoder-only language model of vLLM: q, k, v and o projections, then an MLP or experts, in each block.
+
+    Attributes:
+        model_types: values of `model_type` in config.json that go with it.
+        defaults: of the keys of config.json that change shapes, where they are absent; those of transformers.
+        biases: a projection -> the key of config.json that gives it a bias, "" for one that always has a bias.
+        block_norms: the norms of a block that are as wide as the residual stream.
+        has_head_norms: whether queries and keys are normed head by head.
+        reads_head_dim: whether `head_dim` counts; hidden_size / num_attention_heads where it does not or is absent.
+        has_experts: whether MLPs may be experts with a router.
+    """
+
+    model_types: tuple[str, ...]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    biases: Mapping[str, str] = field(default_factory=dict)
+    block_norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
+    has_head_norms: bool = False
+    reads_head_dim: bool = True
+    has_experts: bool = False
+
+
+_QKV = ("q_proj", "k_proj", "v_proj")
+_QKV_BIAS = dict.fromkeys(_QKV, "attention_bias")
+_ATTENTION_BIAS = {**_QKV_BIAS, "o_proj": "attention_bias"}
+_LLAMA_BIASES = {
+    **_ATTENTION_BIAS,
+    **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), "mlp_bias"),
+}
+_QWEN3_DEFAULTS = {"num_key_value_heads": 32, "head_dim": 128}
+_GLM_NORMS = ("input_layernorm", "post_attention_layernorm", "post_self_attn_layernorm", "post_mlp_layernorm")
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "LlamaForCausalLM": Architecture(("llama",), biases=_LLAMA_BIASES),
+    "MistralForCausalLM": Architecture(("mistral",), {"num_key_value_heads": 8}, _LLAMA_BIASES),
+    "Qwen2ForCausalLM": Architecture(
+        ("qwen2",), {"num_key_value_heads": 32}, dict.fromkeys(_QKV, ""), reads_head_dim=False
+    ),
+    "MiMoForCausalLM": Architecture(
+        ("mimo", "qwen2"), {"num_key_value_heads": 32}, dict.fromkeys(_QKV, ""), reads_head_dim=False
+    ),
+    "Qwen3ForCausalLM": Architecture(("qwen3",), _QWEN3_DEFAULTS, _ATTENTION_BIAS, has_head_norms=True),
+    "Qwen3MoeForCausalLM": Architecture(
+        ("qwen3_moe",), {"num_key_value_heads": 4}, _ATTENTION_BIAS, has_head_norms=True, has_experts=True
+    ),
+    "Glm4ForCausalLM": Architecture(
+        ("glm4",), {"num_key_value_heads": 2, "head_dim": 128, "attention_bias": True}, _QKV_BIAS, _GLM_NORMS
+    ),
+}
+
+
+def architecture_of(config: Mapping[str, Any]) -> str:
+    """Name of the entry of `ARCHITECTURES` that vLLM would serve, "" if it is none of them."""
+    if config.get("auto_map") and config.get("model_type") not in _BY_MODEL_TYPE:
+        return ""  # the model's own code may give keys another meaning
+    names = config.get("architectures")
+    if not names:
+        return _BY_MODEL_TYPE.get(str(config.get("model_type")), "")
+    return next((name for name in names if name in ARCHITECTURES), "") if isinstance(names, list) else ""
+
+
+_BY_MODEL_TYPE = {kind: name for name, entry in reversed(list(ARCHITECTURES.items())) for kind in entry.model_types}
+
+
+@dataclass(frozen=True)
+class ModuleShape:
+    """A module that the model has.
+
+    Attributes:
+        shape: of its weight.
+        bias: whether the model of config.json has one.
+        takes_bias: whether it can have one all the same.
+    """
+
+    shape: tuple[int, ...]
+    bias: bool = False
+    takes_bias: bool = True
+
+
+class Decoder:
+    """The model that config.json describes.
+
+    Args:
+        config: decoded; of a model whose architecture is in the table.
+
+    Raises:
+        SizeError: a size is missing or impossible.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.architecture = ARCHITECTURES[architecture_of(config)]
+        self.config = {**self.architecture.defaults, **text_config(config)}
+        self.tied = is_tied(config)
+        self.layers = size(self.config, "num_hidden_layers")
+        self.hidden, self.vocabulary = size(self.config, "hidden_size"), size(self.config, "vocab_size")
+        self.heads = size(self.config, "num_attention_heads")
+        self.kv_heads = size(self.config, "num_key_value_heads", self.heads)
+        if self.heads % self.kv_heads:
+            raise SizeError(
+                f"num_attention_heads {self.heads} is not a multiple of num_key_value_heads {self.kv_heads}"
+            )
+        reads_head_dim = self.architecture.reads_head_dim
+        self.head_dim = (
+            size(self.config, "head_dim", self.hidden // self.heads) if reads_head_dim else self._even_head_dim()
+        )
+
+    def modules(self, stored: "set[str] | frozenset[str]" = frozenset()) -> dict[str, ModuleShape]:
+        """Every module with weights, by name.
+
+        Args:
+            stored: names of the modules in the files; a fused layer is expected whole if it is there whole.
+        """
+        modules = {f"model.{EMBEDDING}": ModuleShape((self.vocabulary, self.hidden), takes_bias=False)}
+        if not self.tied or HEAD in stored:
+            modules[HEAD] = ModuleShape((self.vocabulary, self.hidden), takes_bias=not self.tied)
+        modules["model.norm"] = ModuleShape((self.hidden,))
+        for layer in range(self.layers):
+            block = f"model.layers.{layer}"
+            modules.update((f"{block}.{name}", shape) for name, shape in self._block(layer))
+            for whole, leaves in FUSED.items():
+                if f"{block}.{whole}" in stored:
+                    parent = f"{block}.{whole}".rpartition(".")[0]
+                    parts = [modules.pop(f"{parent}.{leaf}") for leaf in leaves if f"{parent}.{leaf}" in modules]
+                    if parts:
+                        rows = sum(part.shape[0] for part in parts)
+                        modules[f"{block}.{whole}"] = ModuleShape((rows, self.hidden), parts[0].bias)
+        return modules
+
+    def _block(self, layer: int) -> Iterator[tuple[str, ModuleShape]]:
+        for name in self.architecture.block_norms:
+            yield name, ModuleShape((self.hidden,))
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        sizes = {"q_proj": (q, self.hidden), "k_proj": (kv, self.hidden), "v_proj": (kv, self.hidden)}
+        for leaf, shape in {**sizes, "o_proj": (self.hidden, q)}.items():
+            yield f"{ATTENTION}.{leaf}", self._linear(leaf, shape)
+        if self.architecture.has_head_norms:
+            for name in ("q_norm", "k_norm"):
+                yield f"{ATTENTION}.{name}", ModuleShape((self.head_dim,))
+        if not self._has_experts(layer):
+            yield from self._mlp(MLP, size(self.config, "intermediate_size"))
+            return
+        experts = self._experts()
+        yield f"{MLP}.gate", ModuleShape((experts, self.hidden), takes_bias=False)
+        for number in range(experts):
+            for name, module in self._mlp(f"{MLP}.experts.{number}", size(self.config, "moe_intermediate_size")):
+                yield name, ModuleShape(module.shape, takes_bias=False)
+
+    def _mlp(self, name: str, intermediate: int) -> Iterator[tuple[str, ModuleShape]]:
+        for leaf in ("gate_proj", "up_proj"):
+            yield f"{name}.{leaf}", self._linear(leaf, (intermediate, self.hidden))
+        yield f"{name}.down_proj", self._linear("down_proj", (self.hidden, intermediate))
+
+    def _linear(self, leaf: str, shape: tuple[int, int]) -> ModuleShape:
+        key = self.architecture.biases.get(leaf)
+        return ModuleShape(shape, bias=key == "" or bool(key and self.config.get(key)))
+
+    def _experts(self) -> int:
+        return size(self.config, "num_experts", self.config.get("num_local_experts"))
+
+    def _has_experts(self, layer: int) -> bool:
+        if not self.architecture.has_experts or layer in (self.config.get("mlp_only_layers") or ()):
+            return False
+        return (layer + 1) % size(self.config, "decoder_sparse_step", 1) == 0
+
+    def _even_head_dim(self) -> int:
+        if self.hidden % self.heads:
+            raise SizeError(f"hidden_size {self.hidden} is not a multiple of num_attention_heads {self.heads}")
+        return self.hidden // self.heads
