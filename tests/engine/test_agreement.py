@@ -216,3 +216,20 @@ def test_an_architecture_that_is_not_known_here_is_said_to_be_unchecked(tmp_path
     draft.write(tmp_path)
     assert findings(tmp_path) == []
     assert "(Foo) are not known here" in unchecked(tmp_path)[0]
+
+
+def test_an_error_of_vllms_loading_names_the_tensor() -> None:
+    """For architectures that are not in the table; this one is Llama to vLLM."""
+    draft = base("micro")
+    draft.config = {**draft.config, "architectures": ["LLaMAForCausalLM"], "model_type": "llama"}  # type: ignore[dict-item]
+    for norm in [name for name in draft.names() if name.endswith(("q_norm.weight", "k_norm.weight"))]:
+        draft.drop(norm)
+    name = f"{NORM}.weight"
+    draft.put(name, torch.zeros(191))
+    with tempfile.TemporaryDirectory() as folder:
+        draft.write(Path(folder))
+        assert "are not known here" in unchecked(Path(folder))[0]
+        loading = load(Path(folder), quantization="ascend")
+    assert loading.is_ours
+    assert f"tensor {name}, shape [191]: vLLM's " in str(loading.error)
+    assert "cannot load this checkpoint" in str(loading.error)

@@ -46,7 +46,7 @@ class Draft:
 
     def names(self) -> list[str]:
         """Of all tensors in the files."""
-        return sorted(name for tensors in self.files.values() for name in tensors)
+        return sorted({name for tensors in self.files.values() for name in tensors})
 
     def get(self, name: str) -> torch.Tensor:
         """A stored tensor."""

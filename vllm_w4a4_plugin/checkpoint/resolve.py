@@ -18,6 +18,7 @@ LM_HEAD = "lm_head"
 USUALLY_FUSED: Mapping[str, Sequence[str]] = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
     "gate_up_proj": ("gate_proj", "up_proj"),
+    "fused_qkv_a_proj": ("q_a_proj", "kv_a_proj_with_mqa"),
 }
 """The `packed_modules_mapping` of most of vLLM's decoder models, for where there is no vLLM to ask, and for models that
 set theirs only after their first layers were made."""

@@ -15,7 +15,7 @@ from vllm_w4a4_plugin.checkpoint.accounting import cache_findings
 from vllm_w4a4_plugin.checkpoint.inventory import Inventory
 from vllm_w4a4_plugin.checkpoint.plan import plan_layer
 from vllm_w4a4_plugin.checkpoint.resolve import checkpoint_name, module_type, resolve_experts
-from vllm_w4a4_plugin.checkpoint.runnable import Kind, unsupported_reason
+from vllm_w4a4_plugin.checkpoint.runnable import Kind, kind_of, unsupported_reason
 from vllm_w4a4_plugin.constants import METHOD
 
 from .linear import AscendW4A4LinearMethod
@@ -110,7 +110,7 @@ class AscendW4A4Config(QuantizationConfig):
         if not plan.quant_type.spec.is_quantized:
             self.report.float_layer(plan.weight_bytes)
             return UnquantizedLinearMethod()
-        _require(unsupported_reason(prefix, plan.quant_type, Kind.LINEAR, plan.spec))
+        _require(unsupported_reason(prefix, plan.quant_type, kind_of(prefix), plan.spec))
         scheme = new_scheme(plan, self.report.packed)
         assert scheme is not None  # the types that run here have one
         return AscendW4A4LinearMethod(scheme, self.report, not loads_dummy_weights())

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be run where, and the text for what cannot."""
+
+import pytest
+
+from vllm_w4a4_plugin.checkpoint import QuantType
+from vllm_w4a4_plugin.checkpoint.runnable import ON_CPU, ON_NPU, Kind, kind_of, types_for, unsupported_reason
+from vllm_w4a4_plugin.checkpoint.spec import LinearSpec
+from vllm_w4a4_plugin.checkpoint.types import known_types
+
+
+@pytest.mark.parametrize(
+    ("module", "kind"),
+    [
+        ("model.layers.0.self_attn.q_proj", Kind.LINEAR),
+        ("model.layers.0.mlp.gate", Kind.LINEAR),
+        ("model.layers.0.mlp.experts.3.up_proj", Kind.EXPERTS),
+        ("model.layers.0.mlp.shared_experts.up_proj", Kind.LINEAR),
+        ("lm_head", Kind.HEAD),
+        ("language_model.lm_head", Kind.HEAD),
+        ("model.embed_tokens", Kind.EMBEDDING),
+        ("transformer.wte", Kind.EMBEDDING),
+        ("model.layers.0.self_attn.kv_b_proj", Kind.LATENT),
+    ],
+)
+def test_kind_of(module: str, kind: Kind) -> None:
+    assert kind_of(module) is kind
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_everything_runs_in_float(kind: Kind) -> None:
+    assert QuantType.FLOAT in types_for(kind, ON_CPU)
+    assert QuantType.FLOAT in types_for(kind, ON_NPU)
+
+
+@pytest.mark.parametrize("quant_type", [t for t in known_types() if t is not QuantType.FLOAT])
+@pytest.mark.parametrize("kind", [kind for kind in Kind if kind is not Kind.LINEAR])
+def test_on_cpu_only_linear_layers_are_quantized(kind: Kind, quant_type: QuantType) -> None:
+    reason = unsupported_reason("x", quant_type, kind)
+    assert reason.startswith(f"layer x: {kind} of quant type {quant_type} cannot be run here. Types that can: FLOAT.")
+
+
+def test_linear_layers() -> None:
+    assert unsupported_reason("x", QuantType.W4A4_FLATQUANT_DYNAMIC, Kind.LINEAR) == ""
+    reason = unsupported_reason("x", QuantType.W8A8, Kind.LINEAR)
+    assert "quant type W8A8 cannot be run here. Types that can: FLOAT, W8A8_DYNAMIC, W4A4_DYNAMIC" in reason
+    assert unsupported_reason("x", QuantType.W8A8, Kind.LINEAR, backends=ON_NPU) == ""
+
+
+def test_experts_on_npus() -> None:
+    assert unsupported_reason("x", QuantType.W8A8_DYNAMIC, Kind.EXPERTS, backends=ON_NPU) == ""
+    reason = unsupported_reason("x", QuantType.W4A4_FLATQUANT_DYNAMIC, Kind.EXPERTS, backends=ON_NPU)
+    assert "experts of quant type W4A4_FLATQUANT_DYNAMIC cannot be run on NPUs" in reason
+    assert "W4A8_DYNAMIC" in reason
+
+
+@pytest.mark.parametrize(("groups", "fits"), [(1, True), (12, True), (24, True), (48, False), (96, False)])
+def test_groups_that_the_cpu_kernels_take(groups: int, fits: bool) -> None:
+    spec = LinearSpec("x", QuantType.W4A4_DYNAMIC, 64, 192, groups)
+    reason = unsupported_reason("x", QuantType.W4A4_DYNAMIC, Kind.LINEAR, spec)
+    assert (reason == "") == fits
+    assert fits or f"group size {192 // groups} is not a multiple of 8" in reason
