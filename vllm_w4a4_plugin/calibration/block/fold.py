@@ -16,7 +16,7 @@ from ..transforms.closed_form import Transform, closed_form
 from ..transforms.kronecker import apply_kronecker
 from ..transforms.sizes import FactorSizes, factor_sizes
 from .moments import GroupInput, weight_moment
-from .nearest import is_larger, layer_errors, nearest
+from .nearest import is_larger, nearest, relative_error
 from .plan import BlockPlan
 from .quantized import InputTransform, inversely_transformed
 
@@ -86,7 +86,10 @@ def fold_into_norm(block: LoadedBlock, norm_name: str, diagonal: Tensor) -> Tens
 
 
 def _helps(block: LoadedBlock, group: Group, transform: Transform, plan: BlockPlan, held_out: Tensor | None) -> bool:
-    """Whether rounding to nearest is no worse with a transform of the group's input than without."""
+    """Whether rounding to nearest is no worse with a transform of the group's input than without.
+
+    For most tokens, or for those with the largest outputs: a fold is meant for huge values, which few tokens have.
+    """
     if held_out is None:
         return True
     weight, kind = block.weight(group), plan.types[group.role].spec
@@ -94,10 +97,12 @@ def _helps(block: LoadedBlock, group: Group, transform: Transform, plan: BlockPl
     exact = x @ weight.t()
     factors = (transform.diagonal, transform.left, transform.right)
     online = InputTransform(*(factor.float().to(weight.device) for factor in factors))
-    sizes = block.output_sizes(group)
-    (plain,) = layer_errors(nearest(weight, kind), x, exact, sizes)
-    (transformed,) = layer_errors(nearest(inversely_transformed(weight, online), kind, online), x, exact, sizes)
-    return not is_larger(transformed, plain)
+    plain, transformed = nearest(weight, kind), nearest(inversely_transformed(weight, online), kind, online)
+    rounded, found = plain.output(x), transformed.output(x)
+    return not (
+        is_larger(relative_error(found, exact), relative_error(rounded, exact))
+        and is_larger((found - exact).norm().item(), (rounded - exact).norm().item())
+    )
 
 
 def _channel_transform(block: LoadedBlock, group: Group, inputs: GroupInput, plan: BlockPlan) -> Transform:

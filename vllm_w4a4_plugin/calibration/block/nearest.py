@@ -34,8 +34,8 @@ def layer_errors(quantized: QuantizedGroup, x: Tensor, exact: Tensor, sizes: lis
         exact: outputs [tokens, output_size] of all its layers without quantization.
         sizes: output size of each layer.
     """
-    found = quantized.input(x) @ quantized.dequantized().t()
-    return [relative_error(f, e) for f, e in zip(found.split(sizes, 1), exact.split(sizes, 1), strict=True)]
+    parts = zip(quantized.output(x).split(sizes, 1), exact.split(sizes, 1), strict=True)
+    return [relative_error(found, wanted) for found, wanted in parts]
 
 
 def relative_error(found: Tensor, exact: Tensor) -> float:

@@ -86,6 +86,10 @@ class QuantizedGroup:
     scale: Tensor
     bits: int
 
+    def output(self, x: Tensor) -> Tensor:
+        """Outputs [tokens, output_size], without biases, for x [tokens, input_size]."""
+        return self.input(x) @ self.dequantized().t()
+
     def dequantized(self) -> Tensor:
         """[output_size, input_size]: codes * scale."""
         return self.codes * self.scale
