@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small checkpoints that failed in the wild's ways, each with one property, and what a plain torch model makes of them.
+"""Small checkpoints with faults of real ones, each with one property, and what a plain torch model computes from them.
 
 tests/data/cases holds a JSON file for each case, and the tensors of all, stored once. `expected` has a prompt (`ids`),
 the log probability of each next token (`lp`) and the likeliest next tokens (`top`), computed by a float32 model with

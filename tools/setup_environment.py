@@ -47,8 +47,10 @@ def main() -> None:
         install_vllm(environment, args.torch_index)
     else:
         say(f"keeping vLLM {environment.vllm_version()} in {args.venv}")
-    if not has_this_plugin(environment):
+    is_current = has_this_plugin(environment)
+    if not is_current or environment.version_of("torchvision") is None:
         add_torchvision(environment, args.torch_index)
+    if not is_current:
         install_plugin(environment)
     say(f"{args.venv} is ready ({time.monotonic() - started:.0f} s)")
 
@@ -201,7 +203,7 @@ def add_torchvision(environment: Environment, index: str) -> None:
         environment.run("-m", "pip", "uninstall", "--yes", "torchvision")
     say(
         f"found no torchvision for torch {torch}: vision-language models will not start, everything else works. "
-        "docs/vision.md says how to add one."
+        "Run make setup again when pip can reach one; see docs/vision.md."
     )
 
 

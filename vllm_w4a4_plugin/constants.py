@@ -25,4 +25,4 @@ TESTED_VLLM_ASCEND = ("0.23", "0.23")
 INT4_MIN, INT4_MAX = -8, 7
 
 INT4_GROUP_MULTIPLE = 8
-"""The CPU kernels take a block of so many input features at once, so a scale group must hold a multiple of them."""
+"""Input features in one block of the CPU kernels; the size of a scale group must be a multiple of it."""

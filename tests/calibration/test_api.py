@@ -3,6 +3,8 @@
 
 import json
 import logging
+import random
+import string
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,8 +21,8 @@ from vllm_w4a4_plugin.cli import main
 
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
-    file = tmp_path / "text.json"
-    file.write_text(json.dumps(["The quick brown fox jumps over the lazy dog. " * 40] * 4))
+    file, characters = tmp_path / "text.json", string.ascii_letters + string.digits + string.punctuation + " " * 20
+    file.write_text(json.dumps(["".join(random.Random(k).choices(characters, k=600)) for k in range(4)]))
     return file
 
 
@@ -79,7 +81,8 @@ def test_needs_and_notes_are_logged_before_the_run(
     options = QuantizeOptions(calib_file=text, recipe="all-w4a4", distill=0)
 
     def stop(progress: Progress) -> None:
-        raise KeyboardInterrupt
+        if progress.phase is Phase.QUANTIZING:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         calibration.quantize(float_model("llama"), tmp_path / "out", options, stop)

@@ -77,7 +77,7 @@ def test_without_a_file_the_model_generates_the_text(float_model: Callable[..., 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--calib-file", "missing.json"], "missing.json: cannot be read"),
+        (["--calib-file", "missing.json"], "missing.json: no such file"),
         (["--recipe", "w3a3"], "unknown recipe 'w3a3'"),
         (["--keep-float", "*.qproj"], "matches no linear layer"),
         (["--device", "cpu,nowhere"], "'nowhere' cannot be used on this machine"),
@@ -106,14 +106,14 @@ def test_a_killed_process_is_resumed(
     """kill -9 in the middle of the second block, then --resume."""
     script = (
         "import os, signal, sys\n"
-        "from vllm_w4a4_plugin.calibration.block import quantizer\n"
+        "from vllm_w4a4_plugin.calibration.block import guard\n"
         "from vllm_w4a4_plugin.cli import main\n"
-        "original = quantizer.quantize_group\n"
+        "original = guard.quantize_group\n"
         "def quantize(block, group, inputs, plan):\n"
         "    if block.index == 1 and group.role == 'gate_up':\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return original(block, group, inputs, plan)\n"
-        "quantizer.quantize_group = quantize\n"
+        "guard.quantize_group = quantize\n"
         "main(sys.argv[1:])\n"
     )
     output = tmp_path / "out"
@@ -215,7 +215,10 @@ def test_what_cannot_be_quantized_leaves_nothing_behind(
     text = text.rename(tmp_path / "calibration.json")
     unsupported = float_model("gpt2", bos_token_id=0, eos_token_id=2)
     foreign_tokenizer = float_model("llama", vocab_size=64)
-    for directory, message in [(unsupported, "Only dense models"), (foreign_tokenizer, "belong to another model")]:
+    for directory, message in [
+        (unsupported, "Only dense language models"),
+        (foreign_tokenizer, "belong to another model"),
+    ]:
         command = ["quantize", str(directory), "--output", str(tmp_path / "out"), "--calib-file", str(text)]
         assert main(command) == 1
         error = capsys.readouterr().err.splitlines()[-1]

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints changed at random in the ways of the wild, and what `verify` and loading say of them."""
+"""Checkpoints changed at random as real ones are, and what `verify` and loading say about them."""

@@ -191,7 +191,7 @@ def fuse(draft: Draft, pick: Pick) -> None:
             tensors = [draft.get(part) for part in parts]
             kind = draft.type_of(parts[0])
             has_rows = suffix in ("weight", "weight_scale", "weight_offset", "bias")
-            if has_rows and len({(tensor.dim(), tensor.shape[1:]) for tensor in tensors if tensor.dim()}) != 1:
+            if has_rows and (len({t.shape[1:] for t in tensors}) != 1 or not all(t.dim() for t in tensors)):
                 continue  # another mutation has been here
             for part in parts:
                 draft.drop(part)

@@ -62,6 +62,8 @@ def token_weights(directory: Path, index: int, role: Role) -> Tensor:
         role: of the group.
     """
     tokens = load_file(fisher_file(directory, index))[str(role)]
+    if not tokens.any():  # nothing here changes the loss
+        return torch.ones_like(tokens)
     tokens = (tokens / tokens.mean()).clamp_max(LARGEST_WEIGHT)
     return tokens / tokens.mean()
 

@@ -9,6 +9,7 @@ from enum import StrEnum
 class Phase(StrEnum):
     """Phases of a run, in order. Each has many equal units of work, so that its remaining time can be estimated."""
 
+    CHECKING_WEIGHTS = "Checking weights"
     GENERATING_TEXT = "Generating text"
     GRADIENTS_FORWARD = "Gradients, forward"
     GRADIENTS_BACKWARD = "Gradients, backward"
@@ -24,7 +25,7 @@ class Progress:
 
     Attributes:
         phase: the current phase.
-        done, total: units of it: tokens of generated text, blocks, or distillation steps.
+        done, total: units of it: tensors that are checked, tokens of generated text, blocks, or distillation steps.
         detail: what is being done within the current unit.
     """
 

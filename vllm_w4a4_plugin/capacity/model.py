@@ -52,7 +52,7 @@ class Model:
 
     @property
     def decoder_linears(self) -> tuple[LinearSpec, ...]:
-        """Those that every token passes: all but the layers of a vision tower. All of them where no name tells."""
+        """Those through which every token passes, without vision towers; all of them if their names do not tell."""
         return tuple(linear for linear in self.linears if _DECODER_LAYER.match(linear.name)) or self.linears
 
 

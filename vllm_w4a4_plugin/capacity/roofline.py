@@ -53,7 +53,7 @@ def step_time(model: Model, device: Device, memory: Memory, ranks: int, tokens: 
 
     def time_of(linear: LinearSpec, tokens: float = tokens) -> float:
         if kind_of(linear.name) is Kind.EXPERTS:
-            tokens *= model.experts_per_token / model.experts  # on average; fewer than one: often it is not read
+            tokens *= model.experts_per_token / model.experts  # on average; an expert without a token is not read
         return linear_time(linear.quant_type, *sizes_on_rank(linear, model, ranks), tokens, device)
 
     head = model.head or LinearSpec("lm_head", QuantType.FLOAT, *model.embedding)

@@ -97,12 +97,9 @@ def perplexity(directory: Path, rows: Sequence[Sequence[int]], dtype: str = "aut
 
 def _windows(directory: Path, texts: list[str], args: argparse.Namespace) -> list[list[int]]:
     """Consecutive windows of the texts joined by two newlines."""
-    from transformers import AutoTokenizer
+    from vllm_w4a4_plugin.calibration.data.tokens import join_texts, load_tokenizer
 
-    from vllm_w4a4_plugin.calibration.data.tokens import join_texts
-
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    ids = join_texts(texts, tokenizer)
+    ids = join_texts(texts, load_tokenizer(directory))
     rows = [ids[i : i + args.window] for i in range(0, len(ids) - args.window + 1, args.window)][: args.windows]
     if not rows:
         raise CheckpointError(f"{args.text}: {len(ids)} tokens are fewer than one window of {args.window}.")

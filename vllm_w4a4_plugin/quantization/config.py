@@ -4,6 +4,7 @@
 from typing import TYPE_CHECKING, Any
 
 import torch
+from vllm.logger import init_logger
 from vllm.model_executor.layers.fused_moe import RoutedExperts
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
@@ -16,7 +17,7 @@ from vllm_w4a4_plugin.checkpoint.inventory import Inventory
 from vllm_w4a4_plugin.checkpoint.plan import plan_layer
 from vllm_w4a4_plugin.checkpoint.resolve import checkpoint_name, module_type, resolve_experts
 from vllm_w4a4_plugin.checkpoint.runnable import Kind, kind_of, unsupported_reason
-from vllm_w4a4_plugin.constants import METHOD
+from vllm_w4a4_plugin.constants import LOGGER, METHOD
 
 from .linear import AscendW4A4LinearMethod
 from .report import LoadReport
@@ -25,6 +26,8 @@ from .source import has_description, loads_dummy_weights, open_checkpoint
 
 if TYPE_CHECKING:
     from vllm.model_executor.models.utils import WeightsMapper
+
+logger = init_logger(LOGGER)
 
 
 class AscendW4A4Config(QuantizationConfig):
@@ -84,6 +87,12 @@ class AscendW4A4Config(QuantizationConfig):
             raise CheckpointError(where_it_runs())
         self.model = model_name
         self.inventory = open_checkpoint(model_name, revision)
+        if assumed := self.inventory.assumed_float:
+            logger.info_once(
+                "%d tensors have no entry in the description and are in float: taken as FLOAT, e.g. %s",
+                len(assumed),
+                assumed[0],
+            )
         for finding in cache_findings(self.inventory.description):
             raise CheckpointError(f"{model_name}/{finding}")
 

@@ -62,3 +62,10 @@ def test_second_token_follows_the_models_distribution(float_model: Callable[...,
     assert abs(found[unlikely].sum() - expected[unlikely].sum()) < 0.01
     # The expected distance of a sample of this size is below the square root of its classes over its size.
     assert (found - expected).abs().sum() < (len(tokenizer) / len(text)) ** 0.5
+
+
+def test_tokens_that_only_the_tokenizer_knows_are_not_generated(float_model: Callable[..., Path]) -> None:
+    """The tokenizer has 512 tokens, the model 64."""
+    text = generate_text(float_model("llama", vocab_size=64), TextRequest(40, 6, 0), vocabulary=64)
+    assert text.max() < 64
+    assert len(text.unique()) > 32

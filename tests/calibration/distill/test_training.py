@@ -8,20 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.calibration.running import quantize
+from tests.calibration.running import bytes_of, divergence, job, quantize
 from vllm_w4a4_plugin.calibration.block import quantizer
 from vllm_w4a4_plugin.calibration.distill import schedule
 from vllm_w4a4_plugin.calibration.model.block import LoadedBlock
-from vllm_w4a4_plugin.calibration.model.streamed import StreamedModel
-from vllm_w4a4_plugin.calibration.simulate import float_logits, quantized_logits
+from vllm_w4a4_plugin.calibration.run.pipeline import Quantization
 from vllm_w4a4_plugin.checkpoint import CheckpointReader, QuantType
 from vllm_w4a4_plugin.checkpoint.verify import header_findings, value_findings
-
-
-def divergence(directory: Path, checkpoint: Path, ids: torch.Tensor) -> float:
-    exact = torch.stack(list(float_logits(StreamedModel(directory), ids))).log_softmax(-1)
-    found = torch.stack(list(quantized_logits(StreamedModel(directory), checkpoint, ids))).log_softmax(-1)
-    return (exact.exp() * (exact - found)).sum(-1).mean().item()
 
 
 def test_it_repairs_scales(
@@ -54,3 +47,54 @@ def test_it_repairs_scales(
         elif name.endswith("_trans"):
             assert not torch.equal(reader.load(name), start.load(name))
     assert divergence(directory, after, ids) < 0.7 * divergence(directory, before, ids)
+
+
+def test_training_that_does_not_help_on_held_out_text_is_undone(
+    float_model: Callable[..., Path], ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(schedule.RATES, "log_scale", 0.3)
+    directory = float_model("llama")
+    start = quantize(directory, tmp_path / "start", ids)
+    outcome = Quantization(job(directory, ids, distill=4), tmp_path / "out").run()
+    assert outcome.distillation
+    assert outcome.distillation.start < outcome.distillation.end  # type: ignore[operator]
+    assert not outcome.distillation.kept
+    assert str(outcome.distillation).endswith("; undone, since it did not help")
+    assert bytes_of(tmp_path / "out") == bytes_of(start)
+
+
+def test_the_divergence_that_decides_is_that_of_held_out_text(
+    float_model: Callable[..., Path], ids: torch.Tensor, tmp_path: Path
+) -> None:
+    """Against the logits of the finished checkpoints, which are computed from their files."""
+    directory = float_model("qwen3")
+    this = job(directory, ids, "all-w4a4", distill=8)
+    outcome = Quantization(this, tmp_path / "out").run()
+    start = quantize(directory, tmp_path / "start", ids, "all-w4a4")
+    assert outcome.distillation
+    held_out = this.text.held_out
+    assert outcome.distillation.start == pytest.approx(divergence(directory, start, held_out), rel=1e-3)
+    kept = divergence(directory, tmp_path / "out", held_out)
+    expected = outcome.distillation.end if outcome.distillation.kept else outcome.distillation.start
+    assert expected == pytest.approx(kept, rel=1e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral"])
+def test_the_default_makes_no_random_model_worse_on_held_out_text(
+    family: str, float_model: Callable[..., Path], ids: torch.Tensor, tmp_path: Path
+) -> None:
+    directory = float_model(family)
+    this = job(directory, ids, distill=schedule.DEFAULT_STEPS)
+    Quantization(this, tmp_path / "distilled").run()
+    start = quantize(directory, tmp_path / "start", ids)
+    before, after = (divergence(directory, out, this.text.held_out) for out in (start, tmp_path / "distilled"))
+    assert after <= before * 1.0001
+
+
+def test_one_row_alone_is_trained_on_and_judges_nothing(
+    float_model: Callable[..., Path], ids: torch.Tensor, tmp_path: Path
+) -> None:
+    outcome = Quantization(job(float_model("llama"), ids.view(1, -1)[:, :512], distill=2), tmp_path / "out").run()
+    assert outcome.distillation
+    assert (outcome.distillation.start, outcome.distillation.kept) == (None, True)
+    assert str(outcome.distillation) == "2 steps"

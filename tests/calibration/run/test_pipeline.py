@@ -21,7 +21,7 @@ from vllm_w4a4_plugin.calibration.progress import Phase, Progress
 from vllm_w4a4_plugin.calibration.recipe import RECIPES, Recipe, load_recipe
 from vllm_w4a4_plugin.calibration.run import pipeline
 from vllm_w4a4_plugin.calibration.run.pipeline import Quantization
-from vllm_w4a4_plugin.calibration.run.records import BlockRecord
+from vllm_w4a4_plugin.calibration.run.records import Outcome
 from vllm_w4a4_plugin.calibration.run.work import WorkDirectory
 from vllm_w4a4_plugin.checkpoint import CheckpointReader, QuantType, load_description
 from vllm_w4a4_plugin.checkpoint.verify import header_findings, value_findings
@@ -199,7 +199,7 @@ def test_progress_counts_every_phase_up_to_its_total(
     heard: dict[Phase, list[Progress]] = {}
     run = Quantization(job(float_model("llama"), ids, gradients=True, distill=3), tmp_path / "o")
     run.run(lambda progress: heard.setdefault(progress.phase, []).append(progress))
-    assert list(heard) == [phase for phase in Phase if phase is not Phase.GENERATING_TEXT]
+    assert list(heard) == [phase for phase in Phase if phase not in (Phase.CHECKING_WEIGHTS, Phase.GENERATING_TEXT)]
     for news in heard.values():
         assert [p.done for p in news] == sorted(p.done for p in news)
         assert news[-1].done == news[-1].total
@@ -227,11 +227,11 @@ def test_further_files_appear_with_the_checkpoint(
     directory, output = float_model("llama"), tmp_path / "out"
     run = Quantization(job(directory, ids), output)
 
-    def extras(records: list[BlockRecord], nbytes: int) -> dict[str, str]:
+    def extras(outcome: Outcome) -> dict[str, str]:
         assert not output.exists()
-        return {"size.txt": f"{len(records)} blocks, {nbytes} bytes"}
+        return {"size.txt": f"{len(outcome.records)} blocks, {outcome.nbytes} bytes"}
 
-    _, nbytes = run.run(extra_files=extras)
+    nbytes = run.run(extra_files=extras).nbytes
     assert nbytes == sum(tensor.nbytes for tensor in CheckpointReader(output).tensors.values())
     assert (output / "size.txt").read_text() == f"2 blocks, {nbytes} bytes"
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tests.calibration.running import bytes_of, job, quantize
-from tests.conftest import MICRO
+from tests.conftest import DESCRIPTION, INDEX, MICRO, WEIGHTS
+from vllm_w4a4_plugin.calibration.distill import training
 from vllm_w4a4_plugin.calibration.errors import CalibrationError
 from vllm_w4a4_plugin.calibration.run.pipeline import Quantization
 from vllm_w4a4_plugin.calibration.run.start_from import StartingPoint
@@ -29,8 +30,13 @@ def distilled(directory: Path, start: Path, output: Path, ids: torch.Tensor, ste
 
 @pytest.mark.parametrize("recipe", ["tutorial", "all-w4a4"])
 def test_the_result_is_byte_identical_to_that_of_one_run(
-    recipe: str, float_model: Callable[..., Path], ids: torch.Tensor, tmp_path: Path
+    recipe: str,
+    float_model: Callable[..., Path],
+    ids: torch.Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(training, "_mean_divergence", lambda *_: None)  # keep the result, whether it helps or not
     directory = float_model("llama")
     whole = quantize(directory, tmp_path / "whole", ids, recipe, distill=3)
     start = quantize(directory, tmp_path / "start", ids, recipe)
@@ -108,3 +114,37 @@ def test_from_the_command_line(
     assert message in capsys.readouterr().err
     assert output.exists() == (not message)
     assert not WorkDirectory(output).path.exists()
+
+
+def test_clips_of_one_matrix_product_stay_equal_where_no_factor_is_stored(
+    float_model: Callable[..., Path], ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Factors that are not stored are the identity; the layers still share their clip."""
+    monkeypatch.setattr(training, "_mean_divergence", lambda *_: None)
+    directory = float_model("llama")
+    start = quantize(directory, tmp_path / "start", ids)
+    _remove_factors(start)
+    assert [*header_findings(CheckpointReader(start)), *value_findings(CheckpointReader(start))] == []
+    reader = CheckpointReader(distilled(directory, start, tmp_path / "out", ids, 8))
+    assert [*header_findings(reader), *value_findings(reader)] == []
+    for fused in (["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], ["mlp.gate_proj", "mlp.up_proj"]):
+        names = [f"model.layers.1.{layer}.clip_ratio" for layer in fused]
+        assert len({reader.load(name).item() for name in names}) == 1
+        assert reader.load(names[0]) != CheckpointReader(start).load(names[0])
+
+
+def _remove_factors(checkpoint: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = checkpoint / WEIGHTS
+    tensors = load_file(file)
+    for name in list(tensors):
+        if name.endswith("_trans"):
+            del tensors[name]
+    save_file(tensors, file, {"format": "pt"})
+    for name, key in ((DESCRIPTION, None), (INDEX, "weight_map")):
+        data = json.loads((checkpoint / name).read_text())
+        entries = data[key] if key else data
+        for entry in [entry for entry in entries if entry.endswith("_trans")]:
+            del entries[entry]
+        (checkpoint / name).write_text(json.dumps(data))

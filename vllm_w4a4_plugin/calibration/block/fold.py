@@ -16,7 +16,9 @@ from ..transforms.closed_form import Transform, closed_form
 from ..transforms.kronecker import apply_kronecker
 from ..transforms.sizes import FactorSizes, factor_sizes
 from .moments import GroupInput, weight_moment
+from .nearest import is_larger, nearest, relative_error
 from .plan import BlockPlan
+from .quantized import InputTransform, inversely_transformed
 
 
 def has_foldable_source(group: Group, kind: QuantType) -> bool:
@@ -26,18 +28,28 @@ def has_foldable_source(group: Group, kind: QuantType) -> bool:
     return group.role is Role.DOWN or kind.spec.has_transform
 
 
-def fold_into_source(block: LoadedBlock, group: Group, inputs: GroupInput, plan: BlockPlan) -> None:
-    """Fold the part of the transform of o or down that is not computed online into v or up.
+def fold_into_source(
+    block: LoadedBlock, group: Group, inputs: GroupInput, plan: BlockPlan, held_out: Tensor | None = None
+) -> bool:
+    """Fold the part of the transform of o or down that is not computed online into v or up, if that helps.
 
     Args:
         block: changed in place.
         group: o or down, for which `has_foldable_source` is true.
         inputs: of the group.
         plan: of the block.
+        held_out: further inputs [tokens, input_size] on which plain rounding must be better with the transform than
+            without; None folds in any case.
+
+    Returns:
+        Whether it was folded.
     """
     if group.role is Role.DOWN:
-        _fold_channels(block, group, _channel_scale(block, group, inputs, plan))
-        return
+        transform = _channel_transform(block, group, inputs, plan)
+        if _helps(block, group, transform, plan, held_out):
+            _fold_channels(block, group, transform.diagonal)
+            return True
+        return False
     head = head_dim(block.model.config.get_text_config())
     assert group.source
     input_size, kv_size = block.linear(group.linears[0]).in_features, block.linear(group.source).out_features
@@ -51,7 +63,10 @@ def fold_into_source(block: LoadedBlock, group: Group, inputs: GroupInput, plan:
         plan.generator(group.role, block.index),
         tied=shared,
     )
+    if not _helps(block, group, transform, plan, held_out):
+        return False
     _fold_heads(block.linear(group.source), block.linear(group.linears[0]), transform, shared, head)
+    return True
 
 
 def fold_into_norm(block: LoadedBlock, norm_name: str, diagonal: Tensor) -> Tensor:
@@ -70,15 +85,36 @@ def fold_into_norm(block: LoadedBlock, norm_name: str, diagonal: Tensor) -> Tens
     return effective
 
 
-def _channel_scale(block: LoadedBlock, group: Group, inputs: GroupInput, plan: BlockPlan) -> Tensor:
-    """Diagonal [n] for down's input, float64: the transform's, or without one, what balances x and W per channel."""
+def _helps(block: LoadedBlock, group: Group, transform: Transform, plan: BlockPlan, held_out: Tensor | None) -> bool:
+    """Whether rounding to nearest is no worse with a transform of the group's input than without.
+
+    For most tokens, or for those with the largest outputs: a fold is meant for huge values, which few tokens have.
+    """
+    if held_out is None:
+        return True
+    weight, kind = block.weight(group), plan.types[group.role].spec
+    x = held_out.to(weight.device)
+    exact = x @ weight.t()
+    factors = (transform.diagonal, transform.left, transform.right)
+    online = InputTransform(*(factor.float().to(weight.device) for factor in factors))
+    plain, transformed = nearest(weight, kind), nearest(inversely_transformed(weight, online), kind, online)
+    rounded, found = plain.output(x), transformed.output(x)
+    return not (
+        is_larger(relative_error(found, exact), relative_error(rounded, exact))
+        and is_larger((found - exact).norm().item(), (rounded - exact).norm().item())
+    )
+
+
+def _channel_transform(block: LoadedBlock, group: Group, inputs: GroupInput, plan: BlockPlan) -> Transform:
+    """The transform of down's input; for a type without one, the diagonal that balances x and W per channel."""
     weight = block.weight(group)
+    sizes = factor_sizes(weight.shape[1])
     if plan.types[group.role].spec.has_transform:
-        sizes, generator = factor_sizes(weight.shape[1]), plan.generator(group.role, block.index)
-        return closed_form(inputs.moment(), weight_moment(weight), sizes, generator).diagonal
+        return closed_form(inputs.moment(), weight_moment(weight), sizes, plan.generator(group.role, block.index))
     ratio = weight.square().sum(0) / inputs.energy().clamp_min(1e-12)
     scale = ratio.pow(0.25).clamp_min(1e-6).double().cpu()
-    return scale / scale.log().mean().exp()
+    identities = (torch.eye(size, dtype=torch.float64) for size in (sizes.left, sizes.right))
+    return Transform(scale / scale.log().mean().exp(), *identities)
 
 
 def _fold_channels(block: LoadedBlock, group: Group, diagonal: Tensor) -> None:

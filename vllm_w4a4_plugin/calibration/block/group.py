@@ -10,24 +10,21 @@ from ..devices import DevicePool
 from ..model.block import LoadedBlock
 from ..model.structure import Group, Role, head_dim
 from ..transforms.closed_form import closed_form
-from ..transforms.kronecker import apply_kronecker, kronecker_inverse
 from ..transforms.sizes import FactorSizes, factor_sizes
 from .fold import fold_into_norm
 from .moments import GroupInput, weight_moment
+from .nearest import nearest
 from .plan import BlockPlan
-from .quantized import InputQuantizer, InputTransform, QuantizedGroup
+from .quantized import InputQuantizer, InputTransform, QuantizedGroup, inversely_transformed
 from .rounding import (
-    absmax_scale,
     best_activation_clip,
     best_weight_scale,
     coordinate_descent,
     gptq,
     quantize_tokens,
     refit,
-    round_to_nearest,
 )
 
-ROWS_IN_FLOAT64 = 2048
 CLIP_TOKENS = 2048
 
 
@@ -41,12 +38,12 @@ def quantize_group(block: LoadedBlock, group: Group, inputs: GroupInput, plan: B
         plan: of the block.
     """
     weight, kind = block.weight(group), plan.types[group.role].spec
-    if kind.weight_bits >= 8 and not kind.has_transform:
-        return _to_nearest(weight, kind)
+    if not is_calibrated(kind):
+        return nearest(weight, kind)
     transform, clip = InputTransform(), 1.0
     if kind.has_transform:
         transform = _transform(block, group, inputs, plan)
-        weight = _inversely_transformed(weight, transform)
+        weight = inversely_transformed(weight, transform)
         clip = _activation_clip(transform, weight, inputs, kind.activation_bits)
     quantizer = InputQuantizer(kind.activation_bits, transform, clip)
     refitted, hessian = _refitted(weight, quantizer, inputs)
@@ -55,24 +52,19 @@ def quantize_group(block: LoadedBlock, group: Group, inputs: GroupInput, plan: B
     return QuantizedGroup(quantizer, weight, codes, scale, kind.weight_bits)
 
 
-def _to_nearest(weight: Tensor, kind: TypeSpec) -> QuantizedGroup:
-    """Rounded to nearest: at 8 bits its error is far below everything else's."""
-    scale = absmax_scale(weight, kind.weight_bits)
-    codes = round_to_nearest(weight, scale, kind.weight_bits)
-    return QuantizedGroup(InputQuantizer(kind.activation_bits), weight, codes, scale, kind.weight_bits)
+def is_calibrated(kind: TypeSpec) -> bool:
+    """Whether layers of a type are calibrated: 8-bit layers without a transform are rounded to nearest."""
+    return kind.weight_bits < 8 or kind.has_transform
 
 
 def _transform(block: LoadedBlock, group: Group, inputs: GroupInput, plan: BlockPlan) -> InputTransform:
     """The closed-form transform of a group's input, its diagonal folded into the norm before it.
 
-    The factor over the head dimension of o is folded into v already and the identity here.
+    The factor over the head dimension of o is the identity here: if there is one, it is folded into v.
     """
     weight = block.weight(group)
-    folded = group.role is Role.O and group.source is not None
-    sizes = factor_sizes(weight.shape[1])
-    if folded:
-        head = head_dim(block.model.config.get_text_config())
-        sizes = FactorSizes(weight.shape[1] // head, head)
+    sizes = group_factor_sizes(block, group)
+    folded = has_folded_factor(group)
     found = closed_form(
         inputs.moment(),
         weight_moment(weight),
@@ -88,15 +80,25 @@ def _transform(block: LoadedBlock, group: Group, inputs: GroupInput, plan: Block
     return InputTransform(diagonal, found.left.float().to(block.device), right)
 
 
-def _inversely_transformed(weight: Tensor, transform: InputTransform) -> Tensor:
-    """Weights whose product with the transformed input is that of `weight` with the input."""
-    inverse = kronecker_inverse(transform.left, transform.right)
-    # In float64, a part at a time: float32 would lose as many digits as the factors' condition number has.
-    parts = [
-        apply_kronecker((rows / transform.diagonal).double(), *inverse).float()
-        for rows in weight.split(ROWS_IN_FLOAT64)
-    ]
-    return torch.cat(parts)
+def identity_transform(block: LoadedBlock, group: Group) -> InputTransform:
+    """Identity matrices for the factors that the group's layers store."""
+    sizes = group_factor_sizes(block, group)
+    left, right = (torch.eye(size, device=block.device) for size in (sizes.left, sizes.right))
+    return InputTransform(None, left, None if has_folded_factor(group) else right)
+
+
+def group_factor_sizes(block: LoadedBlock, group: Group) -> FactorSizes:
+    """Sizes of the two factors of a group's transform, one of which may be folded away."""
+    input_size = block.linear(group.linears[0]).in_features
+    if has_folded_factor(group):
+        head = head_dim(block.model.config.get_text_config())
+        return FactorSizes(input_size // head, head)
+    return factor_sizes(input_size)
+
+
+def has_folded_factor(group: Group) -> bool:
+    """Whether layers of the group store no right factor, because its place is in v."""
+    return group.role is Role.O and group.source is not None
 
 
 def _activation_clip(transform: InputTransform, weight: Tensor, inputs: GroupInput, bits: int) -> float:

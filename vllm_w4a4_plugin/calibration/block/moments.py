@@ -31,10 +31,6 @@ class GroupInput:
     def __len__(self) -> int:
         return len(self.x)
 
-    def slices(self) -> list[slice]:
-        """Slices of the tokens that are worked on at once."""
-        return [slice(start, start + TOKENS_AT_ONCE) for start in range(0, len(self.x), TOKENS_AT_ONCE)]
-
     def products(self, factors: Factors) -> list[Tensor]:
         """Sums over all tokens of a' b, a' c, ...
 
@@ -50,7 +46,7 @@ class GroupInput:
                     sums[position][i] = torch.zeros(first.shape[1], other.shape[1], device=first.device)
                 sums[position][i].addmm_(first.t(), other)
 
-        for _ in self.devices.map(add, self.slices()):
+        for _ in self.devices.map(add, token_slices(len(self.x))):
             pass
         results = list(sums[0].values())
         for found in sums[1:]:
@@ -67,6 +63,11 @@ class GroupInput:
         """E[token_weight * x^2], [input_size]."""
         (energy,) = self.products(lambda x, part: (self.token_weights[part, None].to(x), x.square()))
         return energy[0].div_(len(self))
+
+
+def token_slices(tokens: int) -> list[slice]:
+    """Slices of the tokens that are worked on at once."""
+    return [slice(start, start + TOKENS_AT_ONCE) for start in range(0, tokens, TOKENS_AT_ONCE)]
 
 
 def weight_moment(weight: Tensor) -> Tensor:

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..transforms.kronecker import apply_kronecker
+from ..transforms.kronecker import apply_kronecker, kronecker_inverse
 from .rounding import quantize_tokens
+
+ROWS_IN_FLOAT64 = 2048
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,18 @@ class InputTransform:
     def to(self, device: torch.device) -> "InputTransform":
         """The same on another device."""
         return InputTransform(*(None if t is None else t.to(device) for t in (self.diagonal, self.left, self.right)))
+
+
+def inversely_transformed(weight: Tensor, transform: InputTransform) -> Tensor:
+    """Weights whose product with the transformed input is that of `weight` [output_size, n] with the input."""
+    inverse = kronecker_inverse(transform.left, transform.right)
+
+    # In float64, a part at a time: float32 would lose as many digits as the factors' condition number has.
+    def part(rows: Tensor) -> Tensor:
+        rows = rows if transform.diagonal is None else rows / transform.diagonal
+        return apply_kronecker(rows.double(), *inverse).float()
+
+    return torch.cat([part(rows) for rows in weight.split(ROWS_IN_FLOAT64)])
 
 
 @dataclass(frozen=True)
@@ -71,6 +85,10 @@ class QuantizedGroup:
     codes: Tensor
     scale: Tensor
     bits: int
+
+    def output(self, x: Tensor) -> Tensor:
+        """Outputs [tokens, output_size], without biases, for x [tokens, input_size]."""
+        return self.input(x) @ self.dequantized().t()
 
     def dequantized(self) -> Tensor:
         """[output_size, input_size]: codes * scale."""

@@ -2,7 +2,7 @@
 """Quantization of one decoder block, group by group, each fed with the quantized outputs of those before it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,15 +14,16 @@ from ..devices import DevicePool
 from ..model.block import LoadedBlock
 from ..model.structure import Group, Role
 from .fold import fold_into_source, has_foldable_source
-from .forward import BlockForward
-from .group import quantize_group
-from .moments import GroupInput
+from .forward import ROWS_AT_ONCE, BlockForward
+from .guard import guarded_group
+from .moments import GroupInput, token_slices
+from .nearest import is_larger, relative_error
 from .plan import BlockPlan
 from .quantized import QuantizedGroup
 from .report import LayerReport, report_float, report_quantized
 from .storage import StoredLinear, collect_tensors, stored_linears
 
-LOSS_ROWS = 2
+SAMPLE_TOKENS = 1024  # on which errors are measured
 
 
 @dataclass
@@ -34,7 +35,7 @@ class BlockResult:
         types: quant type by full name, in the same order.
         hidden: the quantized block's output [rows, length, hidden], float32.
         reports: one per linear layer.
-        loss: relative error of what the block adds to the residual stream.
+        loss: relative error of what the block adds to the residual stream, on held-out rows if there are any.
     """
 
     tensors: dict[str, Tensor]
@@ -42,6 +43,34 @@ class BlockResult:
     hidden: Tensor
     reports: list[LayerReport]
     loss: float
+
+
+def quantize_block(
+    load: Callable[[], LoadedBlock],
+    hidden: Tensor,
+    plan: BlockPlan,
+    devices: DevicePool,
+    activations: Activations,
+    progress: Callable[[str], None] = lambda step: None,
+) -> BlockResult:
+    """Quantize a block; round all of it to nearest if that is better on the held-out rows.
+
+    Groups are compared before, each by itself. But a part of a group's transform may be in the layers before it, whose
+    errors it changes: only the whole block shows that.
+
+    Args:
+        load: makes the block; called up to three times.
+        hidden, plan, devices, activations: as for `BlockQuantizer`.
+        progress: told which group is quantized.
+    """
+    result = BlockQuantizer(load(), hidden, plan, devices, activations).run(progress)
+    if not plan.held_out or plan.plain:
+        return result
+    rounded = replace(plan, plain=True)
+    plain = BlockQuantizer(load(), hidden[-plan.held_out :], rounded, devices, activations).run()
+    if not is_larger(result.loss, plain.loss):
+        return result
+    return BlockQuantizer(load(), hidden, rounded, devices, activations).run(progress)
 
 
 class BlockQuantizer:
@@ -61,17 +90,14 @@ class BlockQuantizer:
         self.block, self.hidden, self.plan = block, hidden, plan
         self.devices, self.activations = devices, activations
         self.forward = BlockForward(block, hidden, devices, activations)
+        self.tokens = (len(hidden) - plan.held_out) * hidden.shape[1]  # for statistics
 
     @torch.no_grad()
     def run(self, progress: Callable[[str], None] = lambda step: None) -> BlockResult:
         """Quantize the groups in order of execution; `progress` is told which."""
-        sample = slice(None, None, max(1, len(self.hidden) // LOSS_ROWS))
-        first = self.hidden[sample].to(self.block.device)
-        exact = (self.block.run(first) - first).cpu()
-        for role in (Role.O, Role.DOWN):
-            group = self.block.groups[role]
-            if has_foldable_source(group, self.plan.types[role]):
-                fold_into_source(self.block, group, self._input(group), self.plan)
+        rows = slice(-(self.plan.held_out or 1), None)
+        exact = self._added(rows)
+        unfolded = self._fold()
         linears: dict[str, StoredLinear] = {}
         reports: list[LayerReport] = []
         for role, group in self.block.groups.items():
@@ -79,35 +105,68 @@ class BlockQuantizer:
             if not self.plan.types[role].spec.is_quantized:
                 reports += report_float(self.block, group)
                 continue
-            inputs = self._input(group)
-            quantized = quantize_group(self.block, group, inputs, self.plan)
-            self._store_outputs(group, inputs, quantized)
+            x = self.forward.input_of(group)
+            sample = self._sample(x)
+            inputs = self._inputs(group, x)
+            quantized, errors = guarded_group(self.block, group, inputs, sample, self.plan, bool(self.plan.held_out))
+            if role in unfolded and not errors.fallback:
+                errors = replace(errors, fallback=f"not folded into {group.source}")
+            self._store_outputs(group, x, quantized)
             stored = stored_linears(self.block, group, self.plan.types[role], quantized)
-            reports += report_quantized(self.block, group, inputs.x, quantized, stored)
+            reports += report_quantized(self.block, group, sample, quantized, stored, errors)
             linears |= stored
         output = self.forward.output()
-        loss = ((output[sample] - self.hidden[sample] - exact).norm() / exact.norm()).item()
+        loss = relative_error(output[rows] - self.hidden[rows], exact)
         tensors, types = collect_tensors(self.block, linears)
         return BlockResult(tensors, types, output, reports, loss)
 
-    def _input(self, group: Group) -> GroupInput:
-        x = self.forward.input_of(group)
-        weights = self.plan.token_weights(group.role)
+    def _added(self, rows: slice) -> Tensor:
+        """What the float block adds to some rows of its input."""
+        parts = [h.to(self.block.device) for h in self.hidden[rows].split(ROWS_AT_ONCE)]
+        return torch.cat([(self.block.run(part) - part).cpu() for part in parts])
+
+    def _fold(self) -> set[Role]:
+        """Fold parts of transforms into layers; returns the roles of which nothing could be folded to advantage."""
+        unfolded: set[Role] = set()
+        for role in (Role.O, Role.DOWN):
+            group = self.block.groups[role]
+            if not has_foldable_source(group, self.plan.types[role]):
+                continue
+            if self.plan.plain:
+                unfolded.add(role)
+            else:
+                x = self.forward.input_of(group)
+                held_out = self._sample(x) if self.plan.held_out else None
+                if not fold_into_source(self.block, group, self._inputs(group, x), self.plan, held_out):
+                    unfolded.add(role)
+        return unfolded
+
+    def _sample(self, x: Tensor) -> Tensor:
+        """Inputs [tokens, input_size] on which errors are measured: held out if any are."""
+        candidates = x[self.tokens :] if self.plan.held_out else x
+        step = -(-len(candidates) // SAMPLE_TOKENS)
+        return candidates[::step].to(self.block.device)
+
+    def _inputs(self, group: Group, x: Tensor) -> GroupInput:
+        """The inputs of statistics, of all inputs [tokens, input_size] of a group."""
+        x = x[: self.tokens]
+        weights = None if self.plan.plain else self.plan.token_weights(group.role)
         if weights is None:
             weights = torch.ones(len(x))
         return GroupInput(x, weights.to(self.block.device), self.devices)
 
-    def _store_outputs(self, group: Group, inputs: GroupInput, quantized: QuantizedGroup) -> None:
-        """Let the group's layers return their quantized outputs from now on."""
+    def _store_outputs(self, group: Group, x: Tensor, quantized: QuantizedGroup) -> None:
+        """Let the group's layers return their quantized outputs for inputs [tokens, input_size] from now on."""
         sizes = self.block.output_sizes(group)
-        outputs = [self.activations.empty(len(inputs), size) for size in sizes]
+        outputs = [self.activations.empty(len(x), size) for size in sizes]
         weights = [quantized.dequantized().t().to(device) for device in self.devices.devices]
 
         def multiply(part: slice, position: int) -> Tensor:
             device = self.devices.devices[position]
-            return quantized.input.to(device)(inputs.x[part].to(device)) @ weights[position]
+            return quantized.input.to(device)(x[part].to(device)) @ weights[position]
 
-        for part, result in zip(inputs.slices(), self.devices.map(multiply, inputs.slices()), strict=True):
+        parts = token_slices(len(x))
+        for part, result in zip(parts, self.devices.map(multiply, parts), strict=True):
             for output, columns in zip(outputs, result.split(sizes, 1), strict=True):
                 output[part] = columns
         for name, output in zip(group.linears, outputs, strict=True):

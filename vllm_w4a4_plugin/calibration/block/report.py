@@ -12,11 +12,10 @@ from vllm_w4a4_plugin.checkpoint.types import CLIP_RATIO
 
 from ..model.block import LoadedBlock
 from ..model.structure import Group
+from .guard import GroupErrors
 from .quantized import QuantizedGroup
-from .rounding import absmax_scale, quantize_tokens, round_to_nearest
 from .storage import StoredLinear
 
-REPORT_TOKENS = 512
 CURVE_POINTS = 64
 
 
@@ -29,10 +28,12 @@ class LayerReport:
         quant_type: as written in the description.
         shape: [output_size, input_size].
         nbytes: of all its tensors.
-        before, after: |error| / |output| of rounding to nearest without a transform, and as quantized here.
+        before, after: mean over tokens of |error| / |output|, of rounding to nearest without a transform and as
+            quantized here; on text that is held out, if any is.
         clip: activation clip ratio, None where there is none.
         factors: sizes of left_trans and right_trans.
         activation_curves, weight_curves: magnitude per channel, sorted, before and after the transform.
+        fallback: what was left out because it made the layer worse on text that is held out; mostly empty.
     """
 
     name: str
@@ -45,6 +46,7 @@ class LayerReport:
     factors: list[int] = field(default_factory=list)
     activation_curves: list[list[float]] = field(default_factory=list)
     weight_curves: list[list[float]] = field(default_factory=list)
+    fallback: str = ""
 
 
 def report_float(block: LoadedBlock, group: Group) -> list[LayerReport]:
@@ -58,23 +60,24 @@ def report_float(block: LoadedBlock, group: Group) -> list[LayerReport]:
 
 
 def report_quantized(
-    block: LoadedBlock, group: Group, x: Tensor, quantized: QuantizedGroup, stored: Mapping[str, StoredLinear]
+    block: LoadedBlock,
+    group: Group,
+    sample: Tensor,
+    quantized: QuantizedGroup,
+    stored: Mapping[str, StoredLinear],
+    errors: GroupErrors,
 ) -> list[LayerReport]:
     """Of the layers of a quantized group.
 
     Args:
-        block: to which the group belongs.
-        group: its layers' weights in the block are those before the transform.
-        x: [tokens, input_size], the group's input.
+        block: to which the group belongs; its layers' weights are those before the transform.
+        group: the group.
+        sample: [tokens, input_size], some of the group's input.
         quantized: the same group.
         stored: what is written of each layer.
+        errors: of the group.
     """
-    sample, weight = x[:: max(1, len(x) // REPORT_TOKENS)].to(block.device), block.weight(group)
-    exact = sample @ weight.t()
-    plain_scale = absmax_scale(weight, quantized.bits)
-    plain_weight = round_to_nearest(weight, plain_scale, quantized.bits) * plain_scale
-    plain = quantize_tokens(sample, 1.0, quantized.input.bits) @ plain_weight.t()
-    after = quantized.input(sample) @ quantized.dequantized().t()
+    weight = block.weight(group)
     curves: list[list[list[float]]] = [[], []]
     if stored[group.linears[0]].kind.spec.weight_bits < 8:
         curves = [
@@ -84,25 +87,22 @@ def report_quantized(
     transform = quantized.input.transform
     factors = [len(f) for f in (transform.left, transform.right) if f is not None]
     sizes = block.output_sizes(group)
-    outputs = zip(group.linears, exact.split(sizes, 1), plain.split(sizes, 1), after.split(sizes, 1), strict=True)
     return [
         LayerReport(
             f"{block.name}.{name}",
             stored[name].kind,
-            [layer_exact.shape[1], x.shape[1]],
+            [size, weight.shape[1]],
             stored[name].nbytes,
-            _relative_error(layer_plain, layer_exact),
-            _relative_error(layer_after, layer_exact),
+            before,
+            after,
             quantized.input.clip if CLIP_RATIO in stored[name].tensors else None,
             factors,
-            *curves,
+            curves[0],
+            curves[1],
+            errors.fallback,
         )
-        for name, layer_exact, layer_plain, layer_after in outputs
+        for name, size, before, after in zip(group.linears, sizes, errors.plain, errors.found, strict=True)
     ]
-
-
-def _relative_error(found: Tensor, exact: Tensor) -> float:
-    return ((found - exact).norm() / exact.norm().clamp_min(1e-30)).item()
 
 
 def _curve(matrix: Tensor) -> list[float]:

@@ -74,7 +74,7 @@ def refit(weight: Tensor, quantized_moment: Tensor, cross_moment: Tensor, ridge:
         cross_moment: Xq' X [n, n].
         ridge: strength of the second term.
     """
-    shift = ridge * quantized_moment.diagonal().mean()
+    shift = (ridge * quantized_moment.diagonal().mean()).clamp_min(1e-30)  # all inputs may be zero
     factor = quantized_moment.clone()
     factor.diagonal().add_(shift)
     factor = torch.linalg.cholesky(factor)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import CalibrationError
 from ..files import save_tensors
+from .tokens import FEWEST_ROWS, load_tokenizer
 
 # Longer rows take longer to generate, and leave fewer different beginnings.
 ROW_TOKENS = 256
@@ -40,8 +41,8 @@ class TextRequest:
 
     @classmethod
     def of_tokens(cls, tokens: int, length: int, seed: int) -> "TextRequest":
-        """At most `tokens` tokens in rows of at most `length` and `ROW_TOKENS`."""
-        length = min(length, tokens, ROW_TOKENS)
+        """At most `tokens` tokens in at least `FEWEST_ROWS` rows of at most `length` and `ROW_TOKENS`."""
+        length = min(length, tokens // FEWEST_ROWS, ROW_TOKENS)
         return cls(tokens // length, length, seed)
 
     @property
@@ -53,6 +54,7 @@ class TextRequest:
 def generate_text(
     directory: Path,
     request: TextRequest,
+    vocabulary: int | None = None,
     device: str = "cpu",
     trust_remote_code: bool = False,
     progress: Callable[[int], None] = lambda tokens: None,
@@ -62,16 +64,17 @@ def generate_text(
     Args:
         directory: of the model.
         request: how much.
+        vocabulary: number of tokens that the model knows, if the tokenizer may have more.
         device: where to run the model: in float32 on CPU, in bfloat16 elsewhere.
         trust_remote_code: run the model's own Python code.
         progress: called with the number of tokens generated so far.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
     model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, trust_remote_code=trust_remote_code)
     model = model.to(device).eval()
-    allowed = _ordinary_tokens(AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code))
+    allowed = _ordinary_tokens(load_tokenizer(directory, trust_remote_code))[:vocabulary]
     generator = torch.Generator().manual_seed(request.seed)
     choices = allowed.nonzero().flatten()
     result = torch.empty(request.rows, request.length, dtype=torch.long)

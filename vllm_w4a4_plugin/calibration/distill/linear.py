@@ -39,7 +39,7 @@ class TrainableLinear(nn.Module):
         )
 
     def share_with(self, other: "TrainableLinear") -> None:
-        """Train one clip and one transform for both, because the layers run as one matrix product."""
+        """Train one clip and one transform, where there are any, for both: the layers run as one matrix product."""
         self.log_clip, self.left_change, self.right_change = other.log_clip, other.left_change, other.right_change
 
     def factors(self) -> tuple[Tensor | None, Tensor | None]:

@@ -94,5 +94,4 @@ class StudentBlock:
         for group in self.quantized.groups:
             members = [m for m in map(self.module.get_submodule, group) if isinstance(m, TrainableLinear)]
             for member in members[1:]:
-                if member.left is not None or member.right is not None:
-                    member.share_with(members[0])
+                member.share_with(members[0])

@@ -10,12 +10,14 @@ affordable, which undoes what rounding under the Hessian gained.) The whole mode
 
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..data.held_out import CalibrationText
 from ..files import save_bytes, save_tensors
 from ..model.streamed import StreamedModel
 from ..progress import Listener, Phase, Progress, silent
@@ -24,37 +26,61 @@ from .student import QuantizedBlock, StudentBlock
 
 BETAS = (0.9, 0.95)  # a run has few steps: the second moment must forget fast
 STEPS_KEPT = 32  # an interruption loses at most so many
+JUDGED_ROWS = 8  # of held-out text, at most
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A trained model.
+
+    Attributes:
+        start, end: divergence on held-out text before and after training; None if no text is held out.
+        blocks: each block's tensors as they are to be stored: those from before training unless it helped.
+    """
+
+    start: float | None
+    end: float | None
+    blocks: Iterator[dict[str, Tensor]]
+
+    @property
+    def helped(self) -> bool:
+        """Whether training is known to have helped, or cannot be judged."""
+        return self.start is None or self.end is None or self.end < self.start
 
 
 def distill(
     model: StreamedModel,
-    ids: Tensor,
+    text: CalibrationText,
     blocks: Sequence[QuantizedBlock],
     schedule: Schedule,
     work: Path,
     listener: Listener = silent,
-) -> Iterator[dict[str, Tensor]]:
-    """Train, then yield each block's tensors as they are to be stored.
+) -> Distilled:
+    """Train, and keep the result if its predictions for held-out text are better than those from before.
 
     Args:
         model: the float model: the teacher, and the frame of the student.
-        ids: tokens [rows, length] to train on; one step takes one row, cut to at most `STEP_TOKENS` tokens.
+        text: tokens to train on, and held-out ones; one step takes one row, cut to at most `STEP_TOKENS` tokens.
         blocks: all of them.
         schedule: number of steps and order of rows.
         work: directory for the teacher's output, and for the state every `STEPS_KEPT` steps, from which an
             interrupted run continues.
         listener: told of every step.
     """
-    ids = shorter_rows(ids, STEP_TOKENS)
+    ids = shorter_rows(text.rows, STEP_TOKENS)
     rows = schedule.rows(len(ids))
     used, rows = rows.unique(return_inverse=True)
-    ids = ids[used]  # the float model runs only on what is trained on
+    held_out = _some(shorter_rows(text.held_out, STEP_TOKENS))
+    ids = torch.cat([ids[used], held_out])  # the float model runs only on what is used
     teacher = _teacher(model, ids, work / "teacher.safetensors", listener)
+    judged = slice(len(used), None)
     students = [StudentBlock(model, index, block) for index, block in enumerate(blocks)]
     optimizer = _optimizer(students)
-    state_file, first = work / "distillation.pt", 0
+    state_file = work / "distillation.pt"
     if state_file.exists():
-        first = _load_state(state_file, students, optimizer)
+        first, start = _load_state(state_file, students, optimizer)
+    else:
+        first, start = 0, _mean_divergence(model, students, ids[judged], teacher[judged])
     for step in range(first, schedule.steps):
         listener(Progress(Phase.DISTILLING, step, schedule.steps))
         row = rows[step : step + 1]
@@ -65,10 +91,28 @@ def distill(
         loss.backward()
         optimizer.step()
         if (step + 1) % STEPS_KEPT == 0 or step + 1 == schedule.steps:
-            _save_state(state_file, students, optimizer, step + 1)
+            _save_state(state_file, students, optimizer, step + 1, start)
+    end = _mean_divergence(model, students, ids[judged], teacher[judged])
     listener(Progress(Phase.DISTILLING, schedule.steps, schedule.steps))
-    for student in students:
-        yield student.stored()
+    result = Distilled(start, end, iter(()))
+    tensors = (student.stored() if result.helped else student.quantized.tensors for student in students)
+    return replace(result, blocks=tensors)
+
+
+def _some(rows: Tensor) -> Tensor:
+    """At most `JUDGED_ROWS` of rows [rows, length], at even distances."""
+    return rows[:: max(1, -(-len(rows) // JUDGED_ROWS))]
+
+
+def _mean_divergence(
+    model: StreamedModel, students: Sequence[StudentBlock], ids: Tensor, teacher: Tensor
+) -> float | None:
+    """`_divergence` over rows [rows, length], one at a time; None if there are none."""
+    if not len(ids):
+        return None
+    with torch.no_grad():
+        parts = zip(ids.split(1), teacher.split(1), strict=True)
+        return sum(_divergence(model, students, row, wanted).item() for row, wanted in parts) / len(ids)
 
 
 def _teacher(model: StreamedModel, ids: Tensor, file: Path, listener: Listener) -> Tensor:
@@ -107,18 +151,23 @@ def _divergence(model: StreamedModel, students: Sequence[StudentBlock], ids: Ten
     return (wanted.exp() * (wanted - found)).sum(-1).mean()
 
 
-def _save_state(file: Path, students: Sequence[StudentBlock], optimizer: torch.optim.Optimizer, steps: int) -> None:
+def _save_state(
+    file: Path, students: Sequence[StudentBlock], optimizer: torch.optim.Optimizer, steps: int, start: float | None
+) -> None:
     trained = [[parameter.detach() for parameter in student.trained()] for student in students]
     state = io.BytesIO()
-    torch.save({"trained": trained, "optimizer": optimizer.state_dict(), "steps": steps}, state)
+    values = {"trained": trained, "optimizer": optimizer.state_dict(), "steps": steps, "start": start}
+    torch.save(values, state)
     save_bytes(state.getvalue(), file)
 
 
-def _load_state(file: Path, students: Sequence[StudentBlock], optimizer: torch.optim.Optimizer) -> int:
-    """Restore what `_save_state` wrote; returns the number of steps done."""
+def _load_state(
+    file: Path, students: Sequence[StudentBlock], optimizer: torch.optim.Optimizer
+) -> tuple[int, float | None]:
+    """Restore what `_save_state` wrote; returns the number of steps done and the divergence at the start."""
     state = torch.load(file, weights_only=True)
     for student, values in zip(students, state["trained"], strict=True):
         for parameter, value in zip(student.trained(), values, strict=True):
             parameter.data.copy_(value)
     optimizer.load_state_dict(state["optimizer"])
-    return state["steps"]
+    return state["steps"], state["start"]

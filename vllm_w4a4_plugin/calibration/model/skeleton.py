@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vllm_w4a4_plugin.checkpoint import CheckpointError
 
 from ..errors import CalibrationError
+from .unsupported import SUPPORTED, refuse_unsupported
 
 BlockArguments = dict[str, Any]
 
@@ -29,6 +30,7 @@ def build_skeleton(directory: Path, trust_remote_code: bool) -> tuple[Any, Any]:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
         if "quantize" in config.to_dict() or getattr(config, "quantization_config", None):
             raise CalibrationError(f"{directory}: config.json says that this model is quantized already.")
+        refuse_unsupported(config, directory)
         with _parameters_on_meta():
             skeleton = AutoModelForCausalLM.from_config(
                 config, trust_remote_code=trust_remote_code, attn_implementation="sdpa"
@@ -83,7 +85,7 @@ def replace_blocks(skeleton: nn.Module, count: int | None, directory: Path) -> t
     if len(found) != 1:
         raise CalibrationError(
             f"{directory}: expected one list of {count} decoder blocks in {type(skeleton).__name__}, "
-            f"found {len(found)}. Only dense decoder-only language models can be quantized."
+            f"found {len(found)}. {SUPPORTED}"
         )
     name, blocks = found[0]
     parent, _, leaf = name.rpartition(".")

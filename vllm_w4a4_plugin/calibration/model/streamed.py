@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ..errors import CalibrationError
 from .skeleton import BlockArguments, BlockStub, build_skeleton, replace_blocks
 from .structure import Group, Role
-from .tracing import trace
+from .tracing import randomize, trace
+from .unsupported import SUPPORTED, family
 from .weights import FloatWeights
 
 HEAD = "lm_head.weight"
@@ -134,7 +135,7 @@ class StreamedModel:
         known: dict[tuple[Any, ...], dict[Role, Group]] = {}
         result = []
         try:
-            hidden, _ = self.start(torch.arange(_TRACE_TOKENS)[None])
+            hidden, _ = self.start(torch.zeros(1, _TRACE_TOKENS, dtype=torch.long))
             for index, empty in enumerate(self._blocks):
                 key = tuple(
                     [(n, type(m)) for n, m in empty.named_modules()]
@@ -142,15 +143,16 @@ class StreamedModel:
                 )
                 if key not in known:
                     block = StreamedModel.load_block(self, index)  # as stored, whatever a subclass changes
-                    run = partial(self.run_block, block, index, hidden)
-                    known[key] = trace(block, run, f"{self.directory}: {self.block_name(index)}")
+                    run = partial(self.run_block, block, index, randomize(block, hidden))
+                    name = f"{self.directory}: {self.block_name(index)} of this {family(self.config)} model"
+                    known[key] = trace(block, run, name)
                 result.append(known[key])
         except CalibrationError:
             raise
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise CalibrationError(
                 f"{self.directory}: {type(self.skeleton).__name__} does not run as one decoder block after another "
-                f"({error}). Only dense decoder-only language models can be quantized."
+                f"({error}). {SUPPORTED}"
             ) from error
         return result
 

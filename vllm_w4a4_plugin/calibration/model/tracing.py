@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import CalibrationError
 from .structure import Group, Role
+from .unsupported import SUPPORTED, what_differs
 
 Run = Callable[[], object]
 
@@ -37,26 +38,27 @@ def trace(block: nn.Module, run: Run, name: str) -> dict[Role, Group]:
     sizes = [len(members) for _, members in by_input]
     listing = "; ".join(", ".join(members) for _, members in by_input) or "none"
     if sizes != [3, 1, 2, 1]:
+        difference = what_differs([members for _, members in by_input])
         raise CalibrationError(
-            f"{name}: expected q, k, v with one input, then o, then gate and up with one input, then down; found "
-            f"linear layers {listing}. Only dense models of the Llama, Qwen2, Qwen3 and Mistral families can be "
-            "quantized (no mixture of experts, no fused q/k/v, no MLP without gate)."
+            f"{name}: {difference}expected q, k, v with one input, then o, then "
+            f"gate and up with one input, then down; found linear layers {listing}. {SUPPORTED}"
         )
     covered = {linear for linear, _ in inputs}
     for parameter_name, parameter in block.named_parameters():
         if parameter.ndim > 1 and parameter_name.rpartition(".")[0] not in covered:
             raise CalibrationError(
                 f"{name}: matrix {parameter_name} {list(parameter.shape)} belongs to none of the layers q, k, v, o, "
-                "gate, up, down; this kind of block cannot be quantized."
+                f"gate, up, down. {SUPPORTED}"
             )
     groups: dict[Role, Group] = {}
     for role, (value, members) in zip(Role, by_input, strict=True):
         norm = next((n for n, out in outputs if out is value), None)
         if role in (Role.QKV, Role.GATE_UP):
-            if norm is None or not _scales(block.get_submodule(norm), value):
+            problem = _no_norm(block, run) if norm is None else _unusable_norm(block.get_submodule(norm), value)
+            if problem:
                 raise CalibrationError(
                     f"{name}: the input of {', '.join(members)} must be the output of a norm that multiplies by its "
-                    "weight (RMSNorm); the transform's diagonal is folded there."
+                    f"weight (RMSNorm), into which a part of the transform is folded; but {problem}. {SUPPORTED}"
                 )
             groups[role] = Group(role, tuple(members), norm)
         else:
@@ -91,10 +93,50 @@ def _record(block: nn.Module, run: Run) -> tuple[list[tuple[str, Tensor]], list[
     return inputs, outputs
 
 
+def randomize(block: nn.Module, hidden: Tensor) -> Tensor:
+    """Give a block random weights; returns a random input like `hidden`.
+
+    The structure does not depend on weights, but zeros among them would hide which output depends on which.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator).to(like)
+
+    for parameter in block.parameters():
+        if parameter.ndim > 1:
+            parameter.data = normal(parameter) / parameter.shape[-1] ** 0.5
+        else:
+            parameter.data = normal(parameter).abs() + 0.5
+    return normal(hidden)
+
+
+def _no_norm(block: nn.Module, run: Run) -> str:
+    """Why an input is no output of a norm with a weight."""
+    producers: list[str] = []
+    hooks = [
+        module.register_forward_hook(lambda module, args, out: producers.append(type(module).__name__))
+        for module in block.modules()
+        if "norm" in type(module).__name__.lower() and getattr(module, "weight", None) is None
+    ]
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return f"{producers[0]} has no weight" if producers else "no norm is there"
+
+
+def _unusable_norm(norm: nn.Module, output: Tensor) -> str:
+    """Why a diagonal cannot be folded into a norm with output [..., n]; empty if it can."""
+    if getattr(norm, "bias", None) is not None:
+        return f"{type(norm).__name__} has a bias"
+    return "" if _scales(norm, output) else f"{type(norm).__name__} multiplies by something else, such as 1 + weight"
+
+
 def _scales(norm: nn.Module, output: Tensor) -> bool:
     """Whether doubling the norm's weight doubles its output (Gemma's 1 + weight does not)."""
-    if getattr(norm, "bias", None) is not None:
-        return False
     assert isinstance(norm.weight, Tensor)
     sample = torch.randn(4, output.shape[-1], generator=torch.Generator().manual_seed(0)).to(output)
     with torch.no_grad():

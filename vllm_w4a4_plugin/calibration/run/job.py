@@ -4,15 +4,17 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
+from ..data.held_out import CalibrationText, hold_out
 from ..errors import CalibrationError
 from ..model.streamed import StreamedModel
 from ..recipe import Recipe
 from .start_from import StartingPoint
-from .work import fingerprint
+from .work import VERSION_KEY, code_version, fingerprint
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,15 @@ class Job:
                 f"{vocabulary} rows. The tokenizer's files belong to another model."
             )
 
+    @cached_property
+    def text(self) -> CalibrationText:
+        """The calibration text, with rows held out."""
+        return hold_out(self.ids, len(self.model.skeleton.get_input_embeddings().weight), self.settings.seed)
+
     def identity(self) -> Mapping[str, Any]:
         """What tells this run from others, as JSON values; an interrupted run is resumed only if all are equal."""
         return {
+            VERSION_KEY: code_version(),
             "model": fingerprint(self.model.directory),
             "starting point": fingerprint(self.start_from.reader.directory) if self.start_from else [],
             "calibration text": hashlib.sha256(self.ids.numpy().tobytes()).hexdigest(),

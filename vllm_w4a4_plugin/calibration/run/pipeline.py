@@ -16,7 +16,7 @@ from vllm_w4a4_plugin.checkpoint.writer import MODEL_QUANT_TYPE, stored_tensors,
 from .. import fisher
 from ..activations import Activations
 from ..block.plan import BlockPlan
-from ..block.quantizer import BlockQuantizer
+from ..block.quantizer import quantize_block
 from ..devices import DevicePool
 from ..distill.schedule import Schedule
 from ..distill.student import QuantizedBlock
@@ -28,12 +28,12 @@ from ..model.streamed import HEAD
 from ..model.structure import Role
 from ..progress import Listener, Phase, Progress, silent
 from .job import Job
-from .records import BlockRecord
+from .records import BlockRecord, Distillation, Outcome
 from .start_from import StartingPoint
 from .work import WorkDirectory
 
-ExtraFiles = Callable[[list[BlockRecord], int], Mapping[str, str]]
-"""Further small files of the checkpoint (name -> text), from the records and the size of all tensors in bytes."""
+ExtraFiles = Callable[[Outcome], Mapping[str, str]]
+"""Further small files of the checkpoint, name -> text."""
 
 
 class Quantization:
@@ -66,38 +66,32 @@ class Quantization:
         self.work.check_output(resume)
         self.work.open(job.identity())
 
-    def run(
-        self, listener: Listener = silent, extra_files: ExtraFiles = lambda records, nbytes: {}
-    ) -> tuple[list[BlockRecord], int]:
+    def run(self, listener: Listener = silent, extra_files: ExtraFiles = lambda outcome: {}) -> Outcome:
         """Quantize every block that is not finished, then write the checkpoint.
 
         Args:
             listener: told of every step.
             extra_files: files to be written into the checkpoint's directory as well.
-
-        Returns:
-            A record for each block, and the size of all tensors in bytes.
         """
         try:
             records = self._blocks(listener)
-            if self.job.settings.distill:
-                self._distill(records, listener)
+            distillation = self._distill(records, listener) if self.job.settings.distill else None
             listener(Progress(Phase.WRITING, 0, 1))
-            nbytes = self._write(records, extra_files)
+            outcome = self._write(records, distillation, extra_files)
             listener(Progress(Phase.WRITING, 1, 1))
         except OSError as error:
             raise CalibrationError(
                 f"{self.work.path}: cannot be written: {error}. Free disk space and continue with `resume`."
             ) from None
         self.work.remove()
-        return records, nbytes
+        return outcome
 
     def _blocks(self, listener: Listener) -> list[BlockRecord]:
         if self.job.start_from:
             return [self._copied(index, self.job.start_from) for index in range(len(self.model))]
         if self.job.settings.gradients:
-            fisher.measure(self.model, self.job.ids, self.work.path, listener)
-        hidden, _ = self.model.start(self.job.ids)
+            fisher.measure(self.model, self.job.text.rows, self.work.path, listener)
+        hidden, _ = self.model.start(self.job.text.ids)
         records: list[BlockRecord] = []
         for index in range(len(self.model)):
             if self.work.record(index).exists():
@@ -115,15 +109,16 @@ class Quantization:
 
     def _quantized(self, index: int, hidden: Tensor, progress: Callable[[str], None]) -> BlockRecord:
         """Quantize a block; its tensors, output and record are in files afterwards."""
-        block = LoadedBlock(self.model, index)
-        types = self.job.recipe.of_block(block.name, block.groups)
-        plan = BlockPlan(types, self.job.settings.seed, partial(self._token_weights, index))
-        result = BlockQuantizer(block, hidden, plan, self.devices, self.activations).run(progress)
+        name, held_out = self.model.block_name(index), len(self.job.text.held_out)
+        types = self.job.recipe.of_block(name, self.model.groups[index])
+        plan = BlockPlan(types, self.job.settings.seed, partial(self._token_weights, index), held_out)
+        load = partial(LoadedBlock, self.model, index)
+        result = quantize_block(load, hidden, plan, self.devices, self.activations, progress)
         save_tensors(result.tensors, self.work.tensors(index))
         save_tensors({"hidden": result.hidden}, self.work.hidden(index + 1))
         record = BlockRecord(
-            block.name,
-            {name: kind.value for name, kind in result.types.items()},
+            name,
+            {tensor: kind.value for tensor, kind in result.types.items()},
             self._linears_by_group(index),
             result.loss,
             [asdict(report) for report in result.reports],
@@ -144,7 +139,7 @@ class Quantization:
     def _token_weights(self, index: int, role: Role) -> Tensor | None:
         return fisher.token_weights(self.work.path, index, role) if self.job.settings.gradients else None
 
-    def _distill(self, records: list[BlockRecord], listener: Listener) -> None:
+    def _distill(self, records: list[BlockRecord], listener: Listener) -> Distillation:
         """Train; the tensors of all blocks are in files afterwards, and the clips in the reports are the new ones."""
         blocks = [
             QuantizedBlock(
@@ -155,15 +150,16 @@ class Quantization:
             for index, record in enumerate(records)
         ]
         schedule = Schedule(self.job.settings.distill, self.job.settings.seed)
-        trained = distill(self.model, self.job.ids, blocks, schedule, self.work.path, listener)
-        for index, (record, tensors) in enumerate(zip(records, trained, strict=True)):
+        trained = distill(self.model, self.job.text, blocks, schedule, self.work.path, listener)
+        for index, (record, tensors) in enumerate(zip(records, trained.blocks, strict=True)):
             save_tensors(tensors, self.work.distilled(index))
             for report in record.reports:
                 if report["clip"] is not None:
                     report["clip"] = tensors[f"{report['name']}.clip_ratio"].item()
+        return Distillation(schedule.steps, trained.start, trained.end, trained.helped)
 
-    def _write(self, records: list[BlockRecord], extra_files: ExtraFiles) -> int:
-        """Write the output directory; returns the size of all tensors in bytes."""
+    def _write(self, records: list[BlockRecord], distillation: Distillation | None, extra_files: ExtraFiles) -> Outcome:
+        """Write the output directory."""
         outer = self.model.outer_tensors()
         save_tensors(outer, self.work.outer)
         file_of = self.work.distilled if self.job.settings.distill else self.work.tensors
@@ -172,10 +168,11 @@ class Quantization:
         headline, changes = MODEL_QUANT_TYPE, {}
         if self.job.recipe.rotates_residual:
             headline, changes = QuantType.W4A4_DYNAMIC, {"tie_word_embeddings": False}
-        extras = extra_files(records, nbytes)
+        outcome = Outcome(records, nbytes, distillation)
+        extras = extra_files(outcome)
         types = self._types(records, list(outer))
         write_checkpoint(self.model.directory, self.output, parts, types, headline, changes, extras=extras)
-        return nbytes
+        return outcome
 
     def _types(self, records: list[BlockRecord], outer: list[str]) -> dict[str, QuantType]:
         """Quant type of every tensor, in msModelSlim's order: embedding, blocks, final norm, head."""

@@ -4,6 +4,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..block.guard import ROUNDED
 from ..block.report import LayerReport
 
 
@@ -15,7 +16,8 @@ class BlockRecord:
         name: full name of the block.
         types: quant type by full name of the tensor.
         groups: linear layers, by their names in the block, that share an input.
-        loss: relative error of what the block adds to the residual stream; None if another checkpoint supplied it.
+        loss: relative error of what the block adds to the residual stream, on held-out text if there is any; None if
+            another checkpoint supplied the block.
         reports: fields of a `LayerReport` for each linear layer.
     """
 
@@ -28,3 +30,63 @@ class BlockRecord:
     def layers(self) -> list[LayerReport]:
         """The reports, typed."""
         return [LayerReport(**report) for report in self.reports]
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """What distillation did.
+
+    Attributes:
+        steps: of training.
+        start, end: Kullback-Leibler divergence of the predictions for held-out text from the float model's, before and
+            after; None if no text is held out.
+        kept: whether the checkpoint has the trained tensors; if not, those from before.
+    """
+
+    steps: int
+    start: float | None
+    end: float | None
+    kept: bool
+
+    def __str__(self) -> str:
+        if self.start is None or self.end is None:
+            return f"{self.steps} steps"
+        verdict = "" if self.kept else "; undone, since it did not help"
+        change = f"divergence on held-out text {self.start:.4g} before, {self.end:.4g} after"
+        return f"{self.steps} steps; {change}{verdict}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A run that is finished but for its report.
+
+    Attributes:
+        records: of all blocks.
+        nbytes: size of all tensors of the checkpoint.
+        distillation: None if there was none.
+    """
+
+    records: list[BlockRecord]
+    nbytes: int
+    distillation: Distillation | None
+
+    @property
+    def layers(self) -> list[LayerReport]:
+        """What was done to each linear layer, in order of execution."""
+        return [layer for record in self.records for layer in record.layers()]
+
+    @property
+    def fallbacks(self) -> list[LayerReport]:
+        """The layers for which calibration, or a part of it, was undone."""
+        return [layer for layer in self.layers if layer.fallback]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the user should know about layers that calibration did not help at all."""
+        names = [layer.name for layer in self.fallbacks if layer.fallback == ROUNDED]
+        if not names:
+            return []
+        count = f"{len(names)} of {len(self.layers)} layers are"
+        return [
+            f"{count} {ROUNDED}, because calibration made them worse on text that it had not seen: {', '.join(names)}."
+        ]

@@ -11,7 +11,7 @@ from ..block.report import LayerReport
 from .records import BlockRecord
 
 REPORT_FILE = "quantization_report.html"
-LAYER_HEADER = ("layer", "type", "error before", "error after", "clip", "L, R", "MB")
+LAYER_HEADER = ("layer", "type", "error before", "error after", "clip", "L, R", "MB", "note")
 _TEMPLATES = Path(__file__).parent / "templates"
 _COLORS = ("#c0392b", "#2471a3")
 
@@ -74,7 +74,16 @@ def layer_row(layer: LayerReport) -> list[str]:
     clip = "" if layer.clip is None else f"{layer.clip:.2f}"
     factors = ", ".join(map(str, layer.factors))
     size = f"{layer.nbytes / 1e6:.2f}"
-    return [layer.name, layer.quant_type, percent(layer.before), percent(layer.after), clip, factors, size]
+    return [
+        layer.name,
+        layer.quant_type,
+        percent(layer.before),
+        percent(layer.after),
+        clip,
+        factors,
+        size,
+        layer.fallback,
+    ]
 
 
 def _losses(losses: list[float]) -> _Figure | None:

@@ -1,16 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """The directory of an unfinished run, next to its output, which survives interruptions."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from vllm_w4a4_plugin.constants import VERSION
 
 from ..errors import CalibrationError
 from ..files import save_bytes
 
 WORK_SUFFIX = ".quantizing"
+VERSION_KEY = "version"
+"""Under which the identity of a run has `code_version`."""
 
 
 class WorkDirectory:
@@ -53,6 +60,13 @@ class WorkDirectory:
         """
         if self._identity.exists():
             found = json.loads(self._identity.read_text())
+            starter = found.get(VERSION_KEY, "an earlier version")
+            if starter != identity[VERSION_KEY]:
+                raise CalibrationError(
+                    f"{self.path}: the interrupted run was started by {starter}, this is {identity[VERSION_KEY]}; it "
+                    "may quantize the remaining blocks in another way. Continue with the version that started it, or "
+                    f"remove {self.path} to start over."
+                )
             if changed := [key for key in identity if identity[key] != found.get(key)]:
                 raise CalibrationError(
                     f"{self.path}: the interrupted run was started with different {', '.join(changed)}. Repeat its "
@@ -97,6 +111,21 @@ class WorkDirectory:
     @property
     def _identity(self) -> Path:
         return self.path / "run.json"
+
+
+@cache
+def code_version() -> str:
+    """What tells this code from any that may give another result: versions of this package and of torch, and a digest.
+
+    The digest is of the sources of calibration: a number in one of them would be forgotten one day. It refuses more
+    than it must, such as a run that was started before a comment was changed, but only between two releases.
+    """
+    package = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
+    torch_version = metadata.version("torch")
+    return f"vllm-w4a4-plugin {VERSION} (calibration code {digest.hexdigest()[:12]}, torch {torch_version})"
 
 
 def fingerprint(directory: Path) -> list[list[Any]]:

@@ -84,7 +84,7 @@ class TensorChecks:
             lines = str(error).splitlines() or [""]
             raise CheckpointError(
                 f"{self._place()}vLLM's {model} cannot load this checkpoint: {type(error).__name__}: {lines[0][:300]}. "
-                "Check that config.json and weights come from one model, and that this version of vLLM can serve it."
+                "Check that config.json and weights belong to one model, and that this version of vLLM can serve it."
             ) from error
 
     def _place(self) -> str:

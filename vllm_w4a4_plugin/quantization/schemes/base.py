@@ -74,7 +74,7 @@ class LinearScheme(ABC):
     def process_weights_after_loading(self, layer: Layer) -> None:  # noqa: B027 - most schemes have nothing to do
         """Prepare the parameters for `apply`; called after each load, when all of them are filled.
 
-        A trainer that loads weights in place does not call it; what must happen then too is up to the parameters.
+        Inside vllm-ascend, a trainer that loads weights in place does not call it; parameters do what must happen then.
         """
 
     @abstractmethod
