@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #define W4A4_VECTOR_FLOATS 8
+#include "silu_impl.h"
 #include "transform_impl.h"
 
 namespace w4a4 {
 
 W4A4_DEFINE_QUANTIZE(avx2)
+W4A4_DEFINE_SILU(avx2)
 
 }  // namespace w4a4

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #define W4A4_VECTOR_FLOATS 16
+#include "silu_impl.h"
 #include "transform_impl.h"
 
 namespace w4a4 {
 
 W4A4_DEFINE_QUANTIZE(avx512vnni)
+W4A4_DEFINE_SILU(avx512vnni)
 
 }  // namespace w4a4

@@ -7,6 +7,8 @@ roundings that CANN documents for aclnnFlatQuant (not compared with a device). H
 propagate is part of the operators' contract (see `api`).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -103,6 +105,33 @@ def w8a8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | 
     """W8A8_DYNAMIC on an unpacked weight, int8 [out, in]: scale = max|x| / 127 per token, q in [-127, 127]."""
     q, scale = quantize_tokens(x, 1.0, -INT8_MAX, INT8_MAX)
     return int4_linear(q, scale, weight, weight_scale, bias, None, x.dtype)
+
+
+def experts_mlp(
+    x: Tensor,
+    topk_weights: Tensor,
+    topk_ids: Tensor,
+    gate_up: Callable[[Tensor, int], Tensor],
+    down: Callable[[Tensor, int], Tensor],
+) -> Tensor:
+    """The routed experts of one layer, token by token; see `vllm_w4a4_plugin.ops.experts_mlp`.
+
+    Args:
+        x: [tokens, hidden].
+        topk_weights: float32 [tokens, top_k].
+        topk_ids: integers [tokens, top_k], negative for an expert that is not here.
+        gate_up: (float32 [tokens, hidden], expert) -> float32 [tokens, 2 * intermediate], gate first.
+        down: (float32 [tokens, intermediate], expert) -> float32 [tokens, hidden].
+    """
+    y = torch.zeros(x.shape, dtype=torch.float32)
+    for expert in topk_ids.unique().tolist():
+        tokens, places = (topk_ids == expert).nonzero(as_tuple=True)
+        if expert < 0:
+            continue
+        gate, up = gate_up(x[tokens].float(), expert).chunk(2, dim=-1)
+        result = down(torch.nn.functional.silu(gate) * up, expert)
+        y.index_add_(0, tokens, topk_weights[tokens, places][:, None] * result)
+    return y.to(x.dtype)
 
 
 def kronecker_quant_npu(
