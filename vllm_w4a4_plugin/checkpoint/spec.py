@@ -264,7 +264,12 @@ def merge_clip_ratios(clips: Mapping[str, float]) -> float:
     """
     low, high = min(clips.values()), max(clips.values())
     if high - low > CLIP_TOLERANCE * high:
-        listing = ", ".join(f"{name}: {clip:.6f}" for name, clip in clips.items())
+        shown = (
+            clips
+            if len(clips) <= 4
+            else {name: clips[name] for name in (min(clips, key=clips.__getitem__), max(clips, key=clips.__getitem__))}
+        )
+        listing = ", ".join(f"{name}: {clip:.6f}" for name, clip in shown.items())
         raise CheckpointError(
             f"clip ratios of layers that are computed as one matrix product differ by more than {CLIP_TOLERANCE:g} "
             f"relative, found {listing}. Quantize them again as one group."

@@ -210,16 +210,25 @@ _BUILT_IN = (
         8,
         (*quantized_tensors(offsets=zeros), BIAS_TENSOR),
         runs_on=frozenset({CPU, VLLM_ASCEND}),
-        experts_run_on=frozenset({VLLM_ASCEND}),
+        experts_run_on=frozenset({CPU, VLLM_ASCEND}),
     ),
     # Per channel and, with the same name, per group: the shape of weight_scale tells them apart.
-    TypeSpec("W4A4_DYNAMIC", 4, 4, (*quantized_tensors(int4), BIAS_TENSOR), frozenset({CPU, NPU}), has_groups=True),
+    TypeSpec(
+        "W4A4_DYNAMIC",
+        4,
+        4,
+        (*quantized_tensors(int4), BIAS_TENSOR),
+        runs_on=frozenset({CPU, NPU}),
+        experts_run_on=frozenset({CPU}),
+        has_groups=True,
+    ),
     TypeSpec(
         "W4A4_FLATQUANT_DYNAMIC",
         4,
         4,
         (*quantized_tensors(int4), *TRANSFORM_TENSORS, BIAS_TENSOR),
-        frozenset({CPU, NPU}),
+        runs_on=frozenset({CPU, NPU}),
+        experts_run_on=frozenset({CPU}),
         has_groups=True,
     ),
     # Known by name: checkpoints mix them with W4A4. What runs on them is that of vllm-ascend 0.23.
