@@ -40,7 +40,8 @@ class LinearSpec:
         output_size, input_size: of the weight matrix [output_size, input_size].
         groups: scales per output row; 1 means per-channel.
         left, right: sizes of the Kronecker factors, None where the factor is absent (identity).
-        has_scale, has_offset, has_bias: whether those tensors are stored.
+        has_offset, has_bias: whether those tensors are stored.
+        has_scale: False if layers of the type have weight scales and this one does not store its own.
         has_second_scale: whether the scales of groups are stored as factors of the scale of their row.
         has_second_offset: whether offsets of groups are stored next to them.
     """
@@ -131,7 +132,7 @@ def assumed_spec(
         BIAS in present,
         has_second,
         WEIGHT_OFFSET_SECOND in present,
-        WEIGHT_SCALE in present,
+        quant_type.spec.tensor(WEIGHT_SCALE) is None or WEIGHT_SCALE in present,
     )
 
 
@@ -200,7 +201,7 @@ class _LinearChecker:
             has_offset=self.stored(WEIGHT_OFFSET) is not None,
             has_bias=self.stored(BIAS) is not None,
             has_second_scale=self.stored(WEIGHT_SCALE_SECOND) is not None,
-            has_scale=self.stored(WEIGHT_SCALE) is not None,
+            has_scale=self.quant_type.spec.tensor(WEIGHT_SCALE) is None or self.stored(WEIGHT_SCALE) is not None,
             has_second_offset=self.stored(WEIGHT_OFFSET_SECOND) is not None,
         )
 

@@ -34,7 +34,7 @@ class WeightOnlyScheme(LinearScheme):
 
     def apply(self, layer: Layer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         offset = layer.weight_offset if self.spec.has_offset else None
-        return api.weight_only_linear(x.contiguous(), layer.weight, layer.weight_scale, bias, offset)
+        return api.weight_only_linear(x, layer.weight, layer.weight_scale, bias, offset)
 
     @property
     def operator(self) -> str:
