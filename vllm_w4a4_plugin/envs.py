@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     VLLM_W4A4_DISABLE: bool
     VLLM_W4A4_ISA: str | None
+    VLLM_W4A4_ACTIVATION_BITS: int
     VLLM_W4A4_FORCE: bool
     VLLM_W4A4_NPU_FUSED: bool
     ASCEND_HOME_PATH: str | None
@@ -43,6 +44,12 @@ def _on_unless_zero(text: str | None) -> bool:
     return text != "0"
 
 
+def _activation_bits(text: str | None) -> int:
+    if text not in (None, "", "4", "8"):
+        raise ValueError(f"VLLM_W4A4_ACTIVATION_BITS: expected 4 or 8, found {text!r}")
+    return int(text or 4)
+
+
 def _text(text: str | None) -> str | None:
     return text or None
 
@@ -57,6 +64,13 @@ VARIABLES = {
             "the best one that the CPU supports",
             "Forces an instruction set of the CPU kernels: `avx512vnni`, `avxvnni`, `avx2`, `neon_i8mm`, "
             "`neon_dotprod` or `portable`. The native library reads it, not Python.",
+        ),
+        Variable(
+            "VLLM_W4A4_ACTIVATION_BITS",
+            _activation_bits,
+            "4",
+            "`8` runs W4A4 layers on CPUs with 8-bit activations that are not clipped (see "
+            "[8-bit activations](../explanation/activation-bits.md)).",
         ),
         Variable(
             "VLLM_W4A4_FORCE",

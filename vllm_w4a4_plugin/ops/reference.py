@@ -49,10 +49,16 @@ def quantize_tokens(
 
 
 def kronecker_quant(
-    x: Tensor, left_trans: Tensor | None, right_trans: Tensor | None, clip_ratio: float = 1.0
+    x: Tensor,
+    left_trans: Tensor | None,
+    right_trans: Tensor | None,
+    clip_ratio: float = 1.0,
+    *,
+    activation_bits: int = 4,
 ) -> tuple[Tensor, Tensor]:
     """Transform in float32, then quantize per token; see `vllm_w4a4_plugin.ops.kronecker_quant`."""
-    return quantize_tokens(kronecker_transform(x.float(), left_trans, right_trans), clip_ratio)
+    q_range = (INT4_MIN, INT4_MAX) if activation_bits == 4 else (-INT8_MAX, INT8_MAX)
+    return quantize_tokens(kronecker_transform(x.float(), left_trans, right_trans), clip_ratio, *q_range)
 
 
 def int4_linear(
@@ -93,16 +99,63 @@ def flatquant_linear(
     bias: Tensor | None = None,
     *,
     weight_offset: Tensor | None = None,
+    activation_bits: int = 4,
 ) -> Tensor:
-    """A W4A4 linear on an unpacked weight, int8 [out, in]; see `vllm_w4a4_plugin.ops.flatquant_linear`."""
-    q, scale = kronecker_quant(x, left_trans, right_trans, clip_ratio)
+    """A W4A4 or W4A8 linear on an unpacked weight, int8 [out, in]; see `vllm_w4a4_plugin.ops.flatquant_linear`."""
+    q, scale = kronecker_quant(x, left_trans, right_trans, clip_ratio, activation_bits=activation_bits)
     return int4_linear(q, scale, weight, weight_scale, bias, weight_offset, x.dtype)
 
 
-def w8a8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """W8A8_DYNAMIC on an unpacked weight, int8 [out, in]: scale = max|x| / 127 per token, q in [-127, 127]."""
-    q, scale = quantize_tokens(x, 1.0, -INT8_MAX, INT8_MAX)
-    return int4_linear(q, scale, weight, weight_scale, bias, None, x.dtype)
+def w8a8_linear(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    left_trans: Tensor | None = None,
+    right_trans: Tensor | None = None,
+    clip_ratio: float = 1.0,
+) -> Tensor:
+    """int8 weights [out, in] and activations; scale = clip_ratio * max|x'| / 127 per token, q in [-127, 127]."""
+    q, scale = kronecker_quant(x, left_trans, right_trans, clip_ratio, activation_bits=8)
+    return int8_linear(q, scale, weight, weight_scale, bias, None, x.dtype)
+
+
+def int8_linear(
+    q: Tensor,
+    scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    quant_bias: Tensor | None = None,
+    out_dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """y = scale * weight_scale * (q . weight + quant_bias) + bias, the sums exact (computed in float64)."""
+    sums = q.double() @ weight.double().T
+    if quant_bias is not None:
+        sums = sums + quant_bias.double()
+    y = scale[..., None] * (weight_scale.reshape(-1) * sums.float())
+    if bias is not None:
+        y = y + bias.float()
+    return y.to(out_dtype)
+
+
+def weight_only_linear(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    weight_offset: Tensor | None = None,
+) -> Tensor:
+    """y = x ((weight - weight_offset) * weight_scale)^T + bias in float32, for an int8 weight [out, in]."""
+    groups = 1 if weight_scale.dim() == 1 else weight_scale.shape[1]
+    floats = weight.float().reshape(weight.shape[0], groups, -1)
+    if weight_offset is not None:
+        floats = floats - weight_offset.reshape(-1, groups, 1)
+    floats = (floats * weight_scale.reshape(-1, groups, 1)).reshape(weight.shape)
+    y = x.float() @ floats.T
+    if bias is not None:
+        y = y + bias.float()
+    return y.to(x.dtype)
 
 
 def kronecker_quant_npu(

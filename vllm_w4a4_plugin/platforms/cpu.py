@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(LOGGER)
 
+DEFAULT_ACTIVATION_BITS = 4
+
 LOAD_FORMATS = ("auto", "hf", "safetensors", LOAD_FORMAT)
 """Load formats that load each tensor of the checkpoint under its own name; our loader replaces them."""
 
@@ -71,6 +73,23 @@ class W4A4CpuPlatform(CpuPlatform):
                 f"{model_config.model}: load format {load_format!r} does not load the checkpoint's own tensors. "
                 f"Use --load-format {' or '.join(LOAD_FORMATS)}."
             )
+        cls._tell_compile_cache(vllm_config)
+
+    @classmethod
+    def _tell_compile_cache(cls, vllm_config: "VllmConfig") -> None:
+        """Let vLLM's cache of compiled graphs tell those of 8-bit activations, a constant in them, from others.
+
+        The key of the cache has no variables of plugins, but it has `additional_config`.
+        """
+        bits = envs.VLLM_W4A4_ACTIVATION_BITS
+        if bits == DEFAULT_ACTIVATION_BITS:
+            return
+        if not isinstance(vllm_config.additional_config, dict):
+            raise CheckpointError(
+                f"VLLM_W4A4_ACTIVATION_BITS={bits} needs a dictionary as additional_config, found "
+                f"{type(vllm_config.additional_config).__name__}."
+            )
+        vllm_config.additional_config = {**vllm_config.additional_config, "w4a4_activation_bits": bits}
 
     @classmethod
     def _detect(cls, vllm_config: "VllmConfig") -> None:
