@@ -7,6 +7,7 @@ in one launch, weights in nZ order (`nz`), the left factor as the checkpoint has
 
 import logging
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -29,12 +30,17 @@ _library.define(
 )
 
 
+def library_file() -> Path | None:
+    """Where the library is installed, None if it was not built."""
+    return next((file for file in library_places(LIBRARY) if file.exists()), None)
+
+
 @cache
 def unavailable_reason() -> str:
     """Why the library is not used in this process, "" if it is loaded. Loads it on the first call."""
     if not envs.VLLM_W4A4_NPU_FUSED:
         return "VLLM_W4A4_NPU_FUSED=0"
-    file = next((file for file in library_places(LIBRARY) if file.exists()), None)
+    file = library_file()
     if file is None:
         return f"{LIBRARY} is not built"
     try:
