@@ -19,6 +19,7 @@ SWITCHES = {
     "VLLM_W4A4_KEEP_DTYPE": (False, False, False, True),
     "VLLM_W4A4_FORCE": (False, False, False, True),
     "VLLM_W4A4_NPU_FUSED": (True, True, False, True),
+    "VLLM_W4A4_SELF_CHECK": (True, True, False, True),
 }
 TEXTS = {"VLLM_W4A4_ISA": "avx2", "ASCEND_HOME_PATH": "/opt/cann"}
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch_npu
 
+from tests.npu.fused_library import Faults, fused_library
 from tests.npu.loading import run_operators_on_cpu
 from tests.npu.processes import MICRO
 from vllm_w4a4_plugin.capacity.model import read_model
@@ -23,9 +24,7 @@ from vllm_w4a4_plugin.device_check.layers import Session
 from vllm_w4a4_plugin.device_check.plan import LayerOnRank, Phase, Step, layers_on_rank, make_plan
 from vllm_w4a4_plugin.device_check.run import run_plan
 from vllm_w4a4_plugin.device_check.steps import execute
-from vllm_w4a4_plugin.ops import reference
 from vllm_w4a4_plugin.ops.npu import fused
-from vllm_w4a4_plugin.ops.npu.nz import unpack_nz
 from vllm_w4a4_plugin.ops.npu.select import RankShape
 
 run_operators_on_cpu()
@@ -64,40 +63,14 @@ def patch(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[Call], Ca
 
 
 @pytest.fixture
-def fused_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """A fused library in Python; the fixture's value has switches that make it wrong."""
-    switches: dict[str, Any] = {"transpose": False, "swap": False, "error": 0.0}
-
-    def flatquant_linear(
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        weight_scale: torch.Tensor,
-        left_trans: torch.Tensor | None,
-        right_trans: torch.Tensor | None,
-        clip_ratio: float,
-        bias: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        if switches["swap"]:
-            weight = (weight >> 4) | (weight << 4)
-        if switches["transpose"] and left_trans is not None:
-            left_trans = left_trans.t()
-        unpacked = unpack_nz(weight, weight_scale.shape[1], x.shape[-1])
-        clip_ratio *= 1 + switches["error"]
-        q, scale = reference.kronecker_quant_fused(x, left_trans, right_trans, clip_ratio)
-        return reference.int4_linear(q, scale, unpacked, weight_scale[0], bias, None, x.dtype)
-
-    library = torch.library.Library("vllm_w4a4_npu", "FRAGMENT")
-    library.define(
-        "flatquant_linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? left_trans, Tensor? right_trans, "
-        "float clip_ratio, Tensor? bias=None) -> Tensor"
-    )
-    library.impl("flatquant_linear", flatquant_linear, "CPU")
+def library(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
+    """The fused library, loaded."""
     monkeypatch.setattr(fused, "unavailable_reason", lambda: "")
-    yield switches
-    library._destroy()
+    with fused_library() as faults:
+        yield faults
 
 
-def test_everything_passes(fused_library: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_passes(library: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "CLASS_TOKENS", (1, 17, 129))
     lines = check(has_fused_library=True)
     assert [line for line in lines if not line.startswith("ok")] == []
@@ -250,10 +223,10 @@ def test_division_that_errs_in_the_last_place_is_counted(patch: Call) -> None:
     assert any("[unfused]" in line and "values one step away at ties" in line for line in lines)
 
 
-def test_division_that_errs_in_the_fused_library(fused_library: dict[str, Any]) -> None:
-    fused_library["error"] = 2.0**-23
+def test_division_that_errs_in_the_fused_library(library: Faults) -> None:
+    library.division = 2.0**-23
     assert failures("linear", has_fused_library=True) == []
-    fused_library["error"] = 2.0**-6
+    library.division = 2.0**-6
     assert failures("linear", has_fused_library=True)
 
 
@@ -297,10 +270,10 @@ def test_old_cann(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("switch", "problem"),
-    [("swap", "the two int4 values of each byte are swapped"), ("transpose", "left_trans acts as its transpose")],
+    [("swaps", "the two int4 values of each byte are swapped"), ("transposes", "left_trans acts as its transpose")],
 )
-def test_faults_of_the_fused_library(fused_library: dict[str, Any], switch: str, problem: str) -> None:
-    fused_library[switch] = True
+def test_faults_of_the_fused_library(library: Faults, switch: str, problem: str) -> None:
+    setattr(library, switch, True)
     lines = failures("layout", has_fused_library=True)
     assert [line for line in lines if "[fused]" in line and problem in line]
     assert all("[fused]" in line for line in lines)

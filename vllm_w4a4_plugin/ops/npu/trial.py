@@ -185,6 +185,19 @@ def expected_output(q: Tensor, scale: Tensor, operands: Operands) -> Tensor:
     return y if operands.bias is None else y + operands.bias
 
 
+def output_bounds(kernel: Kernel, operands: Operands) -> tuple[Tensor, Tensor, int]:
+    """(expected, tolerance, possible ties) of a whole layer: float32 [tokens, out] twice, and a number of int4 values.
+
+    At a tie, q may be either of two values, and the scale may err by `DIVISION_ERROR`.
+    """
+    found = expected_quantization(kernel, operands)
+    expected = expected_output(found.q, found.scale, operands)
+    ties = (found.low != found.high).sum(-1)
+    largest = float(operands.weight.abs().max())
+    slack = (ties * found.scale)[:, None] * operands.weight_scale * largest + expected.abs() * DIVISION_ERROR
+    return expected, output_tolerance(expected.abs() + slack, operands) + slack, int(ties.sum())
+
+
 def output_tolerance(expected: Tensor, operands: Operands) -> Tensor:
     """By how much a correct output in x's dtype may differ from `expected_output`: one unit in the last place.
 
