@@ -9,7 +9,9 @@
 #include "launch.h"
 #include "tiling.h"
 #include "tiling/platform/platform_ascendc.h"
+#include "tiling_cache.h"
 #include "torch_npu/csrc/core/npu/NPUStream.h"
+#include "torch_npu/csrc/framework/OpCommand.h"
 
 namespace {
 
@@ -73,14 +75,21 @@ at::Tensor flatquant_linear(const at::Tensor& x, const at::Tensor& weight, const
   at::Tensor y = new_output(x, shape.out_features);
   if (shape.tokens == 0) return y;
   static const uint32_t cores = platform_ascendc::PlatformAscendCManager::GetInstance()->GetCoreNumAic();
-  const Tiling tiling = w4a4::npu::make_tiling(shape, cores);
+  static w4a4::npu::TilingCache tilings;
+  const Tiling tiling = tilings.Get(shape, cores);
   TORCH_CHECK(tiling.ok(), "flatquant_linear: ", tiling.error);
   const at::Tensor workspace = at::empty({static_cast<int64_t>(tiling.workspace_bytes)}, x.options().dtype(at::kByte));
   const LinearPointers at{x.const_data_ptr(),      pointer(left_trans),           pointer(right_trans),
                           weight.const_data_ptr(), weight_scale.const_data_ptr(), pointer(bias),
                           y.mutable_data_ptr(),    workspace.mutable_data_ptr()};
-  w4a4::npu::launch_flatquant_linear(c10_npu::getCurrentNPUStream().stream(), cores, x.scalar_type() == at::kHalf,
-                                     tiling.factors, tiling.token_class, tiling.data, at);
+  // The launch takes its turn in torch_npu's queue of tasks, like CANN's operators. stream() alone would first wait
+  // until the queue is empty. The workspace may be freed before the launch: its memory is reused in the stream's order.
+  void* stream = c10_npu::getCurrentNPUStream().stream(false);
+  const bool is_half = x.scalar_type() == at::kHalf;
+  at_npu::native::OpCommand::RunOpApiV2("w4a4_flatquant_linear", [stream, is_half, tiling, at]() -> int {
+    w4a4::npu::launch_flatquant_linear(stream, cores, is_half, tiling.factors, tiling.token_class, tiling.data, at);
+    return 0;
+  });
   return y;
 }
 
