@@ -56,12 +56,36 @@ def fused_library() -> Iterator[Faults]:
         q, scale = reference.kronecker_quant_fused(x, left_trans, right_trans, clip_ratio * (1 + faults.division))
         return reference.int4_linear(q, scale, unpacked, weight_scale[0], bias, None, x.dtype)
 
+    def flatquant_linear_phases(
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        weight_scale: torch.Tensor,
+        left_trans: torch.Tensor | None,
+        right_trans: torch.Tensor | None,
+        clip_ratio: float,
+        bias: torch.Tensor | None,
+        phases: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        assert phases in (1, 3)
+        if faults.transposes and left_trans is not None:
+            left_trans = left_trans.t()
+        y = flatquant_linear(x, weight, weight_scale, left_trans, right_trans, clip_ratio, bias)
+        q, scale = reference.kronecker_quant_fused(x, left_trans, right_trans, clip_ratio)
+        padded = torch.nn.functional.pad(q, (0, 64))  # rows have room for more
+        data = (padded[:, 0::2] & 15) | (padded[:, 1::2] << 4)
+        return y if phases == 3 else torch.zeros_like(y), data.view(torch.uint8), scale
+
     library = torch.library.Library("vllm_w4a4_npu", "FRAGMENT")
     library.define(
         "flatquant_linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? left_trans, Tensor? right_trans, "
         "float clip_ratio, Tensor? bias=None) -> Tensor"
     )
     library.impl("flatquant_linear", flatquant_linear, "CPU")
+    library.define(
+        "flatquant_linear_phases(Tensor x, Tensor weight, Tensor weight_scale, Tensor? left_trans, "
+        "Tensor? right_trans, float clip_ratio, Tensor? bias, int phases) -> (Tensor, Tensor, Tensor)"
+    )
+    library.impl("flatquant_linear_phases", flatquant_linear_phases, "CPU")
     try:
         yield faults
     finally:

@@ -270,6 +270,11 @@ def test_old_cann(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_faults_of_the_fused_library(library: Faults, switch: str, problem: str) -> None:
     setattr(library, switch, True)
     lines = failures("layout", has_fused_library=True)
+    wrong_phases = failures("phases", has_fused_library=True)
+    # A transposed factor is wrong from the first phase on, a wrong weight only from the second.
+    alone = [line for line in wrong_phases if "transform and quantize alone" in line]
+    assert wrong_phases
+    assert bool(alone) is (switch == "transposes")
     assert [line for line in lines if "[fused]" in line and problem in line]
     assert all("[fused]" in line for line in lines)
     assert failures("linear", has_fused_library=True)

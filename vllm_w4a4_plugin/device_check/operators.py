@@ -94,6 +94,19 @@ def linear(step: Step, session: Session) -> Outcome:
     return worst(found)
 
 
+def phases(step: Step, session: Session) -> Outcome:
+    """The fused kernel's phases in launches of their own: q and scale, then perhaps the product of these."""
+    (tokens,) = step.arguments["tokens"]
+    operands = operands_of(step, tokens)
+    layer = on_device(step, operands, session)
+    device_y, *quantized = layer.in_two_launches(operands.x.to(session.device), step.arguments["phases"])
+    y, q, scale = session.on_cpu(device_y, *quantized)
+    outcome = compare_quantization(Kernel(step.kernel), operands, q, scale)
+    if outcome.status != "ok" or step.arguments["phases"] == 1:
+        return outcome
+    return compare_product(operands, unpack_words(q), scale, y)
+
+
 def nonfinite(step: Step, session: Session) -> Outcome:
     """A NaN or an infinity in one token must show in all its outputs and in no other token's."""
     is_whole = step.kernel != Kernel.FUSED

@@ -185,17 +185,30 @@ def _cann_steps(layer: LayerOnRank) -> Iterator[Step]:
     yield Step("nonfinite", Phase.CANN, f"NaN and infinity, {layer.title}", kernel, _of_layer(layer, dtype=BFLOAT16))
 
 
+def _small(factors: tuple[int | None, int | None], dtype: str, tokens: int, **other: Any) -> dict[str, Any]:
+    arguments = {"sizes": SMALL, "factors": factors, "dtype": dtype, "tokens": (tokens,)}
+    return {**arguments, "clip_ratio": 0.5, "has_bias": True, **other}
+
+
+def _small_title(factors: tuple[int | None, int | None]) -> str:
+    return f"{SMALL[0]} x {SMALL[1]}, {factors[0]} x {factors[1]}"
+
+
 def _fused_steps(layers: list[LayerOnRank]) -> Iterator[Step]:
-    """From one token without a transform, which needs the fewest parts of the kernel, to whole layers."""
+    """From the first phase alone, without a transform, to whole layers: what fails first needs the fewest parts."""
     fused = Phase.FUSED
     yield Step("library", fused, "library and its symbols")
+    for phases, what in ((1, "transform and quantize alone"), (3, "then multiply, in a second launch")):
+        for tokens in (3, 300):
+            for factors in (SMALL_FACTORS[0], SMALL_FACTORS[-1]):
+                title = f"{what}, {tokens} tokens, {_small_title(factors)}"
+                yield Step("phases", fused, title, Kernel.FUSED, _small(factors, BFLOAT16, tokens, phases=phases))
     for dtype in (HALF, BFLOAT16):
         # Three tokens: every core computes them for itself. Three hundred: the cores share them, with a grid barrier.
         for tokens, how in ((3, "without grid barrier"), (300, "with grid barrier")):
             for factors in SMALL_FACTORS:
-                arguments = {"sizes": SMALL, "factors": factors, "dtype": dtype, "tokens": (tokens,), "has_bias": True}
-                title = f"{how}, {tokens} tokens, {SMALL[0]} x {SMALL[1]}, {factors[0]} x {factors[1]}, {dtype}"
-                yield Step("linear", fused, title, Kernel.FUSED, {**arguments, "clip_ratio": 0.5})
+                title = f"{how}, {tokens} tokens, {_small_title(factors)}, {dtype}"
+                yield Step("linear", fused, title, Kernel.FUSED, _small(factors, dtype, tokens))
     yield _layout(Kernel.FUSED, fused)
     of_library = [layer for layer in layers if _kernel(layer, True) is Kernel.FUSED]
     for number, layer in enumerate(of_library):

@@ -61,6 +61,7 @@ ACTIONS: dict[str, Callable[[Step, Session], Outcome]] = {
     "layout": operators.layout,
     "quantize": operators.quantize,
     "multiply": operators.multiply,
+    "phases": operators.phases,
     "linear": operators.linear,
     "nonfinite": operators.nonfinite,
     "graph": graphs.graph,

@@ -138,6 +138,14 @@ class DeviceLinear:
         """The layer's output for quantized tokens; not for FUSED."""
         return cann.int4_linear(q, scale, self.weight, self.weight_scale, self.bias, self.dtype)
 
+    def in_two_launches(self, x: Tensor, phases: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(y, q int32 [tokens, in / 8], scale) of x; phases 1 or 3 as `fused.quantize_and_multiply`. FUSED only."""
+        clip_ratio = cann.clip_ratio(self.clip_slot)
+        assert clip_ratio is not None
+        return fused.quantize_and_multiply(
+            x, self.weight, self.weight_scale, self.left, self.right, clip_ratio, self.bias, phases
+        )
+
     def __call__(self, x: Tensor) -> Tensor:
         """The layer's output [tokens, out] for x [tokens, in], both on the device."""
         if self.kernel is not Kernel.FUSED:
