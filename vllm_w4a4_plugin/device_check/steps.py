@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 
 from vllm_w4a4_plugin.ops.npu import fused
+from vllm_w4a4_plugin.ops.npu.select import Kernel
 
 from . import graphs, operators, times
 from .environment import device_outcome
@@ -70,8 +71,10 @@ ACTIONS: dict[str, Callable[[Step, Session], Outcome]] = {
 
 
 def execute(step: Step, session: Session) -> Outcome:
-    """Do a step; an exception is a failure with a hint."""
+    """Do a step; an exception is a failure with a hint. Without the fused library, steps that need it are skipped."""
     try:
+        if step.kernel == Kernel.FUSED and fused.unavailable_reason():
+            return Outcome(Status.SKIPPED, "the fused library is not loaded")
         return ACTIONS[step.kind](step, session)
     except Exception as error:
         return Outcome(Status.FAILED, explain(error), {"exception": type(error).__name__, "text": str(error)[:4000]})
