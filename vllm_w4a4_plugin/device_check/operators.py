@@ -62,32 +62,29 @@ def quantize(step: Step, session: Session) -> Outcome:
 
 def multiply(step: Step, session: Session) -> Outcome:
     """The product alone, on int4 values that include -8."""
+    most = max(step.arguments["tokens"])
+    operands = operands_of(step, most)
+    layer = on_device(step, operands, session)
+    generator = torch.Generator().manual_seed(most)
+    all_q = torch.randint(INT4_MIN, INT4_MAX + 1, operands.x.shape, generator=generator).to(torch.int8)
+    all_scales = torch.rand(most, generator=generator) + 0.1
     found = []
     for tokens in step.arguments["tokens"]:
-        operands = operands_of(step, tokens)
-        generator = torch.Generator().manual_seed(tokens)
-        q = torch.randint(INT4_MIN, INT4_MAX + 1, operands.x.shape, generator=generator).to(torch.int8)
-        scale = torch.rand(tokens, generator=generator) + 0.1
-        layer = on_device(step, operands, session)
-        words = cann.pack_int4(q, session.device)
-        (y,) = session.on_cpu(layer.multiply(words, scale.to(session.device)))
+        q, scale = all_q[:tokens], all_scales[:tokens]
+        (y,) = session.on_cpu(layer.multiply(cann.pack_int4(q, session.device), scale.to(session.device)))
         found.append(compare_product(operands, q, scale, y))
     return worst(found)
 
 
 def linear(step: Step, session: Session) -> Outcome:
     """A whole layer in one launch."""
+    operands = operands_of(step, max(step.arguments["tokens"]))
+    layer = on_device(step, operands, session)
     found = []
-    layer: DeviceLinear | None = None
-    first: Operands | None = None
     for tokens in step.arguments["tokens"]:
-        operands = operands_of(step, tokens)
-        if layer is None or first is None:
-            first, layer = operands, on_device(step, operands, session)
-        # Only x depends on the number of tokens; the layer is put onto the device once.
-        operands = replace(first, x=operands.x)
-        (y,) = session.on_cpu(layer(operands.x.to(session.device)))
-        outcome = compare_linear(Kernel(step.kernel), operands, y)
+        few = replace(operands, x=operands.x[:tokens])
+        (y,) = session.on_cpu(layer(few.x.to(session.device)))
+        outcome = compare_linear(Kernel(step.kernel), few, y)
         if outcome.status != "ok":
             return replace(outcome, message=f"{tokens} tokens: {outcome.message}")
         found.append(outcome)
