@@ -26,9 +26,22 @@ def break_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "flatquant_linear", transposed)
 
 
+@pytest.mark.parametrize("weight_bits", [4, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_working_kernels_pass(dtype: torch.dtype) -> None:
-    self_check.require_working_kernels(dtype)
+def test_working_kernels_pass(dtype: torch.dtype, weight_bits: int) -> None:
+    self_check.require_working_kernels(dtype, weight_bits)
+
+
+def test_wrong_int8_results_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums that saturate at 16 bits, as those of some CPUs' instructions do."""
+
+    def saturating(x: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return kernel(x, packed, scale, bias).clamp(-200, 200)
+
+    kernel = api.w8a8_linear
+    monkeypatch.setattr(api, "w8a8_linear", saturating)
+    with pytest.raises(RuntimeError, match="The int8 kernels for"):
+        self_check.require_working_kernels(torch.bfloat16, 8)
 
 
 def test_wrong_results_are_an_error_that_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
