@@ -16,7 +16,6 @@ OURS = r"\bVLLM_W4A4_[A-Z0-9_]*[A-Z0-9]"
 SWITCHES = {
     # name -> value if unset, empty, "0", "1"
     "VLLM_W4A4_DISABLE": (False, False, False, True),
-    "VLLM_W4A4_KEEP_DTYPE": (False, False, False, True),
     "VLLM_W4A4_FORCE": (False, False, False, True),
     "VLLM_W4A4_NPU_FUSED": (True, True, False, True),
     "VLLM_W4A4_SELF_CHECK": (True, True, False, True),

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     VLLM_W4A4_DISABLE: bool
     VLLM_W4A4_ISA: str | None
-    VLLM_W4A4_KEEP_DTYPE: bool
     VLLM_W4A4_FORCE: bool
     VLLM_W4A4_NPU_FUSED: bool
     VLLM_W4A4_SELF_CHECK: bool
@@ -61,13 +60,6 @@ VARIABLES = {
             "`neon_dotprod` or `portable`. The native library reads it, not Python.",
         ),
         Variable(
-            "VLLM_W4A4_KEEP_DTYPE",
-            _off_unless_set,
-            "0",
-            "`1` keeps a checkpoint's 16-bit dtype on CPUs that have no instructions for it, where the plugin would "
-            "otherwise compute in float32.",
-        ),
-        Variable(
             "VLLM_W4A4_FORCE",
             _off_unless_set,
             "0",
@@ -110,3 +102,8 @@ def __dir__() -> list[str]:
 def set_default(name: str, value: str) -> None:
     """Set a variable of another package, vLLM's for instance, in this process unless the user has set it."""
     os.environ.setdefault(name, value)
+
+
+def assign(name: str, value: str) -> None:
+    """Set a variable of another package in this process."""
+    os.environ[name] = value
