@@ -18,6 +18,7 @@ SWITCHES = {
     "VLLM_W4A4_DISABLE": (False, False, False, True),
     "VLLM_W4A4_FORCE": (False, False, False, True),
     "VLLM_W4A4_NPU_FUSED": (True, True, False, True),
+    "VLLM_W4A4_SELF_CHECK": (True, True, False, True),
 }
 NUMBERS = {"VLLM_W4A4_ACTIVATION_BITS": (4, 4, 4, 8)}  # if unset, empty, "4", "8"
 TEXTS = {"VLLM_W4A4_ISA": "avx2", "ASCEND_HOME_PATH": "/opt/cann"}

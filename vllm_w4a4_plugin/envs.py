@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     VLLM_W4A4_ACTIVATION_BITS: int
     VLLM_W4A4_FORCE: bool
     VLLM_W4A4_NPU_FUSED: bool
+    VLLM_W4A4_SELF_CHECK: bool
     ASCEND_HOME_PATH: str | None
 
 
@@ -83,6 +84,13 @@ VARIABLES = {
             _on_unless_zero,
             "1",
             "`0` does not use the fused NPU library, for example to compare it with CANN's operators.",
+        ),
+        Variable(
+            "VLLM_W4A4_SELF_CHECK",
+            _on_unless_zero,
+            "1",
+            "`0` skips the small linear that each kernel computes, and has compared with the reference, before its "
+            "first use in a process.",
         ),
         Variable(
             "ASCEND_HOME_PATH",
