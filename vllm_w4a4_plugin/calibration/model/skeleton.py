@@ -33,7 +33,7 @@ def build_skeleton(directory: Path, trust_remote_code: bool) -> tuple[Any, Any]:
         refuse_unsupported(config, directory)
         with _parameters_on_meta():
             skeleton = AutoModelForCausalLM.from_config(
-                config, trust_remote_code=trust_remote_code, attn_implementation="sdpa"
+                config, trust_remote_code=trust_remote_code, attn_implementation="sdpa", dtype=torch.float32
             ).eval()
     except (OSError, ValueError, KeyError, ImportError) as error:
         if isinstance(error, CheckpointError):

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny random models of every family that can be quantized, and an independent model of their checkpoints.
+
+The arithmetic of `FakeQuantized` is written from the description of the checkpoint format, with a dense Kronecker
+product, and uses nothing of the package.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.conftest import DESCRIPTION, MICRO
+
+COMMON: dict[str, Any] = {
+    "vocab_size": 512,
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.08,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "tie_word_embeddings": False,
+}
+_SLIDING = {"sliding_window": 16}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": _SLIDING,
+    "qwen2": {},
+    "qwen3": {},
+    "gemma2": {**_SLIDING, "query_pre_attn_scalar": 32, "tie_word_embeddings": True},
+    "gemma3_text": {
+        **_SLIDING,
+        "num_hidden_layers": 4,
+        "layer_types": [*["sliding_attention"] * 3, "full_attention"],
+        "query_pre_attn_scalar": 32,
+        "tie_word_embeddings": True,
+    },
+    "phi3": {**_SLIDING, "original_max_position_embeddings": 512},
+    "glm4": {},
+    "olmo2": {},
+    "granite": {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0},
+    "smollm3": {"num_hidden_layers": 4},
+    "qwen2_moe": {**_EXPERTS, "shared_expert_intermediate_size": 96, "mlp_only_layers": [1]},
+    "qwen3_moe": _EXPERTS,
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+}
+
+
+def write_model(family: str, directory: Path) -> Path:
+    """Write the float model of a family, with the micro checkpoint's tokenizer; norms and biases are random as well."""
+    torch.manual_seed(1)
+    config = AutoConfig.for_model(family, **{**COMMON, **FAMILIES[family]})
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.copy_((torch.rand_like(parameter) + 0.5) * (0.2 if "bias" in name else 1))
+            elif "experts" in name or "gate.weight" in name:
+                parameter.normal_(0, 0.08)
+    model.save_pretrained(directory)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(MICRO / name, directory / name)
+    return directory
+
+
+class FakeQuantized(nn.Module):
+    """One quantized linear layer in float arithmetic.
+
+    Args:
+        kind: its type in the description.
+        tensors: as stored, by suffix.
+    """
+
+    def __init__(self, kind: str, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        weight = tensors["weight"].float() - tensors["weight_offset"]
+        self.weight, self.bias = weight * tensors["weight_scale"], tensors.get("bias")
+        self.top = 127 if kind == "W8A8_DYNAMIC" else 7
+        self.clip, self.transform = 1.0, torch.eye(weight.shape[1])
+        if kind == "W4A4_FLATQUANT_DYNAMIC":
+            self.clip, left = tensors["clip_ratio"].item(), tensors["left_trans"]
+            rest = torch.eye(weight.shape[1] // len(left))
+            self.transform = torch.kron(left, tensors.get("right_trans", rest))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x @ self.transform
+        scale = (self.clip / self.top) * x.abs().amax(-1, keepdim=True).clamp_min(1e-30)
+        codes = (x / scale).round().clamp(-self.top - 1, self.top)
+        return nn.functional.linear(codes * scale, self.weight, None if self.bias is None else self.bias.float())
+
+
+def fake_quantized_model(directory: Path, checkpoint: Path) -> tuple[nn.Module, dict[str, str]]:
+    """transformers' model of a float directory with the tensors of its checkpoint, in float32.
+
+    Returns:
+        The model, and the quant types of its quantized linear layers by name.
+    """
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    types = json.loads((checkpoint / DESCRIPTION).read_text())
+    stored: dict[str, Tensor] = {}
+    for file in checkpoint.glob("*.safetensors"):
+        stored |= load_file(file)
+    original = load_file(directory / "model.safetensors")
+    state, kinds = model.state_dict(), {}
+    for name, tensor in stored.items():
+        module, _, suffix = name.rpartition(".")
+        if types[name] != "FLOAT":
+            if suffix == "weight":
+                kinds[module] = types[name]
+        elif name in state:
+            state[name].copy_(tensor)
+        else:  # experts, which transformers holds in another form
+            assert torch.equal(tensor, original[name]), name
+    for module, kind in kinds.items():
+        own = {n.rpartition(".")[2]: t for n, t in stored.items() if n.rpartition(".")[0] == module}
+        model.set_submodule(module, FakeQuantized(kind, own))
+    return model, kinds
+
+
+@torch.no_grad()
+def logits(model: nn.Module, ids: Tensor) -> Tensor:
+    """[rows, length, vocabulary] for token ids [rows, length]."""
+    return model(ids, use_cache=False).logits
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """|found - expected| / |expected| of logits, each token's shifted to a mean of zero, as a softmax does not see it."""
+    found, expected = found - found.mean(-1, keepdim=True), expected - expected.mean(-1, keepdim=True)
+    return ((found - expected).norm() / expected.norm()).item()
