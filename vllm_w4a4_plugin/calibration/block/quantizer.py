@@ -20,7 +20,7 @@ from .moments import GroupInput, token_slices
 from .nearest import is_larger, relative_error
 from .plan import BlockPlan
 from .quantized import QuantizedGroup
-from .report import LayerReport, report_float, report_quantized
+from .report import LayerReport, report_float, report_others, report_quantized
 from .storage import StoredLinear, collect_tensors, stored_linears
 
 SAMPLE_TOKENS = 1024  # on which errors are measured
@@ -115,6 +115,7 @@ class BlockQuantizer:
             stored = stored_linears(self.block, group, self.plan.types[key], quantized)
             reports += report_quantized(self.block, group, sample, quantized, stored, errors)
             linears |= stored
+        reports += report_others(self.block)
         output = self.forward.output()
         loss = relative_error(output[rows] - self.hidden[rows], exact)
         tensors, types = collect_tensors(self.block, linears)

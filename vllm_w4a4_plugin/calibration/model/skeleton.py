@@ -33,13 +33,21 @@ def build_skeleton(directory: Path, trust_remote_code: bool) -> tuple[Any, Any]:
         refuse_unsupported(config, directory)
         with _parameters_on_meta():
             skeleton = AutoModelForCausalLM.from_config(
-                config, trust_remote_code=trust_remote_code, attn_implementation="sdpa", dtype=torch.float32
+                config,
+                trust_remote_code=trust_remote_code,
+                attn_implementation=attention_implementation(config),
+                dtype=torch.float32,
             ).eval()
     except (OSError, ValueError, KeyError, ImportError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CalibrationError(f"{directory}: transformers cannot build this model: {error}") from None
     return config, skeleton.requires_grad_(False)
+
+
+def attention_implementation(config: Any) -> str:
+    """transformers' implementation of attention for a config; "sdpa" leaves out the soft cap that Gemma 2 has."""
+    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else "sdpa"
 
 
 class BlockStub(nn.Module):

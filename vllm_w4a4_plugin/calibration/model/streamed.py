@@ -14,7 +14,7 @@ from ..errors import CalibrationError
 from .experts import read_parameter
 from .folds import Width
 from .skeleton import BlockArguments, BlockStub, build_skeleton, replace_blocks
-from .structure import Group, head_dim
+from .structure import Group, head_dim, kv_heads
 from .tracing import randomize, trace
 from .unsupported import SUPPORTED, family, no_layers
 from .weights import FloatWeights
@@ -150,7 +150,7 @@ class StreamedModel:
         config = self.config.get_text_config()
         result = []
         try:
-            width = Width(head_dim(config), config.num_key_value_heads * head_dim(config))
+            width = Width(head_dim(config), kv_heads(config) * head_dim(config))
             hidden, _ = self.start(torch.zeros(1, _TRACE_TOKENS, dtype=torch.long))
             for index, empty in enumerate(self._blocks):
                 key = tuple(

@@ -72,13 +72,18 @@ class Group:
 def group_sizes(config: Any) -> dict[Role, tuple[int, int]]:
     """(output_size, input_size) of each group's layers together, from transformers' text config."""
     hidden, mlp, head = config.hidden_size, config.intermediate_size, head_dim(config)
-    heads, kv_heads = config.num_attention_heads * head, config.num_key_value_heads * head
+    heads, kv = config.num_attention_heads * head, kv_heads(config) * head
     return {
-        Role.QKV: (heads + 2 * kv_heads, hidden),
+        Role.QKV: (heads + 2 * kv, hidden),
         Role.O: (hidden, heads),
         Role.GATE_UP: (2 * mlp, hidden),
         Role.DOWN: (hidden, mlp),
     }
+
+
+def kv_heads(config: Any) -> int:
+    """Number of heads of keys and values."""
+    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
 
 
 def head_dim(config: Any) -> int:

@@ -43,7 +43,7 @@ def trace(block: nn.Module, run: Run, width: Width) -> dict[str, Group]:
         if is_positional and not known:  # a model with names of its own
             known = [(list(Role)[position], tuple(members))]
         for role, linears in known:
-            before = inputs[position - 1][1] if position else []
+            before = [name for _, earlier in reversed(inputs[:position]) for name in earlier]
             number = 1 + sum(group.role is role for group in groups.values())
             group = _group(block, run, Group(role, linears, number=number), value, norms, before, width)
             groups[group.key] = group
@@ -104,7 +104,7 @@ def _group(
         group: without it.
         value: its input.
         norms: names and outputs of norms.
-        before: linear layers that have the input before this one.
+        before: linear layers that ran before, those with the latest input first.
     """
     norm = next((name for name, output in norms if output.data_ptr() == value.data_ptr()), None)  # or a view of it
     if norm is not None or group.role in (Role.QKV, Role.GATE_UP):
