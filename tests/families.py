@@ -55,6 +55,7 @@ class Family:
         quantized: layers of its first block that are quantized.
         floats: modules of its first block that stay FLOAT.
         plain: roles of its first block whose transforms have no diagonal.
+        is_served: whether vLLM's CPU backend computes it in float32, so that its logits can be compared.
     """
 
     architecture: str
@@ -62,6 +63,7 @@ class Family:
     quantized: tuple[str, ...] = _DENSE
     floats: tuple[str, ...] = ()
     plain: tuple[str, ...] = ()
+    is_served: bool = True
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -104,6 +106,22 @@ FAMILIES: Mapping[str, Family] = {
         {"num_local_experts": 4, "num_experts_per_tok": 2},
         _ATTENTION,
         ("mlp.gate", "mlp.experts"),
+    ),
+    "qwen3_next": Family(
+        "Qwen3NextForCausalLM",
+        {
+            **_EXPERTS,
+            "shared_expert_intermediate_size": 96,
+            "linear_key_head_dim": 32,
+            "linear_value_head_dim": 32,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "layer_types": ["full_attention", "linear_attention"],
+        },
+        (*_ATTENTION, *_SHARED),
+        ("mlp.gate", "mlp.experts", "mlp.shared_expert_gate"),
+        ("gate_up",),
+        is_served=False,
     ),
 }
 

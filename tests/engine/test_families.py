@@ -17,7 +17,9 @@ from vllm import LLM, SamplingParams
 from tests.calibration.running import quantize
 from tests.families import FAMILIES, decided_rows, fake_quantized_model, logits, relative_error, write_model
 
-SERVED = tuple(FAMILIES) if os.environ.get("W4A4_FAMILIES") else ("gemma2", "phi3")
+SERVED: tuple[str, ...] = ("gemma2", "phi3")
+if os.environ.get("W4A4_FAMILIES"):
+    SERVED = tuple(name for name, family in FAMILIES.items() if family.is_served)
 LARGEST_ERROR = 2e-3
 VOCABULARY = 512
 
