@@ -47,7 +47,7 @@ class Inventory:
 
         Args:
             rename: returns a dict with other keys and the same values.
-            description: the description with its names mapped, where somebody else has mapped them.
+            description: the description with its names already mapped to those of vLLM, if the caller has done that.
         """
         names = {**self.description.tensors, **self.tensors}
         return Inventory(

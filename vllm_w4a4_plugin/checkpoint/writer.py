@@ -138,7 +138,7 @@ def _description(types: Mapping[str, QuantType], headline: str) -> dict[str, Any
 
 
 def _copy_small_files(source: Path, target: Path) -> None:
-    """Tokenizer, chat template, generation settings and whatever else lies beside the weights."""
+    """Tokenizer, chat template, generation settings and whatever else is in the directory of the weights."""
     for file in sorted(source.iterdir()):
         hidden = file.name.startswith(".") or file.name in ("config.json", DESCRIPTION_FILE)
         if file.is_file() and not hidden and not file.name.endswith(_NOT_COPIED):

@@ -107,7 +107,7 @@ class LoadGuard:
         return loaded
 
     def _abandon(self) -> None:
-        """Forget what a failed reload has buffered, so that the next one starts afresh."""
+        """Forget what a failed reload has buffered, so that the next one starts from nothing."""
         for layer in self.model.modules():
             info = get_layerwise_info(layer)
             if info.can_load():
