@@ -7,7 +7,7 @@ product, and uses nothing of the package.
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -182,12 +182,28 @@ def fake_quantized_model(directory: Path, checkpoint: Path) -> tuple[nn.Module, 
         The model, and the quant types of its quantized linear layers by name.
     """
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
+    return model, load_fake_quantized(model, directory, checkpoint)
+
+
+def load_fake_quantized(
+    model: nn.Module, directory: Path, checkpoint: Path, stored_name: Callable[[str], str] = str
+) -> dict[str, str]:
+    """Give a float model the tensors of its checkpoint; returns the quant types of its quantized linear layers.
+
+    Args:
+        model: changed in place.
+        directory: of the float model.
+        checkpoint: made from it.
+        stored_name: the name in the files of the model's parameter with a name.
+    """
     types = json.loads((checkpoint / DESCRIPTION).read_text())
     stored: dict[str, Tensor] = {}
     for file in checkpoint.glob("*.safetensors"):
         stored |= load_file(file)
     original = load_file(directory / "model.safetensors")
-    state, kinds = model.state_dict(), {}
+    kinds: dict[str, str] = {}
+    state = {stored_name(name): tensor for name, tensor in model.state_dict().items()}
+    modules = {stored_name(name): name for name, _ in model.named_modules()}
     for name, tensor in stored.items():
         module, _, suffix = name.rpartition(".")
         if types[name] != "FLOAT":
@@ -199,8 +215,8 @@ def fake_quantized_model(directory: Path, checkpoint: Path) -> tuple[nn.Module, 
             assert torch.equal(tensor, original[name]), name
     for module, kind in kinds.items():
         own = {n.rpartition(".")[2]: t for n, t in stored.items() if n.rpartition(".")[0] == module}
-        model.set_submodule(module, FakeQuantized(kind, own))
-    return model, kinds
+        model.set_submodule(modules[module], FakeQuantized(kind, own))
+    return kinds
 
 
 @torch.no_grad()

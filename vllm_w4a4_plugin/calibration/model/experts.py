@@ -30,8 +30,8 @@ def read_parameter(weights: FloatWeights, name: str) -> Tensor:
         CalibrationError: it is not in the files under any name.
     """
     for stored in dict.fromkeys((name, name.replace(f".{_MODULES[0]}.", f".{_MODULES[1]}."))):
-        if stored in weights.tensors:
-            return weights.read(stored)
+        if (found := weights.stored_name(stored)) in weights.tensors:
+            return weights.read(found)
         if (match := _EXPERTS.fullmatch(stored)) is not None:
             for leaves in _PROJECTIONS[match[2]]:
                 if f"{match[1]}.0.{leaves[0]}.weight" in weights.tensors:

@@ -15,7 +15,7 @@ from ..transforms.hadamard import random_flat_orthogonal
 from .streamed import StreamedModel
 from .structure import Group, Role
 from .tracing import linear
-from .unsupported import family
+from .unsupported import family, has_vision
 
 LARGEST_DIFFERENCE = 1e-2  # relative, of what a block adds to the residual stream
 _CHECKED_TOKENS = 8
@@ -34,6 +34,11 @@ class RotatedModel(StreamedModel):
 
     def __init__(self, directory: Path, device: str = "cpu", trust_remote_code: bool = False, seed: int = 0) -> None:
         super().__init__(directory, device, trust_remote_code)
+        if has_vision(self.config):
+            raise CalibrationError(
+                f"{directory}: the vision part of this {family(self.config)} model adds to the residual stream, which "
+                "the recipe w4a4-dynamic would rotate. Use another recipe."
+            )
         generator = torch.Generator().manual_seed(seed)
         self.rotation = random_flat_orthogonal(self.hidden_size, generator).to(self.device)
         self._check_blocks()

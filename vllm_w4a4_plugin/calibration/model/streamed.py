@@ -51,7 +51,10 @@ class StreamedModel:
         text_config = self.config.get_text_config()
         count = getattr(text_config, "num_hidden_layers", None)
         self.blocks_name, self._blocks = replace_blocks(self.skeleton, count, directory)
-        self.tied = bool(text_config.tie_word_embeddings)
+        first, _ = next(self._blocks[0].named_parameters())
+        stored = self.weights.stored_name(f"{self.blocks_name}.0.{first}")
+        self.stored_blocks_name = stored.removesuffix(f".0.{first}")
+        self.tied = bool(getattr(text_config, "tie_word_embeddings", self.config.tie_word_embeddings))
         self._load_outer()
         self.groups = self._trace_blocks()
 
@@ -65,13 +68,14 @@ class StreamedModel:
 
     @property
     def embedding_name(self) -> str:
-        """Name of the token embedding."""
+        """Name of the token embedding in the files."""
         embedding = self.skeleton.get_input_embeddings()
-        return next(name for name, module in self.skeleton.named_modules() if module is embedding)
+        name = next(name for name, module in self.skeleton.named_modules() if module is embedding)
+        return self.weights.stored_name(f"{name}.weight").removesuffix(".weight")
 
     def block_name(self, index: int) -> str:
-        """Full name of block `index`, e.g. `model.layers.3`."""
-        return f"{self.blocks_name}.{index}"
+        """Full name of block `index` in the files, e.g. `model.layers.3`."""
+        return f"{self.stored_blocks_name}.{index}"
 
     def linear_names(self) -> list[str]:
         """Full names of the linear layers of all blocks that can be quantized."""
@@ -103,7 +107,7 @@ class StreamedModel:
 
     def outer_names(self) -> list[str]:
         """Stored tensors that belong to no block, in stored order."""
-        return [name for name in self.weights.tensors if not name.startswith(self.blocks_name + ".")]
+        return [name for name in self.weights.tensors if not name.startswith(self.stored_blocks_name + ".")]
 
     def outer_tensors(self) -> dict[str, Tensor]:
         """The tensors that belong to no block, as they are to be written; a tied head is among them."""

@@ -11,11 +11,18 @@ from ..errors import CalibrationError
 
 SUPPORTED = "docs/reference/families.md lists the models that can be quantized."
 OTHER_INPUTS = ("vision_config", "audio_config")
+VISION_LANGUAGE = ("qwen2_5_vl", "qwen3_vl")
+"""Values of `model_type` of vision-language models whose text part can be quantized."""
 
 
 def family(config: Any) -> str:
     """The kind of model that a config of transformers is of, as config.json spells it."""
     return getattr(config, "model_type", "") or type(config).__name__
+
+
+def has_vision(config: Any) -> bool:
+    """Whether a config of transformers is that of a vision-language model whose text part can be quantized."""
+    return family(config) in VISION_LANGUAGE
 
 
 def refuse_unsupported(config: Any, directory: Path) -> None:
@@ -26,8 +33,10 @@ def refuse_unsupported(config: Any, directory: Path) -> None:
         directory: of the model, for the message.
 
     Raises:
-        CalibrationError: it is multimodal.
+        CalibrationError: it is multimodal, and its text part cannot be quantized by itself.
     """
+    if has_vision(config):
+        return
     for key in OTHER_INPUTS:
         if getattr(config, key, None):
             raise CalibrationError(f"{directory}: this {family(config)} model is multimodal ({key}). {SUPPORTED}")
