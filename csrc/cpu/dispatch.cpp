@@ -18,7 +18,8 @@ namespace w4a4 {
   void transform_right_##isa(const QuantizeArgs&, int64_t token, int64_t begin, int64_t end, float* scratch); \
   void transform_left_##isa(const QuantizeArgs&, int64_t begin, int64_t end, float* scratch);                 \
   void quantize_transformed_##isa(const QuantizeArgs&, int64_t token, const float* scratch);                  \
-  void silu_and_mul_##isa(const float* gate, const float* up, int64_t count, float* y)
+  void silu_and_mul_##isa(const float* gate, const float* up, int64_t count, float* y);                       \
+  void weight_only_##isa(const WeightOnlyArgs&, int64_t begin, int64_t end)
 #define W4A4_QUANTIZE(isa) \
   quantize_##isa, transform_right_##isa, transform_left_##isa, quantize_transformed_##isa, silu_and_mul_##isa
 
@@ -27,7 +28,7 @@ extern const Gemm gemm_portable, gemm_int8_portable;
 #if defined(__x86_64__)
 W4A4_DECLARE_QUANTIZE(avx2);
 W4A4_DECLARE_QUANTIZE(avx512vnni);
-extern const Gemm gemm_avx2, gemm_avxvnni, gemm_avx512vnni, gemm_int8_avx2;
+extern const Gemm gemm_avx2, gemm_avxvnni, gemm_avx512vnni, gemm_int8_avx2, gemm_wide_int4_avx2, gemm_wide_int8_avx2;
 #elif defined(__aarch64__)
 extern const Gemm gemm_neon_dotprod, gemm_neon_i8mm;
 #endif
@@ -37,9 +38,12 @@ namespace {
 bool always() { return true; }
 
 #if defined(__x86_64__)
-bool has_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+// Clang 15 has no name for it: CPUID leaf 1, ECX bit 29.
+bool has_f16c() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx >> 29 & 1);
 }
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c(); }
 // GCC 12 has no name for it: CPUID leaf 7, subleaf 1, EAX bit 4. AVX2 tells that the system saves the registers.
 bool has_avxvnni() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
@@ -66,18 +70,28 @@ std::string names(bool only_available) {
 }  // namespace
 
 const std::vector<const Kernels*>& all_kernels() {
-  static const Kernels portable{"portable", always, W4A4_QUANTIZE(portable), gemm_portable, gemm_int8_portable};
+  static const Kernels portable{"portable",         always,        W4A4_QUANTIZE(portable), gemm_portable,
+                                gemm_int8_portable, gemm_portable, gemm_int8_portable,      weight_only_portable};
 #if defined(__x86_64__)
-  static const Kernels avx2{"avx2", has_avx2, W4A4_QUANTIZE(avx2), gemm_avx2, gemm_int8_avx2};
-  static const Kernels avxvnni{"avxvnni", has_avxvnni, W4A4_QUANTIZE(avx2), gemm_avxvnni, gemm_int8_avx2};
-  static const Kernels avx512vnni{"avx512vnni", has_avx512vnni, W4A4_QUANTIZE(avx512vnni), gemm_avx512vnni,
-                                  gemm_int8_avx2};
+  static const Kernels avx2{"avx2",
+                            has_avx2,
+                            W4A4_QUANTIZE(avx2),
+                            gemm_avx2,
+                            gemm_int8_avx2,
+                            gemm_wide_int4_avx2,
+                            gemm_wide_int8_avx2,
+                            weight_only_avx2};
+  static const Kernels avxvnni{"avxvnni",      has_avxvnni,  W4A4_QUANTIZE(avx2), gemm_avxvnni,
+                               gemm_int8_avx2, gemm_avxvnni, gemm_wide_int8_avx2, weight_only_avx2};
+  static const Kernels avx512vnni{"avx512vnni",   has_avx512vnni,  W4A4_QUANTIZE(avx512vnni), gemm_avx512vnni,
+                                  gemm_int8_avx2, gemm_avx512vnni, gemm_wide_int8_avx2,       weight_only_avx512vnni};
   static const std::vector<const Kernels*> all{&avx512vnni, &avxvnni, &avx2, &portable};
 #elif defined(__aarch64__)
   // NEON is part of the architecture, so the portable transform is compiled to it.
-  static const Kernels dotprod{"neon_dotprod", has_dotprod, W4A4_QUANTIZE(portable), gemm_neon_dotprod,
-                               gemm_int8_portable};
-  static const Kernels i8mm{"neon_i8mm", has_i8mm, W4A4_QUANTIZE(portable), gemm_neon_i8mm, gemm_int8_portable};
+  static const Kernels dotprod{"neon_dotprod",     has_dotprod,       W4A4_QUANTIZE(portable), gemm_neon_dotprod,
+                               gemm_int8_portable, gemm_neon_dotprod, gemm_int8_portable,      weight_only_portable};
+  static const Kernels i8mm{"neon_i8mm",        has_i8mm,       W4A4_QUANTIZE(portable), gemm_neon_i8mm,
+                            gemm_int8_portable, gemm_neon_i8mm, gemm_int8_portable,      weight_only_portable};
   static const std::vector<const Kernels*> all{&i8mm, &dotprod, &portable};
 #else
   static const std::vector<const Kernels*> all{&portable};

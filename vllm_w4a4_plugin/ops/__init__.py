@@ -13,12 +13,14 @@ if TYPE_CHECKING:
         experts_mlp,
         flatquant_linear,
         int4_linear,
+        int8_linear,
         kronecker_quant,
         pack_int4,
         pack_int4_rows_,
         pack_int8_rows_,
         unpack_int4,
         w8a8_linear,
+        weight_only_linear,
     )
     from .cpu import cpu_available_instruction_sets, cpu_instruction_set, load_library
     from .layout import INT4_GROUP_MULTIPLE, INT4_TILE_ROWS, packed_int4_shape, packed_int8_shape
@@ -31,6 +33,7 @@ __all__ = [
     "experts_mlp",
     "flatquant_linear",
     "int4_linear",
+    "int8_linear",
     "kronecker_quant",
     "load_library",
     "pack_int4",
@@ -41,6 +44,7 @@ __all__ = [
     "reference",
     "unpack_int4",
     "w8a8_linear",
+    "weight_only_linear",
 ]
 
 _MODULES = ("layout", "api", "cpu", "reference")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vllm_w4a4_plugin.checkpoint import QuantType
-from vllm_w4a4_plugin.checkpoint.writer import MODEL_QUANT_TYPE, stored_tensors, write_checkpoint
+from vllm_w4a4_plugin.checkpoint.writer import stored_tensors, write_checkpoint
 
 from .. import fisher
 from ..activations import Activations
@@ -25,9 +25,9 @@ from ..errors import CalibrationError
 from ..files import save_bytes, save_tensors
 from ..model.block import LoadedBlock
 from ..model.streamed import HEAD
-from ..model.structure import Role
 from ..progress import Listener, Phase, Progress, silent
 from .job import Job
+from .packing import pack_parts
 from .records import BlockRecord, Distillation, Outcome
 from .start_from import StartingPoint
 from .work import WorkDirectory
@@ -136,8 +136,8 @@ class Quantization:
     def _linears_by_group(self, index: int) -> list[list[str]]:
         return [list(group.linears) for group in self.model.groups[index].values()]
 
-    def _token_weights(self, index: int, role: Role) -> Tensor | None:
-        return fisher.token_weights(self.work.path, index, role) if self.job.settings.gradients else None
+    def _token_weights(self, index: int, key: str) -> Tensor | None:
+        return fisher.token_weights(self.work.path, index, key) if self.job.settings.gradients else None
 
     def _distill(self, records: list[BlockRecord], listener: Listener) -> Distillation:
         """Train; the tensors of all blocks are in files afterwards, and the clips in the reports are the new ones."""
@@ -164,13 +164,12 @@ class Quantization:
         save_tensors(outer, self.work.outer)
         file_of = self.work.distilled if self.job.settings.distill else self.work.tensors
         parts = [self.work.outer, *map(file_of, range(len(records)))]
+        parts, types = pack_parts(parts, self._types(records, list(outer)))
         nbytes = sum(tensor.nbytes for part in parts for tensor in stored_tensors(part))
-        headline, changes = MODEL_QUANT_TYPE, {}
-        if self.job.recipe.rotates_residual:
-            headline, changes = QuantType.W4A4_DYNAMIC, {"tie_word_embeddings": False}
+        changes = {"tie_word_embeddings": False} if self.job.recipe.rotates_residual else {}
         outcome = Outcome(records, nbytes, distillation)
         extras = extra_files(outcome)
-        types = self._types(records, list(outer))
+        headline = self.job.recipe.headline
         write_checkpoint(self.model.directory, self.output, parts, types, headline, changes, extras=extras)
         return outcome
 

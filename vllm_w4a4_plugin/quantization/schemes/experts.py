@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from vllm_w4a4_plugin import envs
 from vllm_w4a4_plugin.checkpoint import CheckpointError
 from vllm_w4a4_plugin.checkpoint.experts import ExpertsPlan
 from vllm_w4a4_plugin.checkpoint.spec import LinearSpec
@@ -138,9 +139,12 @@ class ExpertsScheme:
     @property
     def remark(self) -> str:
         """Anything that a user should know about how these experts run, "" if nothing."""
+        remarks = []
         if cpu.cpu_instruction_set() == "portable":
-            return "this CPU has none of the supported instruction sets; portable code is slow"
-        return ""
+            remarks.append("this CPU has none of the supported instruction sets; portable code is slow")
+        if self.is_int4 and envs.VLLM_W4A4_ACTIVATION_BITS > 4:
+            remarks.append("4-bit activations: VLLM_W4A4_ACTIVATION_BITS=8 is for linear layers only")
+        return "; ".join(remarks)
 
     def weight_bytes(self, layer: Layer) -> int:
         """Resident bytes of the weights on this rank."""
