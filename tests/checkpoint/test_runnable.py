@@ -13,7 +13,7 @@ from vllm_w4a4_plugin.checkpoint.types import known_types
     ("module", "kind"),
     [
         ("model.layers.0.self_attn.q_proj", Kind.LINEAR),
-        ("model.layers.0.mlp.gate", Kind.LINEAR),
+        ("model.layers.0.mlp.gate", Kind.ROUTER),
         ("model.layers.0.mlp.experts.3.up_proj", Kind.EXPERTS),
         ("model.layers.0.mlp.shared_experts.up_proj", Kind.LINEAR),
         ("lm_head", Kind.HEAD),
@@ -34,10 +34,19 @@ def test_everything_runs_in_float(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("quant_type", [t for t in known_types() if t is not QuantType.FLOAT])
-@pytest.mark.parametrize("kind", [kind for kind in Kind if kind is not Kind.LINEAR])
-def test_on_cpu_only_linear_layers_are_quantized(kind: Kind, quant_type: QuantType) -> None:
+@pytest.mark.parametrize("kind", [kind for kind in Kind if kind not in (Kind.LINEAR, Kind.EXPERTS)])
+def test_on_cpu_only_linear_layers_and_experts_are_quantized(kind: Kind, quant_type: QuantType) -> None:
     reason = unsupported_reason("x", quant_type, kind)
     assert reason.startswith(f"layer x: {kind} of quant type {quant_type} cannot be run here. Types that can: FLOAT.")
+
+
+def test_experts_on_cpu() -> None:
+    for quant_type in ("W4A4_DYNAMIC", "W4A4_FLATQUANT_DYNAMIC", "W8A8_DYNAMIC"):
+        assert unsupported_reason("x", QuantType(quant_type), Kind.EXPERTS) == ""
+    assert unsupported_reason("x", QuantType.W8A8, Kind.EXPERTS).startswith(
+        "layer x: experts of quant type W8A8 cannot be run here. Types that can: FLOAT, W8A8_DYNAMIC, W4A4_DYNAMIC, "
+        "W4A4_FLATQUANT_DYNAMIC. "
+    )
 
 
 def test_linear_layers() -> None:

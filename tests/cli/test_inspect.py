@@ -42,7 +42,7 @@ def test_experts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     row = rows(capsys.readouterr().out)["experts' gate_proj"]
     assert "W4A4_DYNAMIC" in row
     assert "128 x 192" in row
-    assert "  8  " in row
+    assert row.split()[-1] == "8"
     assert "cannot be run" not in row
 
 
