@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from vllm.model_executor.layers.linear import QKVParallelLinear, RowParallelLinear
+from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
 
 from tests.linears import load, relative_error
 from tests.quantization.linears import IN, LEFT, RIGHT, column_layer, inputs
@@ -111,7 +111,6 @@ CASES = [
     ("W8A16", ""),
     ("W8A16", "offset"),
     ("W4A16", "groups"),
-    ("W4A16", "packed"),
     ("W4A16", "offset"),
 ]
 all_cases = pytest.mark.parametrize(("kind", "variant"), CASES)
@@ -153,6 +152,35 @@ def test_qkv_and_loading_again(
             load(layer, {name: without_scale_bias(linear) for name, linear in linears.items()})
             expected = [linear.expected(inputs()).chunk(size, -1)[rank] for linear in linears.values()]
             assert_right(layer(inputs())[0], torch.cat(expected, -1))
+
+
+@all_cases
+def test_vllms_layerwise_reload(make_config: Any, at_rank: Any, kind: str, variant: str) -> None:
+    """The storage stays where it is, because compiled graphs hold it, and shows the new weights."""
+    from vllm.model_executor.model_loader.reload import (
+        finalize_layerwise_reload,
+        initialize_layerwise_reload,
+        record_metadata_for_reloading,
+    )
+
+    first, second = ([make(kind, 16, seed + i, variant) for i in range(2)] for seed in (0, 10))
+    config = make_config(gate_proj=first[0], up_proj=first[1])
+    layer = MergedColumnParallelLinear(
+        IN, [16, 16], bias=False, params_dtype=torch.float32, quant_config=config, prefix="m.gate_up_proj"
+    )
+    model = torch.nn.Sequential(layer)
+    record_metadata_for_reloading(model)
+    load(layer, dict(enumerate(map(without_scale_bias, first))))
+    storage = {name: parameter.data_ptr() for name, parameter in layer.named_parameters()}
+    for linears in (second, first):
+        initialize_layerwise_reload(model)
+        for shard, linear in enumerate(map(without_scale_bias, linears)):
+            for name, tensor in linear.stored.items():
+                parameter = getattr(layer, name)
+                parameter.weight_loader(parameter, tensor, shard)
+        finalize_layerwise_reload(model, None)
+        assert_right(layer(inputs())[0], torch.cat([linear.expected(inputs()) for linear in linears], -1))
+    assert storage == {name: parameter.data_ptr() for name, parameter in layer.named_parameters()}
 
 
 @all_cases
@@ -261,6 +289,7 @@ def test_bad_values(
         ("W4A8_DYNAMIC", "scale_bias", torch.ones(39, 16), "expected 40 rows"),
         ("W8A16", "input_scale", torch.ones(1), "expected no such tensor in a W8A16 layer"),
         ("W8A16", "weight", torch.zeros(20, IN, dtype=torch.int8), "shape [20, 1]"),
+        ("W4A16", "weight", torch.zeros(20, IN, dtype=torch.int8), "shape [20, 1]"),
         ("W4A16", "weight_packed", torch.zeros(40, IN // 8, dtype=torch.int32), "has no tensor weight_packed"),
     ],
 )
