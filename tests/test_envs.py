@@ -16,9 +16,9 @@ OURS = r"\bVLLM_W4A4_[A-Z0-9_]*[A-Z0-9]"
 SWITCHES = {
     # name -> value if unset, empty, "0", "1"
     "VLLM_W4A4_DISABLE": (False, False, False, True),
-    "VLLM_W4A4_KEEP_DTYPE": (False, False, False, True),
     "VLLM_W4A4_FORCE": (False, False, False, True),
     "VLLM_W4A4_NPU_FUSED": (True, True, False, True),
+    "VLLM_W4A4_SELF_CHECK": (True, True, False, True),
 }
 NUMBERS = {"VLLM_W4A4_ACTIVATION_BITS": (4, 4, 4, 8)}  # if unset, empty, "4", "8"
 TEXTS = {"VLLM_W4A4_ISA": "avx2", "ASCEND_HOME_PATH": "/opt/cann"}

@@ -215,7 +215,7 @@ def has_this_plugin(environment: Environment) -> bool:
 
 def install_plugin(environment: Environment) -> None:
     """Install the plugin in editable form, built against the environment's torch."""
-    environment.pip_install("scikit-build-core>=0.10", "cmake>=3.25", "ninja", what="build tools")
+    environment.pip_install("scikit-build-core>=0.10", "cmake>=3.22", "ninja", what="build tools")
     environment.pip_install(
         "--no-build-isolation",
         "-e",

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     VLLM_W4A4_DISABLE: bool
     VLLM_W4A4_ISA: str | None
     VLLM_W4A4_ACTIVATION_BITS: int
-    VLLM_W4A4_KEEP_DTYPE: bool
     VLLM_W4A4_FORCE: bool
     VLLM_W4A4_NPU_FUSED: bool
+    VLLM_W4A4_SELF_CHECK: bool
     ASCEND_HOME_PATH: str | None
 
 
@@ -74,13 +74,6 @@ VARIABLES = {
             "[8-bit activations](../explanation/activation-bits.md)).",
         ),
         Variable(
-            "VLLM_W4A4_KEEP_DTYPE",
-            _off_unless_set,
-            "0",
-            "`1` keeps a checkpoint's 16-bit dtype on CPUs that have no instructions for it, where the plugin would "
-            "otherwise compute in float32.",
-        ),
-        Variable(
             "VLLM_W4A4_FORCE",
             _off_unless_set,
             "0",
@@ -91,6 +84,13 @@ VARIABLES = {
             _on_unless_zero,
             "1",
             "`0` does not use the fused NPU library, for example to compare it with CANN's operators.",
+        ),
+        Variable(
+            "VLLM_W4A4_SELF_CHECK",
+            _on_unless_zero,
+            "1",
+            "`0` skips the small linear that each kernel computes, and has compared with the reference, before its "
+            "first use in a process.",
         ),
         Variable(
             "ASCEND_HOME_PATH",
@@ -116,3 +116,8 @@ def __dir__() -> list[str]:
 def set_default(name: str, value: str) -> None:
     """Set a variable of another package, vLLM's for instance, in this process unless the user has set it."""
     os.environ.setdefault(name, value)
+
+
+def assign(name: str, value: str) -> None:
+    """Set a variable of another package in this process."""
+    os.environ[name] = value

@@ -12,13 +12,6 @@ namespace w4a4 {
 
 enum class Dtype { kFloat32, kBFloat16, kFloat16 };
 
-// IEEE half precision. GCC 12 has _Float16 in C++ on x86 only.
-#if defined(__aarch64__)
-using Float16 = __fp16;
-#else
-using Float16 = _Float16;
-#endif
-
 inline int64_t dtype_size(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
 
 // Transform and per-token quantization of a block of tokens.

@@ -13,6 +13,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "float16.h"
 #include "kernels.h"
 
 namespace w4a4 {

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "float16_test.h"
 #include "harness.h"
 #include "nonfinite_test.h"
 #include "oracle.h"
@@ -215,6 +216,7 @@ void test(const w4a4::Kernels& kernels) {
 }  // namespace
 
 int main(int count, char** names) {
+  test_float16();
   test_pack();
   for (const w4a4::Kernels* kernels : w4a4::all_kernels()) {
     bool is_wanted = count == 1 && kernels->is_available();

@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "float16.h"
 #include "kernels.h"
 #include "layout.h"
 #include "linear.h"
@@ -56,8 +57,8 @@ inline const char* name_of(w4a4::Dtype dtype) {
   return dtype == w4a4::Dtype::kFloat32 ? "float32" : dtype == w4a4::Dtype::kBFloat16 ? "bfloat16" : "float16";
 }
 
-// Floats in the operators' dtype, by conversions that share nothing with the kernels' own. To bfloat16 they cut off the
-// lower half: exact for the values that the tests use.
+// Floats in the operators' dtype. To bfloat16 the lower half is cut off: exact for the values that the tests use. The
+// conversions to and from float16 are the kernels' own, which float16_test.cpp checks.
 inline std::vector<uint8_t> to_dtype(const std::vector<float>& values, w4a4::Dtype dtype) {
   std::vector<uint8_t> bytes(values.size() * w4a4::dtype_size(dtype));
   for (size_t i = 0; i < values.size(); ++i) {

@@ -35,8 +35,9 @@ def _load() -> None:
     if file is None:
         looked = ", ".join(str(candidate.parent) for candidate in candidates)
         raise RuntimeError(
-            f"{LIBRARY} was not found in {looked}. Build it: `pip install --no-build-isolation .` in the source "
-            "directory of vllm-w4a4-plugin, in the environment that has vLLM (needs a C++ compiler)."
+            f"The CPU kernels were not built: {LIBRARY} was not found in {looked}. NPUs do not need them "
+            "(W4A4_CPU=OFF leaves them out); to run on a CPU, build them: `pip install --no-build-isolation .` in the "
+            "source directory of vllm-w4a4-plugin, in the environment that has vLLM (needs a C++ compiler)."
         )
     try:
         torch.ops.load_library(str(file))

@@ -14,6 +14,9 @@ from vllm_w4a4_plugin.constants import INT4_MAX, INT4_MIN
 
 INT8_MAX = 127
 
+SMALLEST_MAXIMUM = 2.0**-100
+"""Of the fused NPU kernel: a token whose largest magnitude is below is divided by this instead."""
+
 
 def kronecker_transform(x: Tensor, left_trans: Tensor | None, right_trans: Tensor | None) -> Tensor:
     """x @ kron(left_trans, right_trans) for x [..., in], as left_trans^T (X right_trans) with X [M, N] per token.
@@ -178,6 +181,41 @@ def kronecker_quant_npu(
     factor = torch.where(largest > 0, (INT4_MAX / clip_ratio) / largest, 0.0)
     q = (z * factor[..., None]).to(torch.float16).float().nan_to_num(nan=0.0).round().clamp(INT4_MIN, INT4_MAX)
     return q.to(torch.int8), scale
+
+
+def kronecker_quant_fused(
+    x: Tensor, left_trans: Tensor | None, right_trans: Tensor | None, clip_ratio: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """`kronecker_quant` with the roundings of the project's fused NPU kernel (docs/design/npu-kernel.md).
+
+    x bfloat16 or float16: X R is rounded to x's dtype if left_trans follows, everything else is float32;
+    q = round_half_even(z * ((7 / clip) / max(max|z|, 2^-100))), saturated; scale = max|z| * (clip / 7).
+    """
+    z = kronecker_transform(x.float(), None, right_trans)
+    if left_trans is not None:
+        z = kronecker_transform(z.to(x.dtype).float(), left_trans, None)
+    largest = z.abs().amax(-1)
+    highest, clip = torch.tensor(float(INT4_MAX)), torch.tensor(clip_ratio)
+    factor = highest / clip / largest.clamp(min=SMALLEST_MAXIMUM)
+    q = (z * factor[..., None]).nan_to_num(nan=0.0).round().clamp(INT4_MIN, INT4_MAX).to(torch.int8)
+    return q, largest * (clip / highest)
+
+
+def unfused_quant_npu(
+    x: Tensor, left_trans: Tensor | None, right_trans: Tensor | None, clip_ratio: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """`kronecker_quant` as two products, a clamp and npu_dynamic_quant compute it; q is in [-7, 7]."""
+    return quantize_tokens(unfused_values_npu(x, left_trans, right_trans, clip_ratio), 1.0, -INT4_MAX)
+
+
+def unfused_values_npu(
+    x: Tensor, left_trans: Tensor | None, right_trans: Tensor | None, clip_ratio: float = 1.0
+) -> Tensor:
+    """What `unfused_quant_npu` quantizes: x' clamped to clip_ratio * max|x'|, in x's dtype after each operation."""
+    z = kronecker_transform(x.float(), None, right_trans).to(x.dtype)
+    z = kronecker_transform(z.float(), left_trans, None).to(x.dtype)
+    bound = z.abs().amax(-1, keepdim=True) * torch.tensor(clip_ratio).to(x.dtype)
+    return torch.minimum(torch.maximum(z, -bound), bound)
 
 
 def flatquant_linear_npu(

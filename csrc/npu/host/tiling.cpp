@@ -51,7 +51,7 @@ std::string check(const LinearShape& s, uint32_t cores) {
   if (s.out_features < 1 || s.out_features > 65536) {
     return "out_features: expected 1 to 65536, found " + text(s.out_features);
   }
-  if (!(s.clip_ratio > 0.0f && s.clip_ratio <= 1.0f)) return "clip_ratio: expected a value in (0, 1]";
+  if (!is_clip_ratio(s.clip_ratio)) return "clip_ratio: expected a value in (0, 1]";
   if (s.left < 0 || s.right < 0) return "left_trans, right_trans: a size is negative";
   const int64_t left = s.left > 0 ? s.left : (s.right > 0 ? s.in_features / s.right : 1);
   const int64_t right = s.right > 0 ? s.right : s.in_features / left;
@@ -366,8 +366,7 @@ Tiling make_tiling(const LinearShape& shape, uint32_t cores, Pipelining pipelini
   data.groups = static_cast<uint32_t>(shape.groups);
   data.group_size = static_cast<uint32_t>(shape.in_features / shape.groups);
   data.has_bias = shape.has_bias ? 1 : 0;
-  data.scale_factor = shape.clip_ratio / 7.0f;
-  data.inverse_factor = 7.0f / shape.clip_ratio;
+  set_clip_ratio(shape.clip_ratio, data);
 
   split_transform(shape, kTransformSums, data);
   const double all = transform_microseconds(shape) * shape.tokens;

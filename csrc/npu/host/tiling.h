@@ -40,6 +40,13 @@ enum class Pipelining { kIfFaster, kAlways };
 // `cores`: AICs of the device (24 on 910B1/B2 and an A3 die, 20 on 910B3).
 Tiling make_tiling(const LinearShape& shape, uint32_t cores, Pipelining pipelining = Pipelining::kIfFaster);
 
+// The clip ratio is the only property of a linear that its tiling depends on in nothing but two values.
+inline bool is_clip_ratio(float value) { return value > 0.0f && value <= 1.0f; }
+inline void set_clip_ratio(float value, TilingData& data) {
+  data.scale_factor = value / 7.0f;
+  data.inverse_factor = 7.0f / value;
+}
+
 // The same with the tokens shared among the cores, for separate launches of transform and GEMM.
 Tiling share_activations(const Tiling& tiling);
 

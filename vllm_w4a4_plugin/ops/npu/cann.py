@@ -38,6 +38,7 @@ _library.define(
 
 _slots = count()
 _clip_ratios: dict[int, float] = {}
+_registered: set[str] = set()
 _token_limit = KRONECKER_TOKENS_OLD_CANN
 
 
@@ -132,8 +133,14 @@ def find_token_limit(max_tokens: int, device: torch.device) -> int:
     return _token_limit
 
 
+def runs_on(device: torch.device) -> bool:
+    """Whether the implementations are registered for a device; torch_npu calls that of NPUs "npu"."""
+    return (DISPATCH_KEY if device.type in ("npu", "privateuseone") else device.type.upper()) in _registered
+
+
 def register_kernels(dispatch_key: str = DISPATCH_KEY) -> None:
     """Register the implementations for a device; importing this module does it for NPUs."""
+    _registered.add(dispatch_key)
     _library.impl("kronecker_quant", _kronecker_quant, dispatch_key)
     _library.impl("dynamic_quant", _dynamic_quant, dispatch_key)
     _library.impl("int4_linear", _int4_linear, dispatch_key)

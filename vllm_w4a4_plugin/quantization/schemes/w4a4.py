@@ -10,6 +10,7 @@ from vllm_w4a4_plugin import envs
 from vllm_w4a4_plugin.checkpoint.plan import LayerPlan
 from vllm_w4a4_plugin.checkpoint.types import WEIGHT
 from vllm_w4a4_plugin.ops import cpu
+from vllm_w4a4_plugin.ops.self_check import require_working_kernels
 from vllm_w4a4_plugin.quantization.parameters.cpu import Int4Parameter
 
 from .base import Layer, LayerShape, LinearScheme
@@ -30,6 +31,7 @@ class W4A4Scheme(LinearScheme):
         self.is_widened = self.activation_bits > stored
 
     def create_weights(self, layer: Layer, shape: LayerShape, weight_loader: Callable[..., Any]) -> None:
+        require_working_kernels(shape.params_dtype)
         weight = Int4Parameter.zeros(
             shape.sizes,
             input_parts=shape.input_parts,

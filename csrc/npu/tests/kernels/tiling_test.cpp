@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <string>
+#include <vector>
 
+#include "../../host/tiling_cache.h"
 #include "check.h"
 #include "models.h"
 
@@ -196,6 +198,48 @@ void test_refusals() {
   }
 }
 
+bool same(const Tiling& a, const Tiling& b) {
+  const TilingData &c = a.data, &d = b.data;
+  return a.error == b.error && a.factors == b.factors && a.token_class == b.token_class && a.cores == b.cores &&
+         a.workspace_bytes == b.workspace_bytes && c.tokens == d.tokens && c.in_features == d.in_features &&
+         c.out_features == d.out_features && c.groups == d.groups && c.has_bias == d.has_bias && c.left == d.left &&
+         c.right == d.right && c.scale_factor == d.scale_factor && c.inverse_factor == d.inverse_factor &&
+         c.tile_rows == d.tile_rows && c.tile_columns == d.tile_columns && c.chunks == d.chunks;
+}
+
+void test_cache() {
+  TilingCache cache;
+  const LinearShape qkv{64, 5120, 10240, 64, 80};
+  // Each differs from qkv in one property that a tiling depends on.
+  std::vector<LinearShape> shapes(7, qkv);
+  shapes[1].tokens = 65;
+  shapes[2].in_features = 4096, shapes[2].right = 64;
+  shapes[3].out_features = 5120;
+  shapes[4].left = 0;
+  shapes[5].right = 0;
+  shapes[6].has_bias = true;
+  for (int round = 0; round < 2; ++round) {
+    for (LinearShape shape : shapes) {
+      for (const float clip : {1.0f, 0.5f}) {
+        shape.clip_ratio = clip;
+        check(same(cache.Get(shape, 24), make_tiling(shape, 24)), "a cached tiling is that of its shape");
+      }
+    }
+  }
+  check(cache.size() == shapes.size(), "one entry for each shape, whatever its clip ratio");
+  check(same(cache.Get(qkv, 20), make_tiling(qkv, 20)), "another number of cores");
+  LinearShape clip = qkv;
+  clip.clip_ratio = 1.5f;
+  check(!cache.Get(clip, 24).ok(), "a clip ratio above 1 is refused although its shape is cached");
+  const LinearShape odd{64, 5121, 10240};
+  check(!cache.Get(odd, 24).ok() && cache.size() == shapes.size() + 1, "errors are not kept");
+
+  TilingCache full;
+  LinearShape growing{1, 64, 64};
+  for (; growing.tokens <= static_cast<int64_t>(TilingCache::kMaxEntries) + 1; ++growing.tokens) full.Get(growing, 24);
+  check(full.size() == 1, "a full cache starts again");
+}
+
 }  // namespace
 
 int main() {
@@ -203,5 +247,6 @@ int main() {
   test_balance();
   test_decisions();
   test_refusals();
+  test_cache();
   return finish("tiling_test");
 }
