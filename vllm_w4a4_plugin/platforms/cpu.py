@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from vllm.platforms.cpu import CpuPlatform
 
+from vllm_w4a4_plugin import envs
 from vllm_w4a4_plugin.checkpoint import CheckpointError
 from vllm_w4a4_plugin.constants import DESCRIPTION_FILE, LOAD_FORMAT, LOGGER, METHOD
 
