@@ -95,7 +95,6 @@ def _in_a_process(directory: Path, dtype: str, repeats: int, profile: bool) -> d
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "HF_HUB_OFFLINE": "1",
-        "VLLM_W4A4_KEEP_DTYPE": "1",
         **os.environ,
     }
     output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout

@@ -13,6 +13,7 @@
 #include "cpu/layout.h"
 #include "cpu/linear.h"
 #include "cpu/pack.h"
+#include "cpu/weight_only.h"
 
 namespace {
 
@@ -84,6 +85,11 @@ w4a4::Transform make_transform(int64_t features, const OptionalTensor& left_tran
   return transform;
 }
 
+w4a4::ActivationRange activation_range(int64_t bits) {
+  STD_TORCH_CHECK(bits == 4 || bits == 8, "activation_bits: expected 4 or 8, found ", bits);
+  return bits == 4 ? w4a4::kInt4Range : w4a4::kInt8Range;
+}
+
 w4a4::Weight make_weight(int64_t in_features, const Tensor& packed, int64_t block_bytes, const Tensor& scale,
                          const OptionalTensor& bias, const OptionalTensor& offset) {
   check_contiguous(packed, "weight_packed");
@@ -142,19 +148,20 @@ Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, ScalarT
 
 Tensor flatquant_linear(const Tensor& x, const Tensor& packed, const Tensor& weight_scale,
                         const OptionalTensor& left_trans, const OptionalTensor& right_trans, const Tensor& clip_ratio,
-                        const OptionalTensor& bias, const OptionalTensor& weight_offset) {
+                        const OptionalTensor& bias, const OptionalTensor& weight_offset, int64_t activation_bits) {
   const int64_t features = check_tokens(x, "x");
   const w4a4::Dtype dtype = float_dtype(x, "x");
   const w4a4::Transform transform = make_transform(features, left_trans, right_trans, clip_ratio);
   const w4a4::Weight weight = make_weight(features, packed, w4a4::kBlockBytes, weight_scale, bias, weight_offset);
   Tensor y = new_tensor(x, with_last(x, weight.out_features), x.scalar_type());
-  w4a4::flatquant_linear(x.const_data_ptr(), dtype, x.numel() / features, transform, weight, y.mutable_data_ptr(),
-                         w4a4::kernels(), torch_pool());
+  w4a4::flatquant_linear(x.const_data_ptr(), dtype, x.numel() / features, transform, activation_range(activation_bits),
+                         weight, y.mutable_data_ptr(), w4a4::kernels(), torch_pool());
   return y;
 }
 
 std::tuple<Tensor, Tensor> kronecker_quant(const Tensor& x, const OptionalTensor& left_trans,
-                                           const OptionalTensor& right_trans, const Tensor& clip_ratio) {
+                                           const OptionalTensor& right_trans, const Tensor& clip_ratio,
+                                           int64_t activation_bits) {
   const int64_t features = check_tokens(x, "x");
   const w4a4::Dtype dtype = float_dtype(x, "x");
   const w4a4::Transform transform = make_transform(features, left_trans, right_trans, clip_ratio);
@@ -163,34 +170,81 @@ std::tuple<Tensor, Tensor> kronecker_quant(const Tensor& x, const OptionalTensor
   scale_shape.pop_back();
   Tensor scale = new_tensor(x, scale_shape, ScalarType::Float);
   w4a4::kronecker_quant(x.const_data_ptr(), dtype, x.numel() / features, features, transform,
-                        static_cast<int8_t*>(q.mutable_data_ptr()), static_cast<float*>(scale.mutable_data_ptr()),
-                        w4a4::kernels(), torch_pool());
+                        activation_range(activation_bits), static_cast<int8_t*>(q.mutable_data_ptr()),
+                        static_cast<float*>(scale.mutable_data_ptr()), w4a4::kernels(), torch_pool());
   return {q, scale};
 }
 
-Tensor int4_linear(const Tensor& q, const Tensor& scale, const Tensor& packed, const Tensor& weight_scale,
-                   const OptionalTensor& bias, const OptionalTensor& weight_offset, ScalarType out_dtype) {
+// Tokens that are quantized already; returns the number of their features.
+int64_t check_quantized(const Tensor& q, const Tensor& scale) {
   const int64_t features = check_tokens(q, "q");
   STD_TORCH_CHECK(q.scalar_type() == ScalarType::Char, "q: expected int8");
   check_float32(scale, "scale");
   STD_TORCH_CHECK(scale.numel() * features == q.numel(), "scale: expected one value per token of q, found ",
                   scale.numel());
+  return features;
+}
+
+Tensor int4_linear(const Tensor& q, const Tensor& scale, const Tensor& packed, const Tensor& weight_scale,
+                   const OptionalTensor& bias, const OptionalTensor& weight_offset, ScalarType out_dtype,
+                   int64_t activation_bits) {
+  const int64_t features = check_quantized(q, scale);
   const w4a4::Weight weight = make_weight(features, packed, w4a4::kBlockBytes, weight_scale, bias, weight_offset);
   Tensor y = new_tensor(q, with_last(q, weight.out_features), out_dtype);
   w4a4::int4_linear(static_cast<const int8_t*>(q.const_data_ptr()), static_cast<const float*>(scale.const_data_ptr()),
+                    q.numel() / features, activation_range(activation_bits), weight, y.mutable_data_ptr(),
+                    float_dtype(y, "out_dtype"), w4a4::kernels(), torch_pool());
+  return y;
+}
+
+w4a4::Weight make_int8_weight(int64_t features, const Tensor& packed, const Tensor& weight_scale,
+                              const OptionalTensor& bias) {
+  const w4a4::Weight weight = make_weight(features, packed, w4a4::kInt8BlockBytes, weight_scale, bias, std::nullopt);
+  STD_TORCH_CHECK(weight.groups == 1, "weight_scale: expected one value per output feature, found ", weight.groups);
+  return weight;
+}
+
+Tensor int8_linear(const Tensor& q, const Tensor& scale, const Tensor& packed, const Tensor& weight_scale,
+                   const OptionalTensor& bias, const OptionalTensor& quant_bias, ScalarType out_dtype) {
+  const int64_t features = check_quantized(q, scale);
+  w4a4::Weight weight = make_int8_weight(features, packed, weight_scale, bias);
+  if (quant_bias) {
+    check_contiguous(*quant_bias, "quant_bias");
+    STD_TORCH_CHECK(quant_bias->scalar_type() == ScalarType::Int && quant_bias->numel() == weight.out_features,
+                    "quant_bias: expected int32 [", weight.out_features, "], found ", shape_text(*quant_bias));
+    weight.quant_bias = static_cast<const int32_t*>(quant_bias->const_data_ptr());
+  }
+  Tensor y = new_tensor(q, with_last(q, weight.out_features), out_dtype);
+  w4a4::int8_linear(static_cast<const int8_t*>(q.const_data_ptr()), static_cast<const float*>(scale.const_data_ptr()),
                     q.numel() / features, weight, y.mutable_data_ptr(), float_dtype(y, "out_dtype"), w4a4::kernels(),
                     torch_pool());
   return y;
 }
 
-Tensor w8a8_linear(const Tensor& x, const Tensor& packed, const Tensor& weight_scale, const OptionalTensor& bias) {
+Tensor weight_only_linear(const Tensor& x, const Tensor& packed, const Tensor& weight_scale, const OptionalTensor& bias,
+                          const OptionalTensor& weight_offset) {
   const int64_t features = check_tokens(x, "x");
   const w4a4::Dtype dtype = float_dtype(x, "x");
-  const w4a4::Weight weight = make_weight(features, packed, w4a4::kInt8BlockBytes, weight_scale, bias, std::nullopt);
-  STD_TORCH_CHECK(weight.groups == 1, "weight_scale: expected one value per output feature, found ", weight.groups);
+  const bool is_int4 = packed.dim() == 3 && packed.size(2) == w4a4::kBlockBytes;
+  const w4a4::Weight weight = make_weight(features, packed, is_int4 ? w4a4::kBlockBytes : w4a4::kInt8BlockBytes,
+                                          weight_scale, bias, weight_offset);
   Tensor y = new_tensor(x, with_last(x, weight.out_features), x.scalar_type());
-  w4a4::w8a8_linear(x.const_data_ptr(), dtype, x.numel() / features, weight, y.mutable_data_ptr(), w4a4::kernels(),
-                    torch_pool());
+  w4a4::weight_only_linear(x.const_data_ptr(), dtype, x.numel() / features, weight, is_int4, y.mutable_data_ptr(),
+                           w4a4::kernels(), torch_pool());
+  return y;
+}
+
+Tensor w8a8_linear(const Tensor& x, const Tensor& packed, const Tensor& weight_scale, const OptionalTensor& bias,
+                   const OptionalTensor& left_trans, const OptionalTensor& right_trans,
+                   const OptionalTensor& clip_ratio) {
+  const int64_t features = check_tokens(x, "x");
+  const w4a4::Dtype dtype = float_dtype(x, "x");
+  const w4a4::Weight weight = make_int8_weight(features, packed, weight_scale, bias);
+  const w4a4::Transform transform = clip_ratio ? make_transform(features, left_trans, right_trans, *clip_ratio)
+                                               : w4a4::Transform{1, features, nullptr, nullptr, 1.0f};
+  Tensor y = new_tensor(x, with_last(x, weight.out_features), x.scalar_type());
+  w4a4::w8a8_linear(x.const_data_ptr(), dtype, x.numel() / features, transform, weight, y.mutable_data_ptr(),
+                    w4a4::kernels(), torch_pool());
   return y;
 }
 
@@ -274,14 +328,24 @@ std::vector<int64_t> int4_layout() { return {w4a4::kTileRows, w4a4::kBlockFeatur
 STABLE_TORCH_LIBRARY(vllm_w4a4, m) {
   m.def(
       "flatquant_linear(Tensor x, Tensor weight_packed, Tensor weight_scale, Tensor? left_trans, Tensor? right_trans, "
-      "Tensor clip_ratio, Tensor? bias=None, Tensor? weight_offset=None) -> Tensor");
-  m.def("kronecker_quant(Tensor x, Tensor? left_trans, Tensor? right_trans, Tensor clip_ratio) -> (Tensor, Tensor)");
+      "Tensor clip_ratio, Tensor? bias=None, Tensor? weight_offset=None, int activation_bits=4) -> Tensor");
+  m.def(
+      "kronecker_quant(Tensor x, Tensor? left_trans, Tensor? right_trans, Tensor clip_ratio, int activation_bits=4) "
+      "-> (Tensor, Tensor)");
   m.def(
       "int4_linear(Tensor q, Tensor scale, Tensor weight_packed, Tensor weight_scale, Tensor? bias, "
-      "Tensor? weight_offset, ScalarType out_dtype) -> Tensor");
+      "Tensor? weight_offset, ScalarType out_dtype, int activation_bits=4) -> Tensor");
+  m.def(
+      "int8_linear(Tensor q, Tensor scale, Tensor weight_packed, Tensor weight_scale, Tensor? bias, "
+      "Tensor? quant_bias, ScalarType out_dtype) -> Tensor");
+  m.def(
+      "weight_only_linear(Tensor x, Tensor weight_packed, Tensor weight_scale, Tensor? bias=None, "
+      "Tensor? weight_offset=None) -> Tensor");
   m.def("pack_int4(Tensor weight) -> Tensor");
   m.def("pack_int4_rows_(Tensor(a!) packed, Tensor weight, int first_row) -> ()");
-  m.def("w8a8_linear(Tensor x, Tensor weight_packed, Tensor weight_scale, Tensor? bias=None) -> Tensor");
+  m.def(
+      "w8a8_linear(Tensor x, Tensor weight_packed, Tensor weight_scale, Tensor? bias=None, Tensor? left_trans=None, "
+      "Tensor? right_trans=None, Tensor? clip_ratio=None) -> Tensor");
   m.def("pack_int8_rows_(Tensor(a!) packed, Tensor weight, int first_row) -> ()");
   m.def("unpack_int4(Tensor packed, int out_features, int in_features) -> Tensor");
   m.def("cpu_instruction_set() -> str");
@@ -293,6 +357,8 @@ STABLE_TORCH_LIBRARY_IMPL(vllm_w4a4, CPU, m) {
   m.impl("flatquant_linear", TORCH_BOX(&flatquant_linear));
   m.impl("kronecker_quant", TORCH_BOX(&kronecker_quant));
   m.impl("int4_linear", TORCH_BOX(&int4_linear));
+  m.impl("int8_linear", TORCH_BOX(&int8_linear));
+  m.impl("weight_only_linear", TORCH_BOX(&weight_only_linear));
   m.impl("pack_int4", TORCH_BOX(&pack_int4));
   m.impl("pack_int4_rows_", TORCH_BOX(&pack_int4_rows));
   m.impl("w8a8_linear", TORCH_BOX(&w8a8_linear));

@@ -23,8 +23,9 @@ MAY_IMPORT = {
     "quantization": LEAVES | {"checkpoint", "ops"},
     "calibration": LEAVES | {"checkpoint", "ops"},
     "capacity": LEAVES | {"checkpoint", "ops", "calibration"},
+    "device_check": LEAVES | {"checkpoint", "ops", "capacity"},
     "platforms": LEAVES | {"checkpoint", "quantization"},
-    "cli": LEAVES | {"checkpoint", "ops", "calibration", "capacity"},
+    "cli": LEAVES | {"checkpoint", "ops", "calibration", "capacity", "device_check"},
     "__init__": LEAVES | {"platforms"},
 }
 
@@ -33,6 +34,7 @@ FORBIDDEN = {
     "ops": {"vllm", "vllm_ascend"},
     "calibration": {"vllm", "vllm_ascend"},
     "capacity": {"vllm", "torch_npu", "vllm_ascend"},
+    "device_check": {"vllm", "vllm_ascend"},
 }
 """Other packages, wherever in a file they are imported; annotations do not count."""
 

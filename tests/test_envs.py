@@ -16,10 +16,11 @@ OURS = r"\bVLLM_W4A4_[A-Z0-9_]*[A-Z0-9]"
 SWITCHES = {
     # name -> value if unset, empty, "0", "1"
     "VLLM_W4A4_DISABLE": (False, False, False, True),
-    "VLLM_W4A4_KEEP_DTYPE": (False, False, False, True),
     "VLLM_W4A4_FORCE": (False, False, False, True),
     "VLLM_W4A4_NPU_FUSED": (True, True, False, True),
+    "VLLM_W4A4_SELF_CHECK": (True, True, False, True),
 }
+NUMBERS = {"VLLM_W4A4_ACTIVATION_BITS": (4, 4, 4, 8)}  # if unset, empty, "4", "8"
 TEXTS = {"VLLM_W4A4_ISA": "avx2", "ASCEND_HOME_PATH": "/opt/cann"}
 
 
@@ -38,8 +39,11 @@ def test_the_page_and_the_code_say_the_same() -> None:
 @pytest.mark.parametrize("name", envs.VARIABLES)
 def test_variables_read_as_documented(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ASCEND_TOOLKIT_HOME", raising=False)
-    given = (None, "", "0", "1") if name in SWITCHES else (None, "", TEXTS[name])
-    expected = SWITCHES.get(name) or (None, None, TEXTS[name])
+    if name in NUMBERS:
+        given, expected = (None, "", "4", "8"), NUMBERS[name]
+    else:
+        given = (None, "", "0", "1") if name in SWITCHES else (None, "", TEXTS[name])
+        expected = SWITCHES.get(name) or (None, None, TEXTS[name])
     for text, value in zip(given, expected, strict=True):
         monkeypatch.delenv(name, raising=False)
         if text is not None:
@@ -47,6 +51,13 @@ def test_variables_read_as_documented(name: str, monkeypatch: pytest.MonkeyPatch
         assert getattr(envs, name) == value
     if name in SWITCHES:
         assert envs.VARIABLES[name].default == str(int(SWITCHES[name][0]))
+
+
+@pytest.mark.parametrize("text", ["0", "6", "16", "8bit"])
+def test_other_numbers_of_activation_bits_are_errors(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_W4A4_ACTIVATION_BITS", text)
+    with pytest.raises(ValueError, match=f"VLLM_W4A4_ACTIVATION_BITS: expected 4 or 8, found '{text}'"):
+        _ = envs.VLLM_W4A4_ACTIVATION_BITS
 
 
 def test_older_cann(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     VLLM_W4A4_DISABLE: bool
     VLLM_W4A4_ISA: str | None
-    VLLM_W4A4_KEEP_DTYPE: bool
+    VLLM_W4A4_ACTIVATION_BITS: int
     VLLM_W4A4_FORCE: bool
     VLLM_W4A4_NPU_FUSED: bool
+    VLLM_W4A4_SELF_CHECK: bool
     ASCEND_HOME_PATH: str | None
 
 
@@ -44,6 +45,12 @@ def _on_unless_zero(text: str | None) -> bool:
     return text != "0"
 
 
+def _activation_bits(text: str | None) -> int:
+    if text not in (None, "", "4", "8"):
+        raise ValueError(f"VLLM_W4A4_ACTIVATION_BITS: expected 4 or 8, found {text!r}")
+    return int(text or 4)
+
+
 def _text(text: str | None) -> str | None:
     return text or None
 
@@ -60,11 +67,11 @@ VARIABLES = {
             "`neon_dotprod` or `portable`. The native library reads it, not Python.",
         ),
         Variable(
-            "VLLM_W4A4_KEEP_DTYPE",
-            _off_unless_set,
-            "0",
-            "`1` keeps a checkpoint's 16-bit dtype on CPUs that have no instructions for it, where the plugin would "
-            "otherwise compute in float32.",
+            "VLLM_W4A4_ACTIVATION_BITS",
+            _activation_bits,
+            "4",
+            "`8` runs W4A4 layers on CPUs with 8-bit activations that are not clipped (see "
+            "[8-bit activations](../explanation/activation-bits.md)).",
         ),
         Variable(
             "VLLM_W4A4_FORCE",
@@ -77,6 +84,13 @@ VARIABLES = {
             _on_unless_zero,
             "1",
             "`0` does not use the fused NPU library, for example to compare it with CANN's operators.",
+        ),
+        Variable(
+            "VLLM_W4A4_SELF_CHECK",
+            _on_unless_zero,
+            "1",
+            "`0` skips the small linear that each kernel computes, and has compared with the reference, before its "
+            "first use in a process.",
         ),
         Variable(
             "ASCEND_HOME_PATH",
@@ -102,3 +116,8 @@ def __dir__() -> list[str]:
 def set_default(name: str, value: str) -> None:
     """Set a variable of another package, vLLM's for instance, in this process unless the user has set it."""
     os.environ.setdefault(name, value)
+
+
+def assign(name: str, value: str) -> None:
+    """Set a variable of another package in this process."""
+    os.environ[name] = value

@@ -17,7 +17,8 @@ namespace w4a4 {
   void quantize_##isa(const QuantizeArgs&, int64_t begin, int64_t end, float* scratch);                       \
   void transform_right_##isa(const QuantizeArgs&, int64_t token, int64_t begin, int64_t end, float* scratch); \
   void transform_left_##isa(const QuantizeArgs&, int64_t begin, int64_t end, float* scratch);                 \
-  void quantize_transformed_##isa(const QuantizeArgs&, int64_t token, const float* scratch)
+  void quantize_transformed_##isa(const QuantizeArgs&, int64_t token, const float* scratch);                  \
+  void weight_only_##isa(const WeightOnlyArgs&, int64_t begin, int64_t end)
 #define W4A4_QUANTIZE(isa) quantize_##isa, transform_right_##isa, transform_left_##isa, quantize_transformed_##isa
 
 W4A4_DECLARE_QUANTIZE(portable);
@@ -25,7 +26,7 @@ extern const Gemm gemm_portable, gemm_int8_portable;
 #if defined(__x86_64__)
 W4A4_DECLARE_QUANTIZE(avx2);
 W4A4_DECLARE_QUANTIZE(avx512vnni);
-extern const Gemm gemm_avx2, gemm_avxvnni, gemm_avx512vnni, gemm_int8_avx2;
+extern const Gemm gemm_avx2, gemm_avxvnni, gemm_avx512vnni, gemm_int8_avx2, gemm_wide_int4_avx2, gemm_wide_int8_avx2;
 #elif defined(__aarch64__)
 extern const Gemm gemm_neon_dotprod, gemm_neon_i8mm;
 #endif
@@ -67,18 +68,28 @@ std::string names(bool only_available) {
 }  // namespace
 
 const std::vector<const Kernels*>& all_kernels() {
-  static const Kernels portable{"portable", always, W4A4_QUANTIZE(portable), gemm_portable, gemm_int8_portable};
+  static const Kernels portable{"portable",         always,        W4A4_QUANTIZE(portable), gemm_portable,
+                                gemm_int8_portable, gemm_portable, gemm_int8_portable,      weight_only_portable};
 #if defined(__x86_64__)
-  static const Kernels avx2{"avx2", has_avx2, W4A4_QUANTIZE(avx2), gemm_avx2, gemm_int8_avx2};
-  static const Kernels avxvnni{"avxvnni", has_avxvnni, W4A4_QUANTIZE(avx2), gemm_avxvnni, gemm_int8_avx2};
-  static const Kernels avx512vnni{"avx512vnni", has_avx512vnni, W4A4_QUANTIZE(avx512vnni), gemm_avx512vnni,
-                                  gemm_int8_avx2};
+  static const Kernels avx2{"avx2",
+                            has_avx2,
+                            W4A4_QUANTIZE(avx2),
+                            gemm_avx2,
+                            gemm_int8_avx2,
+                            gemm_wide_int4_avx2,
+                            gemm_wide_int8_avx2,
+                            weight_only_avx2};
+  static const Kernels avxvnni{"avxvnni",      has_avxvnni,  W4A4_QUANTIZE(avx2), gemm_avxvnni,
+                               gemm_int8_avx2, gemm_avxvnni, gemm_wide_int8_avx2, weight_only_avx2};
+  static const Kernels avx512vnni{"avx512vnni",   has_avx512vnni,  W4A4_QUANTIZE(avx512vnni), gemm_avx512vnni,
+                                  gemm_int8_avx2, gemm_avx512vnni, gemm_wide_int8_avx2,       weight_only_avx512vnni};
   static const std::vector<const Kernels*> all{&avx512vnni, &avxvnni, &avx2, &portable};
 #elif defined(__aarch64__)
   // NEON is part of the architecture, so the portable transform is compiled to it.
-  static const Kernels dotprod{"neon_dotprod", has_dotprod, W4A4_QUANTIZE(portable), gemm_neon_dotprod,
-                               gemm_int8_portable};
-  static const Kernels i8mm{"neon_i8mm", has_i8mm, W4A4_QUANTIZE(portable), gemm_neon_i8mm, gemm_int8_portable};
+  static const Kernels dotprod{"neon_dotprod",     has_dotprod,       W4A4_QUANTIZE(portable), gemm_neon_dotprod,
+                               gemm_int8_portable, gemm_neon_dotprod, gemm_int8_portable,      weight_only_portable};
+  static const Kernels i8mm{"neon_i8mm",        has_i8mm,       W4A4_QUANTIZE(portable), gemm_neon_i8mm,
+                            gemm_int8_portable, gemm_neon_i8mm, gemm_int8_portable,      weight_only_portable};
   static const std::vector<const Kernels*> all{&i8mm, &dotprod, &portable};
 #else
   static const std::vector<const Kernels*> all{&portable};

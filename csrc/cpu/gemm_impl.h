@@ -46,21 +46,24 @@ inline int32_t load_word(const int8_t* p) {
   return word;
 }
 
-// Adds one group's dequantized part: sum[t][r] += weight_scale * (acc - (zero_point + offset) * sum(q)).
+// Adds one group's dequantized part: sum[t][r] += weight_scale * (acc - (zero_point + offset) * sum(q) + quant_bias).
 void add_group(const GemmArgs& args, int64_t tile, int64_t group, int64_t begin, int64_t tokens, const int32_t* acc,
                float* sum) {
   const int64_t rows = std::min(kTileRows, args.out_features - tile * kTileRows);
   float scale[kTileRows] = {}, zero_point[kTileRows] = {};
+  uint32_t quant_bias[kTileRows] = {};
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t index = (tile * kTileRows + r) * args.groups + group;
     scale[r] = args.weight_scale[index];
     zero_point[r] = args.weight_offset != nullptr ? args.weight_offset[index] : 0.0f;
+    if (args.quant_bias != nullptr) quant_bias[r] = static_cast<uint32_t>(args.quant_bias[tile * kTileRows + r]);
   }
   for (int64_t t = 0; t < tokens; ++t) {
     const int32_t q_sum = args.q_sums[(begin + t) * args.groups + group];
     for (int64_t r = 0; r < kTileRows; ++r) {
       // The stored zero point is removed in integers, exactly; only a checkpoint's own offset is a float.
-      const auto exact = static_cast<float>(acc[t * kTileRows + r] - args.zero_point * q_sum);
+      const auto product = static_cast<uint32_t>(acc[t * kTileRows + r] - args.zero_point * q_sum);
+      const auto exact = static_cast<float>(static_cast<int32_t>(product + quant_bias[r]));
       sum[t * kTileRows + r] += scale[r] * (exact - zero_point[r] * static_cast<float>(q_sum));
     }
   }

@@ -46,6 +46,8 @@ inline int64_t transform_scratch(const QuantizeArgs& args) { return 2 * args.lef
 // The integer matrix product with dequantization.
 //
 //   y[t][o] = scale[t] * sum_g weight_scale[o][g] * (sum_{k in g} q[t][k] * (w[o][k] - weight_offset[o][g])) + bias[o]
+//
+// With a quant_bias, which excludes groups, quant_bias[o] is added to the sum over k, in 32-bit integers.
 struct GemmArgs {
   const int8_t* q;             // panels of block_count(in_features) * 8 features, zero beyond in_features
   Panels panels;               // of at most Gemm::panel_tokens tokens
@@ -56,6 +58,7 @@ struct GemmArgs {
   const float* weight_scale;   // [out_features, groups]
   const float* weight_offset;  // [out_features, groups] or null
   const float* bias;           // [out_features] or null
+  const int32_t* quant_bias;   // [out_features] or null
   int64_t in_features, out_features, groups;
   void* y;  // [tokens, out_features] of type `dtype`
   Dtype dtype;
@@ -70,6 +73,24 @@ struct Gemm {
   int64_t panel_tokens, panel_unit;  // see Panels
 };
 
+// The product with activations that stay floats, in float32:
+//
+//   y[t][o] = sum_g weight_scale[o][g] * sum_{k in g} x[t][k] * (w[o][k] - weight_offset[o][g]) + bias[o]
+struct WeightOnlyArgs {
+  const float* x;  // [tokens, in_features]
+  int64_t tokens;  // at most kWeightOnlyTokens
+  bool is_int4;    // otherwise int8
+  const void* packed;
+  const float* weight_scale;   // [out_features, groups]
+  const float* weight_offset;  // [out_features, groups] or null
+  const float* bias;           // [out_features] or null
+  int64_t in_features, out_features, groups;
+  void* y;  // [tokens, out_features] of type `dtype`
+  Dtype dtype;
+};
+
+inline constexpr int64_t kWeightOnlyTokens = 64;
+
 struct Kernels {
   const char* name;
   bool (*is_available)();
@@ -80,7 +101,12 @@ struct Kernels {
   void (*transform_right)(const QuantizeArgs&, int64_t token, int64_t row_begin, int64_t row_end, float* scratch);
   void (*transform_left)(const QuantizeArgs&, int64_t row_begin, int64_t row_end, float* scratch);
   void (*quantize_transformed)(const QuantizeArgs&, int64_t token, const float* scratch);
+  // int4 weights with activations in [-8, 7], int8 weights with activations in [-127, 127].
   Gemm int4, int8;
+  // The same with activations over the whole range of int8.
+  Gemm wide_int4, wide_int8;
+  // Tiles of 16 output features [tile_begin, tile_end).
+  void (*weight_only)(const WeightOnlyArgs&, int64_t tile_begin, int64_t tile_end);
 };
 
 // Every instruction set compiled in, best first; the last one runs anywhere.

@@ -138,6 +138,7 @@ GemmArgs gemm_args(const Weight& weight, Dtype dtype, int32_t zero_point) {
   args.weight_scale = weight.scale;
   args.weight_offset = weight.offset;
   args.bias = float_bias(weight);
+  args.quant_bias = weight.quant_bias;
   args.in_features = weight.in_features;
   args.out_features = weight.out_features;
   args.groups = weight.groups;
@@ -193,38 +194,15 @@ void linear(const void* x, Dtype dtype, int64_t tokens, QuantizeArgs quantize, G
   }
 }
 
-}  // namespace
-
-void flatquant_linear(const void* x, Dtype dtype, int64_t tokens, const Transform& transform, const Weight& weight,
-                      void* y, const Kernels& kernels, const Pool& pool) {
-  const QuantizeArgs quantize = quantize_args(x, dtype, weight.in_features, transform, kInt4Range, weight.groups);
-  linear(x, dtype, tokens, quantize, gemm_args(weight, dtype, kZeroPoint), y, kernels, kernels.int4, pool);
-}
-
-void w8a8_linear(const void* x, Dtype dtype, int64_t tokens, const Weight& weight, void* y, const Kernels& kernels,
-                 const Pool& pool) {
-  const Transform none{1, weight.in_features, nullptr, nullptr, 1.0f};
-  const QuantizeArgs quantize = quantize_args(x, dtype, weight.in_features, none, kInt8Range, weight.groups);
-  linear(x, dtype, tokens, quantize, gemm_args(weight, dtype, 0), y, kernels, kernels.int8, pool);
-}
-
-void kronecker_quant(const void* x, Dtype dtype, int64_t tokens, int64_t features, const Transform& transform,
-                     int8_t* q, float* scale, const Kernels& kernels, const Pool& pool) {
-  QuantizeArgs args = quantize_args(x, dtype, features, transform, kInt4Range, 1);
-  args.q = q;
-  args.q_stride = features;
-  args.scale = scale;
-  quantize_tokens(args, tokens, kernels, pool);
-}
-
-void int4_linear(const int8_t* q, const float* scale, int64_t tokens, const Weight& weight, void* y, Dtype dtype,
-                 const Kernels& kernels, const Pool& pool) {
+// Multiplies tokens that are quantized already.
+void quantized_linear(const int8_t* q, const float* scale, int64_t tokens, const Weight& weight, int32_t zero_point,
+                      void* y, Dtype dtype, const Gemm& gemm, const Pool& pool) {
   const int64_t chunk = std::min(tokens, kTokenChunk);
   const int64_t stride = block_count(weight.in_features) * kBlockFeatures;
   const int64_t group_size = weight.in_features / weight.groups;
   int8_t* padded = q_scratch.get<int8_t>(chunk * stride);
   int32_t* sums = sum_scratch.get<int32_t>(chunk * weight.groups);
-  GemmArgs args = gemm_args(weight, dtype, kZeroPoint);
+  GemmArgs args = gemm_args(weight, dtype, zero_point);
   args.q_sums = sums;
   for (int64_t begin = 0; begin < tokens; begin += chunk) {
     const int64_t count = std::min(chunk, tokens - begin);
@@ -235,12 +213,49 @@ void int4_linear(const int8_t* q, const float* scale, int64_t tokens, const Weig
         sums[t * weight.groups + g] = sum_bytes(source + g * group_size, group_size);
       }
     }
-    args.panels = Panels(count, kernels.int4.panel_tokens);
-    args.q = make_panels(padded, stride, args.panels, kernels.int4, pool);
+    args.panels = Panels(count, gemm.panel_tokens);
+    args.q = make_panels(padded, stride, args.panels, gemm, pool);
     args.scale = scale + begin;
     args.y = row_of(y, dtype, weight.out_features, begin);
-    multiply(args, kernels.int4, pool);
+    multiply(args, gemm, pool);
   }
+}
+
+const Gemm& int4_gemm(const Kernels& kernels, ActivationRange range) {
+  return range.max > kInt4Range.max ? kernels.wide_int4 : kernels.int4;
+}
+
+}  // namespace
+
+void flatquant_linear(const void* x, Dtype dtype, int64_t tokens, const Transform& transform, ActivationRange range,
+                      const Weight& weight, void* y, const Kernels& kernels, const Pool& pool) {
+  const QuantizeArgs quantize = quantize_args(x, dtype, weight.in_features, transform, range, weight.groups);
+  linear(x, dtype, tokens, quantize, gemm_args(weight, dtype, kZeroPoint), y, kernels, int4_gemm(kernels, range), pool);
+}
+
+void w8a8_linear(const void* x, Dtype dtype, int64_t tokens, const Transform& transform, const Weight& weight, void* y,
+                 const Kernels& kernels, const Pool& pool) {
+  const QuantizeArgs quantize = quantize_args(x, dtype, weight.in_features, transform, kInt8Range, weight.groups);
+  linear(x, dtype, tokens, quantize, gemm_args(weight, dtype, 0), y, kernels, kernels.int8, pool);
+}
+
+void kronecker_quant(const void* x, Dtype dtype, int64_t tokens, int64_t features, const Transform& transform,
+                     ActivationRange range, int8_t* q, float* scale, const Kernels& kernels, const Pool& pool) {
+  QuantizeArgs args = quantize_args(x, dtype, features, transform, range, 1);
+  args.q = q;
+  args.q_stride = features;
+  args.scale = scale;
+  quantize_tokens(args, tokens, kernels, pool);
+}
+
+void int4_linear(const int8_t* q, const float* scale, int64_t tokens, ActivationRange range, const Weight& weight,
+                 void* y, Dtype dtype, const Kernels& kernels, const Pool& pool) {
+  quantized_linear(q, scale, tokens, weight, kZeroPoint, y, dtype, int4_gemm(kernels, range), pool);
+}
+
+void int8_linear(const int8_t* q, const float* scale, int64_t tokens, const Weight& weight, void* y, Dtype dtype,
+                 const Kernels& kernels, const Pool& pool) {
+  quantized_linear(q, scale, tokens, weight, 0, y, dtype, kernels.wide_int8, pool);
 }
 
 }  // namespace w4a4

@@ -41,22 +41,27 @@ struct Weight {
   const void* bias;     // [out_features] of type bias_dtype, or null
   Dtype bias_dtype;
   int64_t out_features, in_features, groups;
+  const int32_t* quant_bias = nullptr;  // [out_features] or null
 };
 
-// x [tokens, in_features] -> y [tokens, out_features], both of type `dtype`.
-void flatquant_linear(const void* x, Dtype dtype, int64_t tokens, const Transform& transform, const Weight& weight,
-                      void* y, const Kernels& kernels, const Pool& pool);
+// x [tokens, in_features] -> y [tokens, out_features], both of type `dtype`; activations are quantized to `range`.
+void flatquant_linear(const void* x, Dtype dtype, int64_t tokens, const Transform& transform, ActivationRange range,
+                      const Weight& weight, void* y, const Kernels& kernels, const Pool& pool);
 
-// The same with int8 weights, int8 activations and no transform.
-void w8a8_linear(const void* x, Dtype dtype, int64_t tokens, const Weight& weight, void* y, const Kernels& kernels,
-                 const Pool& pool);
+// The same with int8 weights and int8 activations.
+void w8a8_linear(const void* x, Dtype dtype, int64_t tokens, const Transform& transform, const Weight& weight, void* y,
+                 const Kernels& kernels, const Pool& pool);
 
-// x [tokens, features] of type `dtype` -> q [tokens, features], scale [tokens].
+// x [tokens, features] of type `dtype` -> q [tokens, features] in `range`, scale [tokens].
 void kronecker_quant(const void* x, Dtype dtype, int64_t tokens, int64_t features, const Transform& transform,
-                     int8_t* q, float* scale, const Kernels& kernels, const Pool& pool);
+                     ActivationRange range, int8_t* q, float* scale, const Kernels& kernels, const Pool& pool);
 
-// Already quantized tokens q [tokens, in_features] with scales -> y [tokens, out_features] of type `dtype`.
-void int4_linear(const int8_t* q, const float* scale, int64_t tokens, const Weight& weight, void* y, Dtype dtype,
+// Already quantized tokens q [tokens, in_features] in `range`, with scales -> y [tokens, out_features] of type `dtype`.
+void int4_linear(const int8_t* q, const float* scale, int64_t tokens, ActivationRange range, const Weight& weight,
+                 void* y, Dtype dtype, const Kernels& kernels, const Pool& pool);
+
+// The same with int8 weights and any int8 activations.
+void int8_linear(const int8_t* q, const float* scale, int64_t tokens, const Weight& weight, void* y, Dtype dtype,
                  const Kernels& kernels, const Pool& pool);
 
 }  // namespace w4a4

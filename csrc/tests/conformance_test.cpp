@@ -14,6 +14,7 @@
 #include "nonfinite_test.h"
 #include "oracle.h"
 #include "random.h"
+#include "wide_test.h"
 
 namespace {
 
@@ -53,8 +54,8 @@ void test_integers(const w4a4::Kernels& kernels, const Shape& shape, int64_t thr
   std::vector<float> y(shape.tokens * shape.out);
   const w4a4::Weight weight{packed.data(),         weight_scale.data(), nullptr,  nullptr,
                             w4a4::Dtype::kFloat32, shape.out,           features, shape.groups};
-  w4a4::int4_linear(q.data(), scale.data(), shape.tokens, weight, y.data(), w4a4::Dtype::kFloat32, kernels,
-                    make_pool(threads));
+  w4a4::int4_linear(q.data(), scale.data(), shape.tokens, w4a4::kInt4Range, weight, y.data(), w4a4::Dtype::kFloat32,
+                    kernels, make_pool(threads));
   bool is_right = true;
   for (int64_t t = 0; t < shape.tokens; ++t) {
     for (int64_t o = 0; o < shape.out; ++o) {
@@ -90,8 +91,8 @@ void test_linear(const w4a4::Kernels& kernels, const Shape& shape, w4a4::Dtype d
 
   Quantized mine{std::vector<int8_t>(x.size()), {}};
   std::vector<float> scale(shape.tokens);
-  w4a4::kronecker_quant(input.data(), dtype, shape.tokens, features, transform_args, mine.q.data(), scale.data(),
-                        kernels, pool);
+  w4a4::kronecker_quant(input.data(), dtype, shape.tokens, features, transform_args, w4a4::kInt4Range, mine.q.data(),
+                        scale.data(), kernels, pool);
   const Quantized exact =
       quantize(transform(x, shape.tokens, shape.left, shape.right, l, r), shape.tokens, 0.9f, -8, 7);
   int64_t steps = 0, largest = 0;
@@ -108,7 +109,8 @@ void test_linear(const w4a4::Kernels& kernels, const Shape& shape, w4a4::Dtype d
   std::vector<uint8_t> output(shape.tokens * shape.out * w4a4::dtype_size(dtype));
   const w4a4::Weight weight{packed.data(),         weight_scale.data(), offset.data(), bias.data(),
                             w4a4::Dtype::kFloat32, shape.out,           features,      shape.groups};
-  w4a4::flatquant_linear(input.data(), dtype, shape.tokens, transform_args, weight, output.data(), kernels, pool);
+  w4a4::flatquant_linear(input.data(), dtype, shape.tokens, transform_args, w4a4::kInt4Range, weight, output.data(),
+                         kernels, pool);
   const std::vector<float> y = from_dtype(output, dtype);
   const double rounding = dtype == w4a4::Dtype::kFloat32 ? 0 : dtype == w4a4::Dtype::kBFloat16 ? 1.0 / 256 : 1.0 / 2048;
   bool is_right = true;
@@ -143,7 +145,8 @@ void test_w8a8(const w4a4::Kernels& kernels, int64_t features, int64_t out, int6
   std::vector<float> y(tokens * out);
   const w4a4::Weight weight{
       packed.data(), weight_scale.data(), nullptr, nullptr, w4a4::Dtype::kFloat32, out, features, 1};
-  w4a4::w8a8_linear(x.data(), w4a4::Dtype::kFloat32, tokens, weight, y.data(), kernels, make_pool(2));
+  const w4a4::Transform none{1, features, nullptr, nullptr, 1.0f};
+  w4a4::w8a8_linear(x.data(), w4a4::Dtype::kFloat32, tokens, none, weight, y.data(), kernels, make_pool(2));
   const Quantized exact = quantize(std::vector<double>(x.begin(), x.end()), tokens, 1.0, -127, 127);
   bool is_right = true;
   for (int64_t t = 0; t < tokens; ++t) {
@@ -169,8 +172,8 @@ void test_extremes(const w4a4::Kernels& kernels) {
         std::vector<float> y(tokens * kOut);
         const w4a4::Weight weight{packed.data(),         ones.data(), nullptr,   nullptr,
                                   w4a4::Dtype::kFloat32, kOut,        kFeatures, 1};
-        w4a4::int4_linear(q.data(), ones.data(), tokens, weight, y.data(), w4a4::Dtype::kFloat32, kernels,
-                          make_pool(1));
+        w4a4::int4_linear(q.data(), ones.data(), tokens, w4a4::kInt4Range, weight, y.data(), w4a4::Dtype::kFloat32,
+                          kernels, make_pool(1));
         const auto expected = static_cast<float>(weight_value * q_value * kFeatures);
         check(y == std::vector<float>(y.size(), expected), std::string(kernels.name) + " extremes");
       }
@@ -207,6 +210,7 @@ void test(const w4a4::Kernels& kernels) {
     test_w8a8(kernels, 77, 1, tokens);
   }
   test_extremes(kernels);
+  test_wide(kernels);
 }
 
 }  // namespace

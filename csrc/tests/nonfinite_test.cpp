@@ -81,17 +81,20 @@ Result run(const Case& c, Operator op, const w4a4::Kernels& kernels, int64_t thr
   // Outputs that a kernel does not write are found out.
   std::vector<uint8_t> output(c.tokens * c.out * w4a4::dtype_size(c.dtype), 0x55);
   if (op == Operator::kFlatquantLinear) {
-    w4a4::flatquant_linear(input.data(), c.dtype, c.tokens, transform, weight, output.data(), kernels, pool);
+    w4a4::flatquant_linear(input.data(), c.dtype, c.tokens, transform, w4a4::kInt4Range, weight, output.data(), kernels,
+                           pool);
   } else if (op == Operator::kInt4Linear) {
     result.q.resize(c.x.size());
     result.scale.resize(c.tokens);
-    w4a4::kronecker_quant(input.data(), c.dtype, c.tokens, c.features(), transform, result.q.data(),
+    w4a4::kronecker_quant(input.data(), c.dtype, c.tokens, c.features(), transform, w4a4::kInt4Range, result.q.data(),
                           result.scale.data(), kernels, pool);
-    w4a4::int4_linear(result.q.data(), result.scale.data(), c.tokens, weight, output.data(), c.dtype, kernels, pool);
+    w4a4::int4_linear(result.q.data(), result.scale.data(), c.tokens, w4a4::kInt4Range, weight, output.data(), c.dtype,
+                      kernels, pool);
   } else {
     weight.packed = packed_int8.data();
     weight.offset = nullptr;
-    w4a4::w8a8_linear(input.data(), c.dtype, c.tokens, weight, output.data(), kernels, pool);
+    const w4a4::Transform none{1, c.features(), nullptr, nullptr, 1.0f};
+    w4a4::w8a8_linear(input.data(), c.dtype, c.tokens, none, weight, output.data(), kernels, pool);
   }
   result.y = from_dtype(output, c.dtype);
   return result;
@@ -206,7 +209,8 @@ void test_given_scales(const w4a4::Kernels& kernels, w4a4::Dtype dtype) {
   const w4a4::Weight weight{packed.data(), c.weight_scale.data(), nullptr, c.bias.data(), w4a4::Dtype::kFloat32,
                             c.out,         c.features(),          1};
   std::vector<uint8_t> output(c.tokens * c.out * w4a4::dtype_size(dtype));
-  w4a4::int4_linear(q.data(), scale.data(), c.tokens, weight, output.data(), dtype, kernels, make_pool(1));
+  w4a4::int4_linear(q.data(), scale.data(), c.tokens, w4a4::kInt4Range, weight, output.data(), dtype, kernels,
+                    make_pool(1));
   const auto y = from_dtype(output, dtype);
   bool is_right = true;
   for (int64_t t = 0; t < c.tokens; ++t) {

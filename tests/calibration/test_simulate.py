@@ -104,6 +104,7 @@ def test_simulated_layers_are_the_reference_operators(kind: QuantType, groups: i
     assert torch.allclose(SimulatedLinear(tensors, kind, bias)(x), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_type_that_is_known_by_name_only_is_refused() -> None:
-    with pytest.raises(CalibrationError, match=r"model\.layers\.0\.mlp\.up_proj has quant type W4A8_DYNAMIC"):
-        layer_tensors(CheckpointReader(MICRO), "model.layers.0.mlp.up_proj", QuantType("W4A8_DYNAMIC"))
+@pytest.mark.parametrize("name", ["W8A8_MIX", "W8A8"])
+def test_types_that_are_known_by_name_only_or_static_are_refused(name: str) -> None:
+    with pytest.raises(CalibrationError, match=rf"model\.layers\.0\.mlp\.up_proj has quant type {name}"):
+        layer_tensors(CheckpointReader(MICRO), "model.layers.0.mlp.up_proj", QuantType(name))

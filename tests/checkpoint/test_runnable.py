@@ -42,9 +42,18 @@ def test_on_cpu_only_linear_layers_are_quantized(kind: Kind, quant_type: QuantTy
 
 def test_linear_layers() -> None:
     assert unsupported_reason("x", QuantType.W4A4_FLATQUANT_DYNAMIC, Kind.LINEAR) == ""
-    reason = unsupported_reason("x", QuantType.W8A8, Kind.LINEAR)
-    assert "quant type W8A8 cannot be run here. Types that can: FLOAT, W8A8_DYNAMIC, W4A4_DYNAMIC" in reason
-    assert unsupported_reason("x", QuantType.W8A8, Kind.LINEAR, backends=ON_NPU) == ""
+    mixed = QuantType("W8A8_MIX")
+    reason = unsupported_reason("x", mixed, Kind.LINEAR)
+    assert "quant type W8A8_MIX cannot be run here. Types that can: FLOAT, W8A8_DYNAMIC, W4A4_DYNAMIC" in reason
+    assert "vllm-ascend runs it on NPUs." in reason
+    assert unsupported_reason("x", mixed, Kind.LINEAR, backends=ON_NPU) == ""
+
+
+@pytest.mark.parametrize(("name", "on_npus"), [("W4A4_MXFP4", True), ("W4A8_SVD_DYNAMIC", False)])
+def test_what_runs_nowhere_is_not_sent_to_npus(name: str, on_npus: bool) -> None:
+    reason = unsupported_reason("x", QuantType(name), Kind.LINEAR)
+    assert f"quant type {name} cannot be run here. Types that can: FLOAT" in reason
+    assert ("vllm-ascend runs it on NPUs." in reason) == on_npus
 
 
 def test_experts_on_npus() -> None:

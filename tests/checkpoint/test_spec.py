@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from tests.conftest import MICRO
 from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader, QuantType, TensorInfo
+from vllm_w4a4_plugin.checkpoint.agreement import merge_clip_ratios
 from vllm_w4a4_plugin.checkpoint.spec import (
     agreeing_spec,
     assumed_spec,
     check_values,
     kronecker_sizes,
     linear_spec,
-    merge_clip_ratios,
 )
 
 W4A4, DYNAMIC, W8A8 = QuantType.W4A4_FLATQUANT_DYNAMIC, QuantType.W4A4_DYNAMIC, QuantType.W8A8_DYNAMIC
@@ -93,7 +93,8 @@ def test_groups_come_from_the_scale() -> None:
         (DYNAMIC, {}, ["m.left_trans", "no such tensor in a W4A4_DYNAMIC layer"]),
         (W8A8, {"weight_scale": (8, 2), "left_trans": None, "right_trans": None, "clip_ratio": None,
                 "weight_offset": None}, ["one scale per output row"]),
-        (QuantType.W8A8, {}, ["W8A8 cannot be run here"]),
+        (QuantType("W8A8_MIX"), {}, ["W8A8_MIX cannot be run here"]),
+        (QuantType.W8A8, {}, ["m.left_trans", "no such tensor in a W8A8 layer"]),
     ],
 )  # fmt: skip
 def test_bad_headers(kind: QuantType, change: dict[str, Any], words: list[str]) -> None:

@@ -20,11 +20,18 @@ def rows(text: str) -> dict[str, str]:
     return {line.split("  ")[0]: line for line in text.splitlines()}
 
 
+def write_mixed(directory: Path) -> None:
+    """A checkpoint with two layers of a type that is known by name only."""
+    write_case("e1_static", directory)
+    file = directory / DESCRIPTION
+    file.write_text(file.read_text().replace('"W8A8"', '"W8A8_MIX"'))
+
+
 def test_a_type_that_is_known_by_name_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_case("e1_static", tmp_path)
+    write_mixed(tmp_path)
     assert main(["inspect", str(tmp_path)]) == 0
     row = rows(capsys.readouterr().out)["down_proj"]
-    assert "W8A8  " in row
+    assert "W8A8_MIX  " in row
     assert "192 x 384" in row
     assert row.endswith("2       cannot be run on CPU; `vllm-w4a4 verify` says what can")
 
@@ -67,12 +74,12 @@ def test_it_goes_on_after_a_bad_layer(
 
 
 def test_json_of_a_type_that_cannot_be_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_case("e1_static", tmp_path)
+    write_mixed(tmp_path)
     assert main(["inspect", str(tmp_path), "--json"]) == 0
     layers = {layer["name"]: layer for layer in json.loads(capsys.readouterr().out)["linear_layers"]}
     down = layers["model.layers.0.mlp.down_proj"]
-    assert (down["quant_type"], down["out_features"], down["in_features"]) == ("W8A8", 192, 384)
-    assert "quant type W8A8 cannot be run here" in down["problem"]
+    assert (down["quant_type"], down["out_features"], down["in_features"]) == ("W8A8_MIX", 192, 384)
+    assert "quant type W8A8_MIX cannot be run here" in down["problem"]
 
 
 def test_without_config(micro_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,11 @@ from vllm_w4a4_plugin.checkpoint import CheckpointReader, QuantType
 from vllm_w4a4_plugin.checkpoint.resolve import module_type
 from vllm_w4a4_plugin.ops import reference
 
+SUFFIXES = (
+    *("weight", "weight_scale", "weight_offset", "left_trans", "right_trans", "clip_ratio", "bias"),
+    *("input_scale", "input_offset", "quant_bias", "deq_scale"),
+)
+
 
 class ReferenceLinear(torch.nn.Module):
     """One quantized linear of a checkpoint, in plain torch."""
@@ -19,13 +24,14 @@ class ReferenceLinear(torch.nn.Module):
         super().__init__()
         self.kind = kind
         self.values = {
-            suffix: reader.load(f"{name}.{suffix}")
-            for suffix in ("weight", "weight_scale", "weight_offset", "left_trans", "right_trans", "clip_ratio", "bias")
-            if f"{name}.{suffix}" in reader.tensors
+            suffix: reader.load(f"{name}.{suffix}") for suffix in SUFFIXES if f"{name}.{suffix}" in reader.tensors
         }
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         v = self.values
+        if self.kind is QuantType.W8A8:
+            q = (x / v["input_scale"] + v["input_offset"]).round().clamp(-128, 127)
+            return ((q.double() @ v["weight"].double().T + v["quant_bias"]) * v["deq_scale"]).to(x.dtype)
         scale, bias = v["weight_scale"].squeeze(1), v.get("bias")
         if self.kind is QuantType.W8A8_DYNAMIC:
             return reference.w8a8_linear(x, v["weight"], scale, bias)

@@ -56,8 +56,8 @@ def test_unknown_type(micro_copy: Path, edit_json: Callable[..., None]) -> None:
 
 
 def test_type_that_cannot_be_run_here(micro_copy: Path, edit_json: Callable[..., None]) -> None:
-    edit_json(DESCRIPTION, {f"{ATTENTION}.o_proj.weight": "W8A8"})
-    refused(micro_copy, f"layer {ATTENTION}.o_proj: quant type W8A8 cannot be run here", "W8A8_DYNAMIC")
+    edit_json(DESCRIPTION, {f"{ATTENTION}.o_proj.weight": "W8A8_MIX"})
+    refused(micro_copy, f"layer {ATTENTION}.o_proj: quant type W8A8_MIX cannot be run here", "W8A8_DYNAMIC")
 
 
 def test_layer_missing_from_the_description(micro_copy: Path, edit_json: Callable[..., None]) -> None:

@@ -91,9 +91,11 @@ def on_device(generation: str) -> dict[str, Any]:
     if hasattr(utils, "_ascend_device_type"):  # vllm-ascend 0.23 keeps what it has read there
         utils._ascend_device_type = None
     else:
-        from vllm_ascend.device.device_config import get_device_config
+        from vllm_ascend.device import device_config, hardware_profile
 
-        get_device_config.cache_clear()
+        device_config.get_device_config.cache_clear()
+        profile = hardware_profile.get_hardware_profile(device_config.get_ascend_device_type())
+        hardware_profile._CURRENT_HARDWARE_PROFILE = profile
     return of_the_user("plugin", "platform")
 
 

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.linears import load, relative_error
+from tests.npu.fused_library import fused_library
 from tests.npu.linears import DYNAMIC, SAME_ROUNDINGS, Linear, inputs, output
-from vllm_w4a4_plugin.ops import reference
 from vllm_w4a4_plugin.ops.npu import fused
 from vllm_w4a4_plugin.ops.npu.select import Kernel
 
@@ -18,41 +17,13 @@ pytestmark = pytest.mark.usefixtures("config")
 
 
 class TestFusedLibrary:
-    """A library in Python in place of csrc/npu's: the same operator, checked as torch_operator.cpp checks it."""
+    """A library in Python in place of csrc/npu's."""
 
     @pytest.fixture(autouse=True)
     def library(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        from vllm_w4a4_plugin.ops.npu.nz import unpack_nz
-
-        def flatquant_linear(
-            x: torch.Tensor,
-            weight: torch.Tensor,
-            weight_scale: torch.Tensor,
-            left_trans: torch.Tensor | None,
-            right_trans: torch.Tensor | None,
-            clip_ratio: float,
-            bias: torch.Tensor | None = None,
-        ) -> torch.Tensor:
-            assert x.is_contiguous()
-            assert weight_scale.shape[0] == 1
-            assert bias is None or bias.dtype == torch.float32
-            assert all(factor is None or factor.dtype == x.dtype for factor in (left_trans, right_trans))
-            rows = weight_scale.shape[1]
-            unpacked = unpack_nz(weight, rows, x.shape[-1])
-            y = reference.flatquant_linear(
-                x.float(), unpacked, weight_scale[0], left_trans, right_trans, clip_ratio, bias
-            )
-            return y.to(x.dtype)
-
-        library = torch.library.Library("vllm_w4a4_npu", "FRAGMENT")
-        library.define(
-            "flatquant_linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? left_trans, Tensor? right_trans, "
-            "float clip_ratio, Tensor? bias=None) -> Tensor"
-        )
-        library.impl("flatquant_linear", flatquant_linear, "CPU")
         monkeypatch.setattr(fused, "unavailable_reason", lambda: "")
-        yield
-        library._destroy()
+        with fused_library():
+            yield
 
     @pytest.mark.parametrize(("left", "right", "kind"), [(12, 16, None), (12, None, None), (None, None, DYNAMIC)])
     def test_it_is_preferred(

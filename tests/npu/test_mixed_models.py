@@ -6,6 +6,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
+import torch
 from vllm.config import VllmConfig
 from vllm.model_executor.layers import fused_moe
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
@@ -61,7 +62,7 @@ def mixed(config: VllmConfig) -> tuple[AscendW4A4ModelSlimConfig, AscendModelSli
 
 def linear(**sizes: int) -> Any:
     layer = MagicMock(spec=LinearBase)
-    layer.input_size, layer.output_size = 192, 256
+    layer.input_size, layer.output_size, layer.params_dtype = 192, 256, torch.bfloat16
     return layer
 
 

@@ -11,7 +11,9 @@ import pytest
 
 from vllm_w4a4_plugin import ops
 
-CONFORMANCE = [str(Path(__file__).parent / name) for name in ("test_conformance.py", "test_nonfinite.py")]
+CONFORMANCE = [
+    str(Path(__file__).parent / name) for name in ("test_conformance.py", "test_nonfinite.py", "test_wide_operators.py")
+]
 ROOT = Path(__file__).parents[2]
 
 

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The oracle itself, against arithmetic written out in another way."""
 
+from typing import Any
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -100,3 +103,29 @@ def test_npu_tokens_that_are_not_finite() -> None:
     assert not y[[0, 1, 3, 5]].isfinite().any()
     assert y[0].isnan().all()
     assert torch.equal(y[[2, 4]], clean[[2, 4]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("factors", [(None, None), (16, None), (None, 24), (16, 24)])
+@pytest.mark.parametrize("function", [reference.kronecker_quant_fused, reference.unfused_quant_npu])
+def test_npu_roundings_are_the_formula_up_to_16_bits(function: Any, factors: Any, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    left, right = (size and torch.randint(-2, 3, (size, size), generator=generator).float() for size in factors)
+    x = torch.randint(-9, 10, (20, 384), generator=generator).to(dtype)
+    for clip_ratio in (1.0, 0.95):
+        q, scale = function(x, left, right, clip_ratio)
+        expected, expected_scale = reference.kronecker_quant(x.float(), left, right, clip_ratio)
+        torch.testing.assert_close(scale, expected_scale, rtol=2**-7, atol=0)
+        # X R is rounded to the dtype, which moves few activations by a step of a 4-bit grid.
+        assert (q - expected).abs().max() <= 1
+        assert (q != expected).float().mean() < 0.03
+
+
+def test_npu_roundings_at_the_ends() -> None:
+    x = torch.tensor([[14.0, -14.0, 1.0, 3.0], [0.0] * 4]).bfloat16()
+    q, scale = reference.kronecker_quant_fused(x, None, None, 0.5)
+    assert q.tolist() == [[7, -8, 1, 3], [0] * 4]
+    assert scale.tolist() == [1.0, 0.0]
+    q, scale = reference.unfused_quant_npu(x, None, None, 0.5)
+    assert q.tolist() == [[7, -7, 1, 3], [0] * 4]  # the clamp loses -8
+    assert scale.tolist() == [1.0, 0.0]

@@ -13,7 +13,6 @@ from vllm_w4a4_plugin.platforms import dtype as dtypes
 @pytest.fixture
 def slow_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dtypes, "slow_on_this_cpu", lambda dtype: dtype == torch.bfloat16)
-    monkeypatch.delenv("VLLM_W4A4_KEEP_DTYPE", raising=False)
 
 
 @pytest.mark.usefixtures("slow_bfloat16")
@@ -24,14 +23,11 @@ def test_float32_replaces_what_the_cpu_lacks(quantization: str | None) -> None:
 
 
 @pytest.mark.usefixtures("slow_bfloat16")
-def test_another_dtype_asked_for_by_name_stays() -> None:
-    assert engine_config(MICRO, dtype="float16").model_config.dtype == torch.float16
-
-
-@pytest.mark.usefixtures("slow_bfloat16")
-def test_dtype_is_kept_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLLM_W4A4_KEEP_DTYPE", "1")
-    assert engine_config(MICRO, dtype="auto").model_config.dtype == torch.bfloat16
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_dtype_asked_for_by_name_stays(dtype: torch.dtype) -> None:
+    """Also the checkpoint's own, which vLLM would choose for `auto`, and after an engine with `auto`."""
+    engine_config(MICRO, dtype="auto")
+    assert engine_config(MICRO, dtype=str(dtype).removeprefix("torch.")).model_config.dtype == dtype
 
 
 @pytest.mark.usefixtures("slow_bfloat16")

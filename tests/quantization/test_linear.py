@@ -18,7 +18,7 @@ from vllm.model_executor.layers.linear import (
 from tests.linears import load
 from tests.quantization.linears import IN, KINDS, Linear, assert_near, column_layer, inputs
 from vllm_w4a4_plugin.ops import reference
-from vllm_w4a4_plugin.quantization.schemes import w4a4_flatquant_dynamic
+from vllm_w4a4_plugin.quantization.schemes import transform
 
 pytestmark = pytest.mark.usefixtures("vllm_context")
 
@@ -104,7 +104,7 @@ def test_row_parallel_flatquant(
     """The ranks' outputs add up to the whole layer's, with the same int4 values as on one rank; bias counts once."""
     linear = Linear(40, "W4A4_FLATQUANT_DYNAMIC", 0, bias=bias)
     config = make_config(proj=linear)
-    monkeypatch.setattr(w4a4_flatquant_dynamic, "tensor_model_parallel_all_gather", lambda x: inputs())
+    monkeypatch.setattr(transform, "tensor_model_parallel_all_gather", lambda x: inputs())
     total = torch.zeros(9, 40)
     for rank in range(size):
         at_rank(rank, size)

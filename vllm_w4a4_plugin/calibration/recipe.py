@@ -13,6 +13,7 @@ from .model.structure import Group, Role
 
 _FLATQUANT, _W8A8 = QuantType.W4A4_FLATQUANT_DYNAMIC, QuantType.W8A8_DYNAMIC
 _W4A4, _FLOAT = QuantType.W4A4_DYNAMIC, QuantType.FLOAT
+_W4A8 = QuantType.W4A8_FLATQUANT_DYNAMIC
 
 RoleTypes = Mapping[Role, QuantType]
 
@@ -20,6 +21,7 @@ RECIPES: Mapping[str, RoleTypes] = {
     "tutorial": {Role.QKV: _FLATQUANT, Role.O: _W8A8, Role.GATE_UP: _FLATQUANT, Role.DOWN: _FLOAT},
     "w4a4-w8a8": {Role.QKV: _FLATQUANT, Role.O: _W8A8, Role.GATE_UP: _FLATQUANT, Role.DOWN: _W8A8},
     "all-w4a4": {Role.QKV: _FLATQUANT, Role.O: _FLATQUANT, Role.GATE_UP: _FLATQUANT, Role.DOWN: _FLATQUANT},
+    "w4a8": {Role.QKV: _W4A8, Role.O: _W8A8, Role.GATE_UP: _W4A8, Role.DOWN: _FLOAT},
     "w4a4-dynamic": {Role.QKV: _W4A4, Role.O: _W8A8, Role.GATE_UP: _W4A4, Role.DOWN: _W8A8},
 }
 
@@ -41,6 +43,13 @@ class Recipe:
     def rotates_residual(self) -> bool:
         """Whether rotations are folded into the whole model instead of being computed online."""
         return _W4A4 in self.types.values()
+
+    @property
+    def headline(self) -> QuantType:
+        """The one type that stands for the model in the description."""
+        if self.rotates_residual:
+            return _W4A4
+        return _W4A8 if _W4A8 in self.types.values() else _FLATQUANT
 
     def of_block(self, block: str, groups: Mapping[Role, Group]) -> dict[Role, QuantType]:
         """Type of each role of one block.
@@ -115,7 +124,7 @@ def _read_yaml(file: Path) -> tuple[RoleTypes, list[tuple[str, QuantType]]]:
         raise CalibrationError(f"{file}: unknown base {base!r}; there are {', '.join(RECIPES)}.")
     if not isinstance(layers, dict):
         raise CalibrationError(f"{file}: layers must map patterns to quant types.")
-    allowed = {t for r in RECIPES.values() for t in r.values()}
+    allowed = {t for r in RECIPES.values() for t in r.values()} | {QuantType.W4A8_DYNAMIC}
     if base != "w4a4-dynamic":
         allowed.discard(_W4A4)  # it needs the rotations that this base folds into the model
     for pattern, kind in layers.items():

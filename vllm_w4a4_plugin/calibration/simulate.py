@@ -12,8 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from vllm_w4a4_plugin.checkpoint import CheckpointReader, QuantType
+from vllm_w4a4_plugin.checkpoint.packed import is_packed, unpack_rows
 from vllm_w4a4_plugin.checkpoint.resolve import module_type
-from vllm_w4a4_plugin.checkpoint.types import CLIP_RATIO, LEFT_TRANS, RIGHT_TRANS, WEIGHT, WEIGHT_OFFSET, WEIGHT_SCALE
+from vllm_w4a4_plugin.checkpoint.types import (
+    CLIP_RATIO,
+    INPUT_SCALE,
+    LEFT_TRANS,
+    RIGHT_TRANS,
+    WEIGHT,
+    WEIGHT_OFFSET,
+    WEIGHT_SCALE,
+    WEIGHT_SCALE_SECOND,
+)
 
 from .block.rounding import dequantize, quantize_tokens
 from .errors import CalibrationError
@@ -84,18 +94,25 @@ def _fill(block: nn.Module, reader: CheckpointReader, name: str) -> None:
 
 
 def layer_tensors(reader: CheckpointReader, name: str, kind: QuantType) -> dict[str, Tensor]:
-    """The stored tensors of a linear layer, by suffix.
+    """The tensors of a linear layer, by suffix: as stored, but with one int4 value per byte and with one scale.
 
     Raises:
-        CalibrationError: the table of types does not say which tensors layers of this type have.
+        CalibrationError: the table of types does not say which tensors layers of this type have, or their activations
+            have static scales.
     """
-    if not kind.spec.is_described:
+    if not kind.spec.is_described or kind.spec.tensor(INPUT_SCALE):
         raise CalibrationError(
             f"{reader.directory}: layer {name} has quant type {kind}, whose arithmetic is not known here. Simulate a "
             "checkpoint without such layers."
         )
     suffixes = (tensor.suffix for tensor in kind.spec.tensors)
-    return {suffix: reader.load(f"{name}.{suffix}") for suffix in suffixes if f"{name}.{suffix}" in reader.tensors}
+    tensors = {suffix: reader.load(f"{name}.{suffix}") for suffix in suffixes if f"{name}.{suffix}" in reader.tensors}
+    if is_packed({suffix: reader.tensors[f"{name}.{suffix}"] for suffix in tensors}, kind):
+        tensors[WEIGHT] = unpack_rows(tensors[WEIGHT])
+    if WEIGHT_SCALE_SECOND in tensors:  # the offsets next to it are zero
+        tensors[WEIGHT_SCALE] = tensors[WEIGHT_SCALE].float() * tensors.pop(WEIGHT_SCALE_SECOND).float()
+        tensors.pop(WEIGHT_OFFSET, None)
+    return tensors
 
 
 class SimulatedLinear(nn.Module):

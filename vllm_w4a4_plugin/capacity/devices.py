@@ -16,13 +16,15 @@ class Device:
         name: as `npu-smi info` shows it, without "Ascend".
         memory: bytes of HBM.
         bandwidth: of HBM, bytes per second.
-        half_operations: dense fp16 operations of the cube per second; int8 has twice, int4 four times as many.
+        half_operations: dense fp16 operations of the cubes per second; int8 has twice, int4 four times as many.
+        cubes: number of cube cores; there are twice as many vector cores.
     """
 
     name: str
     memory: int
     bandwidth: float
     half_operations: float
+    cubes: int
 
     def operations(self, activation_bits: int) -> float:
         """Dense operations per second with operands of 16, 8 or 4 bits."""
@@ -36,10 +38,10 @@ _HBM = 1.6e12
 DEVICES = {
     device.name: device
     for device in (
-        Device("910B1", 64 * GIB, _HBM, _CUBES_24),
-        Device("910B2", 64 * GIB, _HBM, _CUBES_24),
-        Device("910B3", 64 * GIB, _HBM, _CUBES_20),
-        Device("910_93", 64 * GIB, _HBM, _CUBES_24),
+        Device("910B1", 64 * GIB, _HBM, _CUBES_24, 24),
+        Device("910B2", 64 * GIB, _HBM, _CUBES_24, 24),
+        Device("910B3", 64 * GIB, _HBM, _CUBES_20, 20),
+        Device("910_93", 64 * GIB, _HBM, _CUBES_24, 24),
     )
 }
 

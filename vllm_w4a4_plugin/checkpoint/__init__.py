@@ -3,6 +3,7 @@
 
 from vllm_w4a4_plugin.constants import DESCRIPTION_FILE
 
+from . import type_table  # noqa: F401 - imported to register the types
 from .description import QuantDescription, load_description
 from .errors import CheckpointError
 from .reader import CheckpointReader, TensorInfo

@@ -11,13 +11,14 @@ from vllm_w4a4_plugin.constants import DESCRIPTION_FILE
 from .description import QuantDescription
 from .model_config import layer_number, text_config
 from .reader import TensorInfo, is_rotary
-from .types import BIAS, FLOAT_DTYPES, WEIGHT, QuantType, known_suffixes, known_types
+from .types import BIAS, FLOAT_DTYPES, SCALE_BIAS, WEIGHT, QuantType, known_suffixes, known_types
 
 if TYPE_CHECKING:
     from .inventory import Inventory
 
 ROTARY = "rotary position tables, which vLLM computes itself"
 MTP = "layers for multi-token prediction, which this model is served without"
+NPU_BIAS = "biases for NPU kernels that compute with unsigned int4 weights"
 METADATA_SUFFIX = "quant_type"
 """Entries `<module>.quant_type` of a description belong to a module, not to a tensor."""
 
@@ -26,8 +27,16 @@ ROTATIONS = {
     "kronecker_rotation_m": "one factor of an online rotation of QuaRot",
     "kronecker_rotation_n": "one factor of an online rotation of QuaRot",
     "global_rotation": "a rotation of the whole residual stream",
+    "svd_lowrank_l1": "one factor of a low-rank correction (SVD) that is added to the layer's output",
+    "svd_lowrank_l2": "one factor of a low-rank correction (SVD) that is added to the layer's output",
+    "mul_scale": "a scale of the layer's input features (smooth quantization) that is applied online",
 }
 """Tensors that change the arithmetic of a layer and that nothing here applies: suffix -> what it is."""
+
+CACHE_TYPES = frozenset({"C8", "KV8", "FAQuant", "FAKQuant"})
+"""Types of tensors that quantize keys, values or attention, not a layer's weights."""
+
+_WITHOUT_CACHE = "vllm-ascend runs it on NPUs; for CPUs, quantize the model without it."
 
 _MTP_MODULE = re.compile(r"(^|\.)mtp(_layers|_block|s)?(\.|$)")
 
@@ -41,6 +50,8 @@ def useless_reason(name: str, config: Mapping[str, Any]) -> str:
     """
     if is_rotary(name):
         return ROTARY
+    if name.rpartition(".")[2] == SCALE_BIAS:
+        return NPU_BIAS
     if _MTP_MODULE.search(name) or _is_extra_layer(name, text_config(config)):
         return MTP
     return ""
@@ -105,8 +116,14 @@ def cache_findings(description: QuantDescription) -> Iterator[str]:
         if value not in (None, "", QuantType.FLOAT.value):
             yield (
                 f"{DESCRIPTION_FILE}: {key} is {value!r}, but a quantized KV cache or attention cannot be run on CPU. "
-                "Quantize the model without it."
+                f"{_WITHOUT_CACHE}"
             )
+    first = {kind: name for name, kind in reversed(description.tensors.items()) if kind in CACHE_TYPES}
+    for kind, name in first.items():
+        yield (
+            f"{DESCRIPTION_FILE}: tensor {name} has quant type {kind}, of a quantized KV cache or attention, which "
+            f"cannot be run on CPU. {_WITHOUT_CACHE}"
+        )
 
 
 def header_accounting(inventory: "Inventory", directory: Path) -> Iterator[str]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from .architectures import ARCHITECTURES, Decoder, ModuleShape, architecture_of
 from .model_config import SizeError, layer_number, text_config
-from .types import BIAS, FLOAT_DTYPES, WEIGHT, QuantType
+from .packed import matrix_shape
+from .types import BIAS, FLOAT_DTYPES, WEIGHT, QuantType, known_types
 
 if TYPE_CHECKING:
     from .inventory import Inventory
@@ -106,8 +107,8 @@ def _module_findings(name: str, module: ModuleShape, inventory: "Inventory", dir
                 f"{directory}: tensor {name}.{suffix} is in none of the weight files, but the model of config.json has "
                 "it. The checkpoint is incomplete, or config.json is that of another model."
             )
-        elif info.shape != shape:
-            yield _wrong_shape(name, info.file, info.name, shape, info.shape)
+        elif (found := _unpacked_shape(inventory, name, suffix)) != shape:
+            yield _wrong_shape(name, info.file, info.name, shape, found)
     bias = stored.get(BIAS)
     if bias is None or module.bias:
         return
@@ -118,6 +119,12 @@ def _module_findings(name: str, module: ModuleShape, inventory: "Inventory", dir
         )
     elif bias.shape != module.shape[:1]:
         yield _wrong_shape(name, bias.file, bias.name, module.shape[:1], bias.shape)
+
+
+def _unpacked_shape(inventory: "Inventory", module: str, suffix: str) -> tuple[int, ...]:
+    stored, written = inventory.module(module), inventory.description.modules.get(module, "")
+    is_known = suffix == WEIGHT and written in known_types()
+    return matrix_shape(stored, QuantType(written)) if is_known else stored[suffix].shape
 
 
 def _wrong_shape(layer: str, file: str, tensor: str, expected: tuple[int, ...], found: tuple[int, ...]) -> str:

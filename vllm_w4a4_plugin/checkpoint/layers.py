@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from .errors import CheckpointError
 from .inventory import Inventory
+from .packed import matrix_shape
 from .plan import LayerPlan, plan_layer
 from .resolve import USUALLY_FUSED
 from .runnable import ON_CPU, Kind, kind_of, unsupported_reason
@@ -20,7 +21,7 @@ class LayerState:
         name: in the files.
         written_type: as the description spells it, known or not.
         kind: what it is.
-        shape: of its weight; empty if that is not stored.
+        shape: of its weight matrix; empty if that is not stored.
         plan: None if `fault` says why there is none.
         fault: what is wrong with its description and headers, "" if nothing is.
         unsupported: why nothing runs it, "" if something does.
@@ -51,6 +52,7 @@ def layer_states(inventory: Inventory, backends: frozenset[str] = ON_CPU) -> Ite
         except CheckpointError as error:
             yield LayerState(name, written, kind, shape, None, fault=str(error))
             continue
+        shape = matrix_shape(inventory.module(name), plan.quant_type)
         unsupported = unsupported_reason(name, plan.quant_type, kind, plan.spec, backends)
         yield LayerState(name, written, kind, shape, plan, unsupported=unsupported)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from .errors import DAMAGED, CheckpointError
 from .inventory import Inventory
+from .packed import matrix_shape
 from .resolve import checkpoint_name, resolve, shard_names
 from .spec import LinearSpec, agreeing_spec, assumed_spec, linear_spec
 from .types import WEIGHT, QuantType
@@ -76,7 +77,9 @@ def plan_layer(
         tuple(inventory.stored_name(module) for module in modules),
         _spec(prefix, quant_type, modules, inventory, sizes),
         {info.name: info.file for tensors in headers for info in tensors.values()},
-        tuple(info.shape[0] for info in weights if info.shape) if len(weights) == len(modules) else (),
+        tuple(matrix_shape(tensors, quant_type)[0] for tensors in headers)
+        if len(weights) == len(modules) and all(info.shape for info in weights)
+        else (),
         sum(info.nbytes for info in weights),
     )
 

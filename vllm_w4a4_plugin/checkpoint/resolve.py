@@ -13,6 +13,7 @@ from .types import QuantType, known_types
 
 WRAPPER = "language_model"
 LM_HEAD = "lm_head"
+SCORE = "score"
 
 
 USUALLY_FUSED: Mapping[str, Sequence[str]] = {
@@ -64,14 +65,15 @@ def checkpoint_name(description: QuantDescription, name: str) -> str | None:
 def module_type(description: QuantDescription, name: str) -> QuantType:
     """Type of one checkpoint module.
 
-    An absent `lm_head` is FLOAT: it is tied to the embedding.
+    An absent `lm_head` is FLOAT: it is tied to the embedding. So is the `score` of a classifier that vLLM makes of a
+    language model: nothing quantizes it.
 
     Raises:
         CheckpointError: the description has no such module, or its type is unknown.
     """
     found = checkpoint_name(description, name)
     if found is None:
-        if name.rpartition(".")[2] == LM_HEAD:
+        if name.rpartition(".")[2] in (LM_HEAD, SCORE):
             return QuantType.FLOAT
         raise CheckpointError(_missing(description, name))
     written = description.tensors[f"{found}.weight"]

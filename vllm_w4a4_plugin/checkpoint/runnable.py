@@ -73,8 +73,10 @@ def unsupported_reason(
         return _unsupported_groups(module, spec) if spec is not None and backends == ON_CPU else ""
     what = "" if kind is Kind.LINEAR else f"{kind} of "
     where = "here" if backends == ON_CPU else "on NPUs"
+    elsewhere = quant_type in types_for(kind, frozenset({VLLM_ASCEND})) and VLLM_ASCEND not in backends
     return (
         f"layer {module}: {what}quant type {quant_type} cannot be run {where}. Types that can: {', '.join(types)}. "
+        f"{'vllm-ascend runs it on NPUs. ' if elsewhere else ''}"
         "Quantize the model again with one of them for this layer."
     )
 

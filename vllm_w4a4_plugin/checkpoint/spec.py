@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from .description import QuantDescription
 from .errors import CheckpointError
+from .packed import matrix_shape
 from .reader import TensorInfo
 from .runnable import Kind, unsupported_reason
 from .types import (
@@ -16,7 +17,9 @@ from .types import (
     RIGHT_TRANS,
     WEIGHT,
     WEIGHT_OFFSET,
+    WEIGHT_OFFSET_SECOND,
     WEIGHT_SCALE,
+    WEIGHT_SCALE_SECOND,
     Layout,
     QuantType,
     TensorSpec,
@@ -38,6 +41,9 @@ class LinearSpec:
         groups: scales per output row; 1 means per-channel.
         left, right: sizes of the Kronecker factors, None where the factor is absent (identity).
         has_offset, has_bias: whether those tensors are stored.
+        has_scale: False if layers of the type have weight scales and this one does not store its own.
+        has_second_scale: whether the scales of groups are stored as factors of the scale of their row.
+        has_second_offset: whether offsets of groups are stored next to them.
     """
 
     name: str
@@ -49,6 +55,9 @@ class LinearSpec:
     right: int | None = None
     has_offset: bool = False
     has_bias: bool = False
+    has_second_scale: bool = False
+    has_second_offset: bool = False
+    has_scale: bool = True
 
     @property
     def leaf(self) -> str:
@@ -109,9 +118,21 @@ def assumed_spec(
         )
     # The group size of msModelSlim's description is that of the layers without a transform.
     has_groups = quant_type.spec.has_groups and not quant_type.spec.has_transform and description.group_size
-    groups = input_size // description.group_size if has_groups and description.group_size else 1
+    has_second = WEIGHT_SCALE_SECOND in present
+    groups = input_size // description.group_size if (has_groups or has_second) and description.group_size else 1
     return LinearSpec(
-        name, quant_type, output_size, input_size, groups, left, right, WEIGHT_OFFSET in present, BIAS in present
+        name,
+        quant_type,
+        output_size,
+        input_size,
+        groups,
+        left,
+        right,
+        WEIGHT_OFFSET in present,
+        BIAS in present,
+        has_second,
+        WEIGHT_OFFSET_SECOND in present,
+        quant_type.spec.tensor(WEIGHT_SCALE) is None or WEIGHT_SCALE in present,
     )
 
 
@@ -139,6 +160,9 @@ _SHARED = {
     "right": "the size of right_trans",
     "has_offset": "the presence of weight_offset",
     "has_bias": "the presence of bias",
+    "has_scale": "the presence of weight_scale",
+    "has_second_scale": "the presence of weight_scale_second",
+    "has_second_offset": "the presence of weight_offset_second",
 }
 
 
@@ -147,6 +171,7 @@ class _LinearChecker:
 
     def __init__(self, tensors: Mapping[str, TensorInfo], name: str, quant_type: QuantType) -> None:
         self.tensors, self.name, self.quant_type = tensors, name, quant_type
+        self.module = {t.suffix: info for t in quant_type.spec.tensors if (info := tensors.get(f"{name}.{t.suffix}"))}
         self.groups = 1
         self.factors: dict[str, int | None] = {}
 
@@ -156,7 +181,7 @@ class _LinearChecker:
         weight = self.required(WEIGHT)
         if len(weight.shape) != 2:
             self.fail(weight, "two dimensions [out, in]", f"shape {list(weight.shape)}")
-        self.output_size, self.input_size = weight.shape
+        self.output_size, self.input_size = matrix_shape(self.module, self.quant_type)
         for suffix in known_suffixes():
             if self.quant_type.spec.tensor(suffix) is None and (info := self.stored(suffix)):
                 self.fail(info, f"no such tensor in a {self.quant_type} layer", "one")
@@ -175,6 +200,9 @@ class _LinearChecker:
             right,
             has_offset=self.stored(WEIGHT_OFFSET) is not None,
             has_bias=self.stored(BIAS) is not None,
+            has_second_scale=self.stored(WEIGHT_SCALE_SECOND) is not None,
+            has_scale=self.quant_type.spec.tensor(WEIGHT_SCALE) is None or self.stored(WEIGHT_SCALE) is not None,
+            has_second_offset=self.stored(WEIGHT_OFFSET_SECOND) is not None,
         )
 
     def check(self, tensor: TensorSpec, info: TensorInfo) -> None:
@@ -184,10 +212,12 @@ class _LinearChecker:
         match tensor.layout:
             case Layout.SCALES:
                 self.check_scales(info)
-            case Layout.LIKE_SCALES:
-                scales = self.required(WEIGHT_SCALE)
+            case Layout.SECOND_SCALES:
+                self.check_groups(info)
+            case Layout.LIKE_SCALES | Layout.LIKE_SECOND_SCALES:
+                scales = self.required(WEIGHT_SCALE if tensor.layout is Layout.LIKE_SCALES else WEIGHT_SCALE_SECOND)
                 if _table(shape) != _table(scales.shape):
-                    self.fail(info, f"the shape of weight_scale, {list(scales.shape)}", found)
+                    self.fail(info, f"the shape of {scales.name.rpartition('.')[2]}, {list(scales.shape)}", found)
             case Layout.SQUARE:
                 if len(shape) != 2 or shape[0] != shape[1]:
                     self.fail(info, "a square float matrix", f"{info.dtype} {found}")
@@ -198,14 +228,20 @@ class _LinearChecker:
             case Layout.ROW:
                 if shape != (self.output_size,):
                     self.fail(info, f"a float tensor of shape [{self.output_size}]", f"{info.dtype} {found}")
+            case Layout.ROWS:
+                if shape[:1] != (self.output_size,):
+                    self.fail(info, f"{self.output_size} rows", f"shape {found}")
 
     def check_scales(self, info: TensorInfo) -> None:
+        self.check_groups(info)
+        if self.groups > 1 and not self.quant_type.spec.has_groups:
+            self.fail(info, f"one scale per output row for {self.quant_type}", f"{self.groups} groups")
+
+    def check_groups(self, info: TensorInfo) -> None:
         shape = _table(info.shape)
         if len(shape) != 2 or shape[0] != self.output_size:
             self.fail(info, f"shape [{self.output_size}, 1] or [{self.output_size}, groups]", str(list(info.shape)))
         self.groups = shape[1]
-        if self.groups > 1 and not self.quant_type.spec.has_groups:
-            self.fail(info, f"one scale per output row for {self.quant_type}", f"{self.groups} groups")
         if self.groups < 1 or self.input_size % self.groups:
             self.fail(info, f"a number of groups that divides the {self.input_size} input features", str(self.groups))
 
@@ -247,34 +283,6 @@ def _table(shape: tuple[int, ...]) -> tuple[int, ...]:
     if len(shape) == 1:
         return (*shape, 1)
     return shape[:2] if shape[2:] == (1,) else shape
-
-
-CLIP_TOLERANCE = 1e-3
-"""Relative difference up to which the clip ratios of fused layers are averaged; v1 files differ by about 1e-5."""
-
-
-def merge_clip_ratios(clips: Mapping[str, float]) -> float:
-    """The one clip ratio of layers that vLLM fuses: their mean.
-
-    Args:
-        clips: tensor name -> clip ratio.
-
-    Raises:
-        CheckpointError: they differ by more than `CLIP_TOLERANCE` relative to the largest.
-    """
-    low, high = min(clips.values()), max(clips.values())
-    if high - low > CLIP_TOLERANCE * high:
-        listing = ", ".join(f"{name}: {clip:.6f}" for name, clip in clips.items())
-        raise CheckpointError(
-            f"clip ratios of layers that are computed as one matrix product differ by more than {CLIP_TOLERANCE:g} "
-            f"relative, found {listing}. Quantize them again as one group."
-        )
-    return sum(clips.values()) / len(clips)
-
-
-def equal_factors(first: "torch.Tensor", second: "torch.Tensor") -> bool:
-    """Whether two copies of a Kronecker factor are the same in float32, in which they are used."""
-    return first.float().equal(second.float())
 
 
 def check_values(suffix: str, tensor: "torch.Tensor", quant_type: QuantType) -> str:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The quant types: one table entry says everything about a type that does not need a kernel.
 
-A new type is an entry here, made with `register_type`, and a scheme with `@register_scheme` (`quantization.schemes`).
+`type_table` has the entries of the types that come with the package. A new type is an entry made with `register_type`,
+and a scheme with `@register_scheme` (`quantization.schemes`).
 Reader, verifier, loader, writer, simulation, `inspect` and `doctor` iterate over the entry; none of them names a type.
 """
 
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
-from .values import ValueCheck, clip_ratio, finite, int4, scales, zeros
+from .values import ValueCheck, finite, scales
 
 if TYPE_CHECKING:
     from typing import Self
@@ -21,6 +22,13 @@ LEFT_TRANS = "left_trans"
 RIGHT_TRANS = "right_trans"
 CLIP_RATIO = "clip_ratio"
 BIAS = "bias"
+WEIGHT_SCALE_SECOND = "weight_scale_second"
+WEIGHT_OFFSET_SECOND = "weight_offset_second"
+SCALE_BIAS = "scale_bias"
+INPUT_SCALE = "input_scale"
+INPUT_OFFSET = "input_offset"
+QUANT_BIAS = "quant_bias"
+DEQ_SCALE = "deq_scale"
 
 FLOAT_DTYPES = ("F32", "BF16", "F16", "F64")
 
@@ -34,9 +42,12 @@ class Layout(Enum):
     MATRIX = "two dimensions [output_size, input_size]"
     SCALES = "[output_size], [output_size, groups] or [output_size, groups, 1]; one group for a type without groups"
     LIKE_SCALES = "as many values as weight_scale, in one of the shapes of SCALES"
+    SECOND_SCALES = "[output_size, groups], factors of weight_scale"
+    LIKE_SECOND_SCALES = "as many values as weight_scale_second"
     SQUARE = "a square matrix, one factor of the Kronecker transform"
     ONE_VALUE = "one value"
     ROW = "[output_size]"
+    ROWS = "[output_size] or [output_size, any size]"
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,7 @@ class TensorSpec:
         dtypes: allowed ones, as safetensors spells them.
         required: whether a layer of the type is incomplete without it.
         check: says what is wrong with its values, None if nothing can be.
+        is_shared: whether all parts of a fused layer must bring the same values.
     """
 
     suffix: str
@@ -56,6 +68,7 @@ class TensorSpec:
     dtypes: tuple[str, ...] = FLOAT_DTYPES
     required: bool = True
     check: ValueCheck | None = None
+    is_shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,7 @@ class TypeSpec:
         runs_on: of CPU, NPU and VLLM_ASCEND.
         experts_run_on: the same for the experts of a mixture.
         has_groups: whether a row may have several weight scales, one for each group of inputs.
+        may_be_packed: whether int4 weights may be stored two to a byte (see `packed`).
     """
 
     name: str
@@ -79,6 +93,7 @@ class TypeSpec:
     runs_on: frozenset[str] = frozenset()
     experts_run_on: frozenset[str] = frozenset()
     has_groups: bool = False
+    may_be_packed: bool = False
 
     @property
     def has_transform(self) -> bool:
@@ -110,6 +125,11 @@ class QuantType(str):
 
     FLOAT: ClassVar["QuantType"]
     W8A8: ClassVar["QuantType"]
+    W8A8_FLATQUANT_DYNAMIC: ClassVar["QuantType"]
+    W4A8_DYNAMIC: ClassVar["QuantType"]
+    W4A8_FLATQUANT_DYNAMIC: ClassVar["QuantType"]
+    W8A16: ClassVar["QuantType"]
+    W4A16: ClassVar["QuantType"]
     W8A8_DYNAMIC: ClassVar["QuantType"]
     W4A4_DYNAMIC: ClassVar["QuantType"]
     W4A4_FLATQUANT_DYNAMIC: ClassVar["QuantType"]
@@ -184,68 +204,3 @@ def quantized_tensors(check: ValueCheck | None = None, offsets: ValueCheck = fin
         TensorSpec(WEIGHT_SCALE, Layout.SCALES, check=scales),
         TensorSpec(WEIGHT_OFFSET, Layout.LIKE_SCALES, (*FLOAT_DTYPES, "I8"), required=False, check=offsets),
     )
-
-
-TRANSFORM_TENSORS = (
-    # A factor that is not stored is the identity.
-    TensorSpec(LEFT_TRANS, Layout.SQUARE, required=False, check=finite),
-    TensorSpec(RIGHT_TRANS, Layout.SQUARE, required=False, check=finite),
-    TensorSpec(CLIP_RATIO, Layout.ONE_VALUE, check=clip_ratio),
-)
-
-_FLOAT_WEIGHT = TensorSpec(WEIGHT, Layout.MATRIX, check=finite)
-
-_BUILT_IN = (
-    TypeSpec(
-        "FLOAT",
-        16,
-        16,
-        (_FLOAT_WEIGHT, BIAS_TENSOR),
-        runs_on=frozenset({CPU, VLLM_ASCEND}),
-        experts_run_on=frozenset({CPU, VLLM_ASCEND}),
-    ),
-    TypeSpec(
-        "W8A8_DYNAMIC",
-        8,
-        8,
-        (*quantized_tensors(offsets=zeros), BIAS_TENSOR),
-        runs_on=frozenset({CPU, VLLM_ASCEND}),
-        experts_run_on=frozenset({VLLM_ASCEND}),
-    ),
-    # Per channel and, with the same name, per group: the shape of weight_scale tells them apart.
-    TypeSpec("W4A4_DYNAMIC", 4, 4, (*quantized_tensors(int4), BIAS_TENSOR), frozenset({CPU, NPU}), has_groups=True),
-    TypeSpec(
-        "W4A4_FLATQUANT_DYNAMIC",
-        4,
-        4,
-        (*quantized_tensors(int4), *TRANSFORM_TENSORS, BIAS_TENSOR),
-        frozenset({CPU, NPU}),
-        has_groups=True,
-    ),
-    # Known by name: checkpoints mix them with W4A4. What runs on them is that of vllm-ascend 0.23.
-    *(
-        TypeSpec(
-            name,
-            weight_bits,
-            activation_bits,
-            runs_on=frozenset({VLLM_ASCEND} if "linear" in kinds else ()),
-            experts_run_on=frozenset({VLLM_ASCEND} if "experts" in kinds else ()),
-        )
-        for name, weight_bits, activation_bits, kinds in (
-            ("W8A8", 8, 8, "linear"),
-            ("W8A8_FLATQUANT_DYNAMIC", 8, 8, ""),
-            ("W4A8_DYNAMIC", 4, 8, "linear experts"),
-            ("W8A8_MIX", 8, 8, "linear experts"),
-            ("W8A16", 8, 16, "linear"),
-            ("W4A16", 4, 16, "experts"),
-            ("W8A8FP8_DYNAMIC", 8, 8, "linear experts"),
-            ("W8A8_MXFP8", 8, 8, "linear experts"),
-            ("W4A8_MXFP", 4, 8, "linear experts"),
-            ("W4A4_MXFP4", 4, 4, "linear experts"),
-            ("W4A4_MXFP4_FLATQUANT", 4, 4, "linear"),
-            ("W4A16_MXFP4", 4, 16, "experts"),
-        )
-    ),
-)
-for _spec in _BUILT_IN:
-    setattr(QuantType, _spec.name, register_type(_spec))

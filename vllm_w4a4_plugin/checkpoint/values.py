@@ -49,6 +49,25 @@ def scales(scale: "torch.Tensor") -> str:
     return f"expected scales that are not negative, found {bad} of {scale.numel()} that are" if bad else ""
 
 
+def positive(scale: "torch.Tensor") -> str:
+    """One finite value greater than 0."""
+    value = scale.item()
+    return "" if 0.0 < value < float("inf") else f"expected a finite scale greater than 0, found {value}"
+
+
+def deq_scales(scale: "torch.Tensor") -> str:
+    """float32 scales, or int64 ones whose low half has the bits of the float32 value, as NPU operators take them."""
+    if scale.is_floating_point():
+        return scales(scale)
+    # Bits below those of infinity, without the sign: the finite values from 0 on.
+    bad = ((scale < 0) | (scale >= 0x7F800000)).sum().item()
+    return (
+        f"expected the bits of finite float32 scales that are not negative, found {bad} of {scale.numel()} others"
+        if bad
+        else ""
+    )
+
+
 def clip_ratio(clip: "torch.Tensor") -> str:
     """One value in (0, 1]."""
     value = clip.item()

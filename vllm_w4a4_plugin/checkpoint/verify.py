@@ -6,17 +6,18 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from .accounting import cache_findings, header_accounting, rotation_findings
+from .agreement import equal_copies, merge_clip_ratios
 from .errors import DAMAGED, CheckpointError
 from .fit import config_findings, expert_findings, float_findings, is_compared
 from .inventory import Inventory
 from .layers import fused_layers, layer_states
 from .model_config import EMBEDDING, HEAD, is_tied
+from .packed import is_packed
 from .plan import plan_layer
 from .reader import CheckpointReader
 from .resolve import USUALLY_FUSED, module_type
 from .runnable import ON_CPU
-from .spec import equal_factors, merge_clip_ratios
-from .types import CLIP_RATIO, LEFT_TRANS, RIGHT_TRANS, WEIGHT, QuantType, known_types
+from .types import CLIP_RATIO, WEIGHT, QuantType, known_types
 from .values import finite
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ def value_finding(inventory: Inventory, name: str, tensor: "torch.Tensor") -> st
     written = inventory.description.modules.get(module, QuantType.FLOAT.value)
     described = QuantType(written).spec.tensor(suffix) if written in known_types() else None
     check = finite if described is None else described.check
+    if suffix == WEIGHT and written in known_types() and is_packed(inventory.module(module), QuantType(written)):
+        check = None  # every byte is two int4 values
     problem = check(tensor) if check is not None else ""
     file = f"{inventory.tensors[name].file}: " if name in inventory.tensors else ""
     return f"{file}layer {module}, tensor {name}: {problem}. {DAMAGED}" if problem else ""
@@ -124,13 +127,14 @@ def tied_head_findings(reader: CheckpointReader, inventory: Inventory) -> Iterat
 
 
 def _fused_value_findings(reader: CheckpointReader, inventory: Inventory, shards: list[str]) -> Iterator[str]:
-    if not module_type(inventory.description, shards[0]).spec.has_transform:
-        return
-    for suffix in (LEFT_TRANS, RIGHT_TRANS):
+    spec = module_type(inventory.description, shards[0]).spec
+    for suffix in (tensor.suffix for tensor in spec.tensors if tensor.is_shared):
         names = [f"{name}.{suffix}" for name in shards if f"{name}.{suffix}" in reader.tensors]
         for name in names[1:]:
-            if not equal_factors(reader.load(names[0]), reader.load(name)):
+            if not equal_copies(reader.load(names[0]), reader.load(name)):
                 yield f"tensors {names[0]} and {name} differ, but their layers are computed as one matrix product"
+    if not spec.has_transform:
+        return
     clips = {f"{name}.{CLIP_RATIO}": reader.load(f"{name}.{CLIP_RATIO}").float().item() for name in shards}
     yield from _caught(partial(merge_clip_ratios, clips))
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from vllm_w4a4_plugin.text import format_table
 
+from . import device_check
+
 STEPS = (1, 16, 64, 256, 1024, 4096)
 """Tokens per step in the table of times."""
 
@@ -19,9 +21,12 @@ FINDINGS = 10
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add this command's arguments."""
     parser = subparsers.add_parser(
-        "doctor", help="show whether a model fits an NPU, its kernels and lower bounds of step times"
+        "doctor",
+        help="show whether a model fits an NPU, its kernels and lower bounds of step times; check an NPU",
+        epilog=device_check.EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", type=Path, help="checkpoint directory, or one with a config.json alone")
+    parser.add_argument("model", type=Path, nargs="?", help="checkpoint directory, or one with a config.json alone")
     parser.add_argument("--device", default="910B2", help="910B1, 910B2, 910B3 or 910_93 (default: 910B2)")
     parser.add_argument("--tensor-parallel-size", type=int, default=1, metavar="N", help="devices (default: 1)")
     parser.add_argument("--max-model-len", type=int, default=4096, help="tokens per sequence (default: 4096)")
@@ -33,6 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="quant types of a model without weights, as in `quantize` (default: tutorial)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    device_check.add_arguments(parser)
     parser.set_defaults(func=run)
 
 
@@ -52,6 +58,10 @@ def run(args: argparse.Namespace) -> int:
     ranks = args.tensor_parallel_size
     if ranks < 1 or args.max_model_len < 1 or args.max_num_batched_tokens < 1:
         raise CheckpointError("--tensor-parallel-size, --max-model-len and --max-num-batched-tokens must be at least 1")
+    if args.device_check:
+        return device_check.run(args)
+    if args.model is None:
+        raise CheckpointError("doctor needs a directory, or --device-check to check this machine's NPU")
     if not 0 < args.gpu_memory_utilization <= 1:
         raise CheckpointError(f"--gpu-memory-utilization must be in (0, 1], found {args.gpu_memory_utilization}")
     device = find_device(args.device)

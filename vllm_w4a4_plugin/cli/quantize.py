@@ -36,7 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--recipe",
-        help=f"tutorial, w4a4-w8a8, all-w4a4, w4a4-dynamic or a .yaml file (default: {DEFAULT_RECIPE})",
+        help=f"tutorial, w4a4-w8a8, all-w4a4, w4a8, w4a4-dynamic or a .yaml file (default: {DEFAULT_RECIPE})",
     )
     parser.add_argument(
         "--keep-float", action="append", metavar="PATTERN",

@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from .api import (
         flatquant_linear,
         int4_linear,
+        int8_linear,
         kronecker_quant,
         pack_int4,
         pack_int4_rows_,
         pack_int8_rows_,
         unpack_int4,
         w8a8_linear,
+        weight_only_linear,
     )
     from .cpu import cpu_available_instruction_sets, cpu_instruction_set, load_library
     from .layout import INT4_GROUP_MULTIPLE, INT4_TILE_ROWS, packed_int4_shape, packed_int8_shape
@@ -29,6 +31,7 @@ __all__ = [
     "cpu_instruction_set",
     "flatquant_linear",
     "int4_linear",
+    "int8_linear",
     "kronecker_quant",
     "load_library",
     "pack_int4",
@@ -39,6 +42,7 @@ __all__ = [
     "reference",
     "unpack_int4",
     "w8a8_linear",
+    "weight_only_linear",
 ]
 
 _MODULES = ("layout", "api", "cpu", "reference")

@@ -30,8 +30,9 @@ def flatquant_linear(
     bias: Tensor | None = None,
     *,
     weight_offset: Tensor | None = None,
+    activation_bits: int = 4,
 ) -> Tensor:
-    """Transform, quantize per token, multiply in integers, dequantize: a W4A4 linear in one call.
+    """Transform, quantize per token, multiply in integers, dequantize: a W4A4 or W4A8 linear in one call.
 
     Args:
         x: float32, bfloat16 or float16 [..., in].
@@ -41,6 +42,8 @@ def flatquant_linear(
         clip_ratio: in (0, 1]. Compiled graphs read the first element of a tensor at each run; a number is part of them.
         bias: [out], any float dtype, or None.
         weight_offset: float32, shaped like weight_scale, subtracted from the int4 weights; None for symmetric ones.
+        activation_bits: 4 for q in [-8, 7] and scale clip_ratio * max|x'| / 7, or 8 for q in [-127, 127] and scale
+            clip_ratio * max|x'| / 127.
 
     Returns:
         [..., out] in x's dtype.
@@ -50,21 +53,34 @@ def flatquant_linear(
     """
     load_library()
     return torch.ops.vllm_w4a4.flatquant_linear(
-        x, weight_packed, weight_scale, left_trans, right_trans, _as_tensor(clip_ratio), bias, weight_offset
+        x,
+        weight_packed,
+        weight_scale,
+        left_trans,
+        right_trans,
+        _as_tensor(clip_ratio),
+        bias,
+        weight_offset,
+        activation_bits,
     )
 
 
 def kronecker_quant(
-    x: Tensor, left_trans: Tensor | None, right_trans: Tensor | None, clip_ratio: Tensor | float = 1.0
+    x: Tensor,
+    left_trans: Tensor | None,
+    right_trans: Tensor | None,
+    clip_ratio: Tensor | float = 1.0,
+    *,
+    activation_bits: int = 4,
 ) -> tuple[Tensor, Tensor]:
     """The activation half of `flatquant_linear`.
 
     Returns:
-        (q int8 [..., in] in [-8, 7], scale float32 [...]): x @ kron(left_trans, right_trans) is about q * scale.
+        (q int8 [..., in], scale float32 [...]): x @ kron(left_trans, right_trans) is about q * scale.
         A token that is not finite has scale NaN and q 0.
     """
     load_library()
-    return torch.ops.vllm_w4a4.kronecker_quant(x, left_trans, right_trans, _as_tensor(clip_ratio))
+    return torch.ops.vllm_w4a4.kronecker_quant(x, left_trans, right_trans, _as_tensor(clip_ratio), activation_bits)
 
 
 def int4_linear(
@@ -75,8 +91,10 @@ def int4_linear(
     bias: Tensor | None,
     weight_offset: Tensor | None,
     out_dtype: torch.dtype,
+    *,
+    activation_bits: int = 4,
 ) -> Tensor:
-    """The matrix half of `flatquant_linear`, on tokens from `kronecker_quant`.
+    """The matrix half of `flatquant_linear`, on tokens from `kronecker_quant` with the same `activation_bits`.
 
     A scale that is NaN makes all outputs of its token NaN, whatever q holds.
 
@@ -84,7 +102,62 @@ def int4_linear(
         [..., out] of `out_dtype`.
     """
     load_library()
-    return torch.ops.vllm_w4a4.int4_linear(q, scale, weight_packed, weight_scale, bias, weight_offset, out_dtype)
+    return torch.ops.vllm_w4a4.int4_linear(
+        q, scale, weight_packed, weight_scale, bias, weight_offset, out_dtype, activation_bits
+    )
+
+
+def int8_linear(
+    q: Tensor,
+    scale: Tensor,
+    weight_packed: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    quant_bias: Tensor | None,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    """y = scale * weight_scale * (q . weight + quant_bias) + bias, for tokens that are quantized already.
+
+    Args:
+        q: int8 [..., in], any values.
+        scale: float32 [...]; one that is NaN makes all outputs of its token NaN, whatever q holds.
+        weight_packed: filled by `pack_int8_rows_`.
+        weight_scale: float32 [out].
+        bias: [out], any float dtype, or None.
+        quant_bias: int32 [out] or None, added to the integer sums. The sums are modulo 2^32, as on NPUs.
+        out_dtype: float32, bfloat16 or float16.
+
+    Returns:
+        [..., out] of `out_dtype`.
+    """
+    load_library()
+    return torch.ops.vllm_w4a4.int8_linear(q, scale, weight_packed, weight_scale, bias, quant_bias, out_dtype)
+
+
+def weight_only_linear(
+    x: Tensor,
+    weight_packed: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    weight_offset: Tensor | None = None,
+) -> Tensor:
+    """y = x ((weight - weight_offset) * weight_scale)^T + bias in float32, for W8A16 and W4A16.
+
+    A NaN in a token makes all outputs of the token NaN; an infinity makes each of them NaN or infinite. Other tokens do
+    not change.
+
+    Args:
+        x: float32, bfloat16 or float16 [..., in].
+        weight_packed: from `pack_int4`, or filled by `pack_int8_rows_`; the shape tells which.
+        weight_scale: float32 [out], or [out, groups] for equal groups of input features.
+        bias: [out], any float dtype, or None.
+        weight_offset: float32, shaped like weight_scale, or None.
+
+    Returns:
+        [..., out] in x's dtype.
+    """
+    load_library()
+    return torch.ops.vllm_w4a4.weight_only_linear(x, weight_packed, weight_scale, bias, weight_offset)
 
 
 def pack_int4(weight: Tensor) -> Tensor:
@@ -103,20 +176,32 @@ def pack_int4_rows_(packed: Tensor, weight: Tensor, first_row: int) -> None:
     torch.ops.vllm_w4a4.pack_int4_rows_(packed, weight, first_row)
 
 
-def w8a8_linear(x: Tensor, weight_packed: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """W8A8_DYNAMIC in one call, with exact integer sums; for CPUs on which vLLM's own int8 kernels are not exact.
+def w8a8_linear(
+    x: Tensor,
+    weight_packed: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    left_trans: Tensor | None = None,
+    right_trans: Tensor | None = None,
+    clip_ratio: Tensor | float = 1.0,
+) -> Tensor:
+    """int8 weights and int8 activations in one call, with exact integer sums; without a transform, W8A8_DYNAMIC.
 
     Args:
-        x: float32, bfloat16 or float16 [..., in]; quantized per token with scale max|x| / 127, q in [-127, 127].
+        x: float32, bfloat16 or float16 [..., in]; transformed to x' as by `flatquant_linear`, then quantized per token
+            with scale clip_ratio * max|x'| / 127, q in [-127, 127].
         weight_packed: filled by `pack_int8_rows_`, int8 `packed_int8_shape(out, in)`.
         weight_scale: float32 [out].
         bias: [out], any float dtype, or None.
+        left_trans, right_trans, clip_ratio: as for `flatquant_linear`.
 
     Returns:
         [..., out] in x's dtype.
     """
     load_library()
-    return torch.ops.vllm_w4a4.w8a8_linear(x, weight_packed, weight_scale, bias)
+    return torch.ops.vllm_w4a4.w8a8_linear(
+        x, weight_packed, weight_scale, bias, left_trans, right_trans, _as_tensor(clip_ratio)
+    )
 
 
 def pack_int8_rows_(packed: Tensor, weight: Tensor, first_row: int) -> None:

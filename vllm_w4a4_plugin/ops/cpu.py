@@ -93,12 +93,17 @@ def _register_fakes() -> None:
         clip_ratio: Tensor,
         bias: Tensor | None = None,
         weight_offset: Tensor | None = None,
+        activation_bits: int = 4,
     ) -> Tensor:
         return x.new_empty((*x.shape[:-1], weight_scale.shape[0]))
 
     @torch.library.register_fake("vllm_w4a4::kronecker_quant")
     def _(
-        x: Tensor, left_trans: Tensor | None, right_trans: Tensor | None, clip_ratio: Tensor
+        x: Tensor,
+        left_trans: Tensor | None,
+        right_trans: Tensor | None,
+        clip_ratio: Tensor,
+        activation_bits: int = 4,
     ) -> tuple[Tensor, Tensor]:
         return x.new_empty(x.shape, dtype=torch.int8), x.new_empty(x.shape[:-1], dtype=torch.float32)
 
@@ -111,11 +116,42 @@ def _register_fakes() -> None:
         bias: Tensor | None,
         weight_offset: Tensor | None,
         out_dtype: torch.dtype,
+        activation_bits: int = 4,
     ) -> Tensor:
         return q.new_empty((*q.shape[:-1], weight_scale.shape[0]), dtype=out_dtype)
 
+    @torch.library.register_fake("vllm_w4a4::int8_linear")
+    def _(
+        q: Tensor,
+        scale: Tensor,
+        weight_packed: Tensor,
+        weight_scale: Tensor,
+        bias: Tensor | None,
+        quant_bias: Tensor | None,
+        out_dtype: torch.dtype,
+    ) -> Tensor:
+        return q.new_empty((*q.shape[:-1], weight_scale.shape[0]), dtype=out_dtype)
+
+    @torch.library.register_fake("vllm_w4a4::weight_only_linear")
+    def _(
+        x: Tensor,
+        weight_packed: Tensor,
+        weight_scale: Tensor,
+        bias: Tensor | None = None,
+        weight_offset: Tensor | None = None,
+    ) -> Tensor:
+        return x.new_empty((*x.shape[:-1], weight_scale.shape[0]))
+
     @torch.library.register_fake("vllm_w4a4::w8a8_linear")
-    def _(x: Tensor, weight_packed: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    def _(
+        x: Tensor,
+        weight_packed: Tensor,
+        weight_scale: Tensor,
+        bias: Tensor | None = None,
+        left_trans: Tensor | None = None,
+        right_trans: Tensor | None = None,
+        clip_ratio: Tensor | None = None,
+    ) -> Tensor:
         return x.new_empty((*x.shape[:-1], weight_scale.shape[0]))
 
     @torch.library.register_fake("vllm_w4a4::pack_int8_rows_")

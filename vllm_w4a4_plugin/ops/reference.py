@@ -14,6 +14,9 @@ from vllm_w4a4_plugin.constants import INT4_MAX, INT4_MIN
 
 INT8_MAX = 127
 
+SMALLEST_MAXIMUM = 2.0**-100
+"""Of the fused NPU kernel: a token whose largest magnitude is below is divided by this instead."""
+
 
 def kronecker_transform(x: Tensor, left_trans: Tensor | None, right_trans: Tensor | None) -> Tensor:
     """x @ kron(left_trans, right_trans) for x [..., in], as left_trans^T (X right_trans) with X [M, N] per token.
@@ -49,10 +52,16 @@ def quantize_tokens(
 
 
 def kronecker_quant(
-    x: Tensor, left_trans: Tensor | None, right_trans: Tensor | None, clip_ratio: float = 1.0
+    x: Tensor,
+    left_trans: Tensor | None,
+    right_trans: Tensor | None,
+    clip_ratio: float = 1.0,
+    *,
+    activation_bits: int = 4,
 ) -> tuple[Tensor, Tensor]:
     """Transform in float32, then quantize per token; see `vllm_w4a4_plugin.ops.kronecker_quant`."""
-    return quantize_tokens(kronecker_transform(x.float(), left_trans, right_trans), clip_ratio)
+    q_range = (INT4_MIN, INT4_MAX) if activation_bits == 4 else (-INT8_MAX, INT8_MAX)
+    return quantize_tokens(kronecker_transform(x.float(), left_trans, right_trans), clip_ratio, *q_range)
 
 
 def int4_linear(
@@ -93,16 +102,63 @@ def flatquant_linear(
     bias: Tensor | None = None,
     *,
     weight_offset: Tensor | None = None,
+    activation_bits: int = 4,
 ) -> Tensor:
-    """A W4A4 linear on an unpacked weight, int8 [out, in]; see `vllm_w4a4_plugin.ops.flatquant_linear`."""
-    q, scale = kronecker_quant(x, left_trans, right_trans, clip_ratio)
+    """A W4A4 or W4A8 linear on an unpacked weight, int8 [out, in]; see `vllm_w4a4_plugin.ops.flatquant_linear`."""
+    q, scale = kronecker_quant(x, left_trans, right_trans, clip_ratio, activation_bits=activation_bits)
     return int4_linear(q, scale, weight, weight_scale, bias, weight_offset, x.dtype)
 
 
-def w8a8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """W8A8_DYNAMIC on an unpacked weight, int8 [out, in]: scale = max|x| / 127 per token, q in [-127, 127]."""
-    q, scale = quantize_tokens(x, 1.0, -INT8_MAX, INT8_MAX)
-    return int4_linear(q, scale, weight, weight_scale, bias, None, x.dtype)
+def w8a8_linear(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    left_trans: Tensor | None = None,
+    right_trans: Tensor | None = None,
+    clip_ratio: float = 1.0,
+) -> Tensor:
+    """int8 weights [out, in] and activations; scale = clip_ratio * max|x'| / 127 per token, q in [-127, 127]."""
+    q, scale = kronecker_quant(x, left_trans, right_trans, clip_ratio, activation_bits=8)
+    return int8_linear(q, scale, weight, weight_scale, bias, None, x.dtype)
+
+
+def int8_linear(
+    q: Tensor,
+    scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    quant_bias: Tensor | None = None,
+    out_dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """y = scale * weight_scale * (q . weight + quant_bias) + bias, the sums exact (computed in float64)."""
+    sums = q.double() @ weight.double().T
+    if quant_bias is not None:
+        sums = sums + quant_bias.double()
+    y = scale[..., None] * (weight_scale.reshape(-1) * sums.float())
+    if bias is not None:
+        y = y + bias.float()
+    return y.to(out_dtype)
+
+
+def weight_only_linear(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    weight_offset: Tensor | None = None,
+) -> Tensor:
+    """y = x ((weight - weight_offset) * weight_scale)^T + bias in float32, for an int8 weight [out, in]."""
+    groups = 1 if weight_scale.dim() == 1 else weight_scale.shape[1]
+    floats = weight.float().reshape(weight.shape[0], groups, -1)
+    if weight_offset is not None:
+        floats = floats - weight_offset.reshape(-1, groups, 1)
+    floats = (floats * weight_scale.reshape(-1, groups, 1)).reshape(weight.shape)
+    y = x.float() @ floats.T
+    if bias is not None:
+        y = y + bias.float()
+    return y.to(x.dtype)
 
 
 def kronecker_quant_npu(
@@ -125,6 +181,41 @@ def kronecker_quant_npu(
     factor = torch.where(largest > 0, (INT4_MAX / clip_ratio) / largest, 0.0)
     q = (z * factor[..., None]).to(torch.float16).float().nan_to_num(nan=0.0).round().clamp(INT4_MIN, INT4_MAX)
     return q.to(torch.int8), scale
+
+
+def kronecker_quant_fused(
+    x: Tensor, left_trans: Tensor | None, right_trans: Tensor | None, clip_ratio: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """`kronecker_quant` with the roundings of the project's fused NPU kernel (docs/design/npu-kernel.md).
+
+    x bfloat16 or float16: X R is rounded to x's dtype if left_trans follows, everything else is float32;
+    q = round_half_even(z * ((7 / clip) / max(max|z|, 2^-100))), saturated; scale = max|z| * (clip / 7).
+    """
+    z = kronecker_transform(x.float(), None, right_trans)
+    if left_trans is not None:
+        z = kronecker_transform(z.to(x.dtype).float(), left_trans, None)
+    largest = z.abs().amax(-1)
+    highest, clip = torch.tensor(float(INT4_MAX)), torch.tensor(clip_ratio)
+    factor = highest / clip / largest.clamp(min=SMALLEST_MAXIMUM)
+    q = (z * factor[..., None]).nan_to_num(nan=0.0).round().clamp(INT4_MIN, INT4_MAX).to(torch.int8)
+    return q, largest * (clip / highest)
+
+
+def unfused_quant_npu(
+    x: Tensor, left_trans: Tensor | None, right_trans: Tensor | None, clip_ratio: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """`kronecker_quant` as two products, a clamp and npu_dynamic_quant compute it; q is in [-7, 7]."""
+    return quantize_tokens(unfused_values_npu(x, left_trans, right_trans, clip_ratio), 1.0, -INT4_MAX)
+
+
+def unfused_values_npu(
+    x: Tensor, left_trans: Tensor | None, right_trans: Tensor | None, clip_ratio: float = 1.0
+) -> Tensor:
+    """What `unfused_quant_npu` quantizes: x' clamped to clip_ratio * max|x'|, in x's dtype after each operation."""
+    z = kronecker_transform(x.float(), None, right_trans).to(x.dtype)
+    z = kronecker_transform(z.float(), left_trans, None).to(x.dtype)
+    bound = z.abs().amax(-1, keepdim=True) * torch.tensor(clip_ratio).to(x.dtype)
+    return torch.minimum(torch.maximum(z, -bound), bound)
 
 
 def flatquant_linear_npu(

@@ -12,7 +12,9 @@ from vllm_w4a4_plugin.checkpoint import CheckpointError
 from vllm_w4a4_plugin.constants import DESCRIPTION_FILE, LOAD_FORMAT, LOGGER, METHOD
 
 from . import dtype as dtypes
+from . import requested_dtype
 from .registration import register_method
+from .threads import bind_ranks
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -20,8 +22,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(LOGGER)
 
+DEFAULT_ACTIVATION_BITS = 4
+
 LOAD_FORMATS = ("auto", "hf", "safetensors", LOAD_FORMAT)
 """Load formats that load each tensor of the checkpoint under its own name; our loader replaces them."""
+
+PIPELINE_WORKER = "vllm_w4a4_plugin.platforms.worker.PipelineCpuWorker"
 
 
 class W4A4CpuPlatform(CpuPlatform):
@@ -31,6 +37,7 @@ class W4A4CpuPlatform(CpuPlatform):
     def pre_register_and_update(cls, parser: "FlexibleArgumentParser | None" = None) -> None:
         super().pre_register_and_update(parser)
         register_method()
+        requested_dtype.observe()
         action = parser._option_string_actions.get("--quantization") if parser is not None else None
         if action is not None and action.choices is not None and METHOD not in action.choices:
             action.choices = [*action.choices, METHOD]
@@ -53,7 +60,11 @@ class W4A4CpuPlatform(CpuPlatform):
 
     @classmethod
     def check_and_update_config(cls, vllm_config: "VllmConfig") -> None:
+        parallel_config = vllm_config.parallel_config
+        if parallel_config.pipeline_parallel_size > 1 and parallel_config.worker_cls == "auto":
+            parallel_config.worker_cls = PIPELINE_WORKER
         super().check_and_update_config(vllm_config)
+        bind_ranks(parallel_config)
         model_config = vllm_config.model_config
         if model_config is None or model_config.quantization != METHOD:
             return
@@ -63,6 +74,23 @@ class W4A4CpuPlatform(CpuPlatform):
                 f"{model_config.model}: load format {load_format!r} does not load the checkpoint's own tensors. "
                 f"Use --load-format {' or '.join(LOAD_FORMATS)}."
             )
+        cls._tell_compile_cache(vllm_config)
+
+    @classmethod
+    def _tell_compile_cache(cls, vllm_config: "VllmConfig") -> None:
+        """Let vLLM's cache of compiled graphs tell those of 8-bit activations, a constant in them, from others.
+
+        The key of the cache has no variables of plugins, but it has `additional_config`.
+        """
+        bits = envs.VLLM_W4A4_ACTIVATION_BITS
+        if bits == DEFAULT_ACTIVATION_BITS:
+            return
+        if not isinstance(vllm_config.additional_config, dict):
+            raise CheckpointError(
+                f"VLLM_W4A4_ACTIVATION_BITS={bits} needs a dictionary as additional_config, found "
+                f"{type(vllm_config.additional_config).__name__}."
+            )
+        vllm_config.additional_config = {**vllm_config.additional_config, "w4a4_activation_bits": bits}
 
     @classmethod
     def _detect(cls, vllm_config: "VllmConfig") -> None:
@@ -83,31 +111,27 @@ class W4A4CpuPlatform(CpuPlatform):
 
     @classmethod
     def _choose_dtype(cls, vllm_config: "VllmConfig") -> None:
-        """Replace the checkpoint's 16-bit dtype by float32 if this CPU has no instructions for it.
-
-        vLLM no longer knows here whether `--dtype` was `auto` or named the same dtype, so VLLM_W4A4_KEEP_DTYPE decides.
-        """
+        """Choose float32 in place of a 16-bit dtype that this CPU has no instructions for, unless it was named."""
         from vllm_w4a4_plugin.quantization.config import AscendW4A4Config
 
         model_config, quant_config = vllm_config.model_config, vllm_config.quant_config
-        stored = getattr(model_config.hf_config, "dtype", None)
-        if envs.VLLM_W4A4_KEEP_DTYPE or stored is None or model_config.dtype != stored:
+        if not requested_dtype.was_automatic(model_config.hf_config):
             return
-        if not dtypes.slow_on_this_cpu(stored) or not isinstance(quant_config, AscendW4A4Config):
+        if not dtypes.slow_on_this_cpu(model_config.dtype) or not isinstance(quant_config, AscendW4A4Config):
             return
         extra_bytes = dtypes.cost_of_float32(quant_config.inventory.tensors.values())
         if not dtypes.affordable(extra_bytes):
             logger.warning(
                 "This CPU has no %s instructions, so the unquantized layers are slow. In float32 they would be faster "
                 "but take %.1f GiB more memory, which may be too much here; --dtype float32 uses it anyway.",
-                str(stored).removeprefix("torch."),
+                str(model_config.dtype).removeprefix("torch."),
                 extra_bytes / 2**30,
             )
             return
         logger.info(
             "This CPU has no %s instructions: using float32, in which the unquantized layers take %.0f MiB more "
-            "memory. VLLM_W4A4_KEEP_DTYPE=1 keeps the checkpoint's dtype.",
-            str(stored).removeprefix("torch."),
+            "memory. --dtype names another.",
+            str(model_config.dtype).removeprefix("torch."),
             extra_bytes / 2**20,
         )
         model_config.dtype = torch.float32

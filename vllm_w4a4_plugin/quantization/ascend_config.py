@@ -8,17 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.config import get_current_vllm_config
+from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.logger import init_logger
-from vllm.model_executor.layers.linear import LinearBase, register_weight_loader_v2_supported_method
+from vllm.model_executor.layers.linear import (
+    LinearBase,
+    RowParallelLinear,
+    register_weight_loader_v2_supported_method,
+)
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 from vllm_ascend.quantization import AscendModelSlimConfig
 
 from vllm_w4a4_plugin.checkpoint import QuantDescription
 from vllm_w4a4_plugin.checkpoint.inventory import Inventory
-from vllm_w4a4_plugin.checkpoint.plan import plan_layer
+from vllm_w4a4_plugin.checkpoint.plan import LayerPlan, plan_layer
 from vllm_w4a4_plugin.checkpoint.resolve import checkpoint_name, shard_names
+from vllm_w4a4_plugin.checkpoint.spec import kronecker_sizes
 from vllm_w4a4_plugin.checkpoint.types import NPU, WEIGHT, runnable_types
 from vllm_w4a4_plugin.constants import LOGGER
+from vllm_w4a4_plugin.ops.npu import fused
+from vllm_w4a4_plugin.ops.npu.select import Kernel, RankShape, select_kernel
+from vllm_w4a4_plugin.ops.npu.self_check import select_working_kernel
 
 from .linear import AscendW4A4LinearMethod
 from .report import LoadReport
@@ -73,10 +82,11 @@ class AscendW4A4ModelSlimConfig(AscendModelSlimConfig):
                 self._update_packed_modules_mapping(model_type)
             for name in dict.fromkeys((prefix, self.quant_prefix_mapper(model_type, prefix))):
                 if self._has_shard_of_ours(name):
-                    return self._our_method(layer, name)
-        method = super().get_quant_method(layer, prefix, *args, **kwargs)
-        self._report_theirs(prefix, method, is_linear)
-        return method
+                    plan = plan_layer(name, self.inventory, self.packed_modules_mapping, _sizes(layer))
+                    why = self._why_theirs(layer, plan)
+                    return self._theirs(layer, prefix, why, *args, **kwargs) if why else self._our_method(plan)
+        why = "the plugin did not find it in the description" if is_linear else "not a linear layer"
+        return self._theirs(layer, prefix, why, *args, **kwargs)
 
     def _description(self) -> QuantDescription:
         """The types of the tensors from vllm-ascend's dictionary, which has other keys too."""
@@ -93,23 +103,45 @@ class AscendW4A4ModelSlimConfig(AscendModelSlimConfig):
     def _has_shard_of_ours(self, prefix: str) -> bool:
         return any(self._written_type(module) in runnable_types(NPU) for module in self._modules(prefix))
 
-    def _our_method(self, layer: LinearBase, prefix: str) -> AscendW4A4NpuLinearMethod:
-        plan = plan_layer(prefix, self.inventory, self.packed_modules_mapping, (layer.input_size, layer.output_size))
+    def _our_method(self, plan: LayerPlan) -> AscendW4A4NpuLinearMethod:
         scheme = new_scheme(plan, self.report.packed, NPU)
         assert scheme is not None  # one of the shards has a type of ours, so all have
         return AscendW4A4NpuLinearMethod(scheme, self.report, not loads_dummy_weights())
 
-    def _report_theirs(self, prefix: str, method: QuantizeMethodBase | None, is_linear: bool) -> None:
-        """Add a linear layer that vllm-ascend runs to the table; warn of any W4A4 layer that it runs, linear or not."""
+    def _why_theirs(self, layer: LinearBase, plan: LayerPlan) -> str:
+        """Why a W4A4 linear layer is left to vllm-ascend, "" if it is not: all our kernels failed, and theirs fits."""
+        spec = plan.spec
+        assert spec is not None
+        is_split = isinstance(layer, RowParallelLinear) and get_tensor_model_parallel_world_size() > 1
+        has_transform = spec.quant_type.spec.has_transform
+        fits = not has_transform or (spec.left, spec.right) == kronecker_sizes(spec.input_size)
+        if is_split or not fits:
+            return ""
+        shape, has_library = RankShape.of(spec), not fused.unavailable_reason()
+        if select_kernel(shape, has_fused_library=has_library).kernel is Kernel.NONE:
+            return ""
+        device = torch.get_default_device()
+        choice = select_working_kernel(shape, layer.params_dtype, spec.has_bias, device, has_fused_library=has_library)
+        return choice.reason if choice.kernel is Kernel.NONE else ""
+
+    def _theirs(
+        self, layer: torch.nn.Module, prefix: str, why: str, *args: Any, **kwargs: Any
+    ) -> QuantizeMethodBase | None:
+        """vllm-ascend's method. Linear layers go into the table; any W4A4 layer, linear or not, into the log."""
+        method = super().get_quant_method(layer, prefix, *args, **kwargs)
         scheme = type(getattr(method, "quant_method", method)).__name__
         modules = self._modules(prefix)
         remark = ""
         if "W4A4" in scheme:
-            why = "the plugin did not find it in the description" if is_linear else "not a linear layer"
             remark = f"{prefix}: {why}"
             logger.warning("%s. It runs in vllm-ascend's own %s.", remark, scheme)
-        elif not is_linear:
-            return
+        elif not isinstance(layer, LinearBase):
+            return method
         weights = (self.inventory.module(module).get(WEIGHT) for module in modules)
         weight_bytes = sum(info.nbytes for info in weights if info)
         self.report.others(self._written_type(modules[0]), f"vllm-ascend {scheme}", weight_bytes, remark)
+        return method
+
+
+def _sizes(layer: LinearBase) -> tuple[int, int]:
+    return layer.input_size, layer.output_size

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 logger = init_logger(LOGGER)
 
+DRAFT_PREFIX = "draft_model."
+
 
 class AscendW4A4Config(QuantizationConfig):
     """Parses `quant_model_description.json` and chooses a method for each layer.
@@ -102,6 +104,8 @@ class AscendW4A4Config(QuantizationConfig):
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
         description = self.inventory.description
+        # vLLM names the modules of a draft model so. The configuration is the draft's own: its checkpoint does not.
+        prefix = prefix.removeprefix(DRAFT_PREFIX)
         if isinstance(layer, LinearBase):
             return self._linear_method(layer, prefix)
         if isinstance(layer, VocabParallelEmbedding):

@@ -12,6 +12,7 @@ from vllm.model_executor.layers.linear import (
 
 from vllm_w4a4_plugin.checkpoint import CheckpointError
 
+from .dummy import fill_with_plausible_values
 from .parameters.base import Completeness
 from .schemes import LayerShape, LinearScheme
 
@@ -61,6 +62,8 @@ class AscendW4A4LinearMethod(LinearMethodBase):
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         if self.expect_weights:
             self._check_filled(layer)
+        else:
+            fill_with_plausible_values(layer)
         self.scheme.process_weights_after_loading(layer)
         for parameter in layer.parameters(recurse=False):
             if isinstance(parameter, Completeness):

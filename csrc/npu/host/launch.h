@@ -23,4 +23,9 @@ struct LinearPointers {
 void launch_flatquant_linear(void* stream, uint32_t cores, bool is_half, Factors factors, TokenClass token_class,
                              const TilingData& tiling, const LinearPointers& at);
 
+// One phase in a launch of its own, for a tiling from share_activations: 1 transforms and quantizes into the workspace,
+// 2 multiplies what is there. False if this combination was not compiled; only bfloat16 is.
+bool launch_flatquant_phase(void* stream, uint32_t cores, uint32_t phase, Factors factors, TokenClass token_class,
+                            const TilingData& tiling, const LinearPointers& at);
+
 }  // namespace w4a4::npu

@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "launch.h"
@@ -93,6 +94,37 @@ at::Tensor flatquant_linear(const at::Tensor& x, const at::Tensor& weight, const
   return y;
 }
 
+// The phases one by one, for the device check: (y, int4 activations [tokens, bytes], scales [tokens]). With `phases` 1
+// only the first one runs, and y is zero.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> flatquant_linear_phases(
+    const at::Tensor& x, const at::Tensor& weight, const at::Tensor& weight_scale, const OptionalTensor& left_trans,
+    const OptionalTensor& right_trans, double clip_ratio, const OptionalTensor& bias, int64_t phases) {
+  const LinearShape shape = check(x, weight, weight_scale, left_trans, right_trans, clip_ratio, bias);
+  TORCH_CHECK(phases == 1 || phases == 3, "phases: expected 1 or 3, found ", phases);
+  TORCH_CHECK(x.scalar_type() == at::kBFloat16, "x: the phases alone take bfloat16, found ", x.scalar_type());
+  const uint32_t cores = platform_ascendc::PlatformAscendCManager::GetInstance()->GetCoreNumAic();
+  const Tiling whole = w4a4::npu::make_tiling(shape, cores);
+  TORCH_CHECK(whole.ok(), "flatquant_linear_phases: ", whole.error);
+  const Tiling tiling = w4a4::npu::share_activations(whole);
+  at::Tensor y = new_output(x, shape.out_features).zero_();
+  const at::Tensor workspace = at::zeros({static_cast<int64_t>(tiling.workspace_bytes)}, x.options().dtype(at::kByte));
+  const LinearPointers at{x.const_data_ptr(),      pointer(left_trans),           pointer(right_trans),
+                          weight.const_data_ptr(), weight_scale.const_data_ptr(), pointer(bias),
+                          y.mutable_data_ptr(),    workspace.mutable_data_ptr()};
+  void* stream = c10_npu::getCurrentNPUStream().stream(true);  // waits until the queue is empty
+  for (uint32_t phase = 1; phase <= (phases == 3 ? 2u : 1u); ++phase) {
+    TORCH_CHECK(
+        w4a4::npu::launch_flatquant_phase(stream, cores, phase, tiling.factors, tiling.token_class, tiling.data, at),
+        "flatquant_linear_phases: not compiled for these factors and ", shape.tokens, " tokens");
+  }
+  const auto part = [&](uint64_t offset, uint64_t row_bytes) {
+    const auto begin = static_cast<int64_t>(offset), bytes = static_cast<int64_t>(row_bytes);
+    return workspace.narrow(0, begin, shape.tokens * bytes).view({shape.tokens, bytes});
+  };
+  const at::Tensor scales = part(tiling.data.scale_offset, w4a4::npu::kBlockBytes).view(at::kFloat);
+  return {y, part(tiling.data.q_offset, tiling.data.q_row_bytes), scales.select(1, 0)};
+}
+
 at::Tensor flatquant_linear_meta(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& weight_scale,
                                  const OptionalTensor& left_trans, const OptionalTensor& right_trans, double clip_ratio,
                                  const OptionalTensor& bias) {
@@ -106,8 +138,14 @@ TORCH_LIBRARY_FRAGMENT(vllm_w4a4_npu, library) {
   library.def(
       "flatquant_linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? left_trans, Tensor? right_trans, "
       "float clip_ratio, Tensor? bias=None) -> Tensor");
+  library.def(
+      "flatquant_linear_phases(Tensor x, Tensor weight, Tensor weight_scale, Tensor? left_trans, Tensor? right_trans, "
+      "float clip_ratio, Tensor? bias, int phases) -> (Tensor, Tensor, Tensor)");
 }
 
-TORCH_LIBRARY_IMPL(vllm_w4a4_npu, PrivateUse1, library) { library.impl("flatquant_linear", flatquant_linear); }
+TORCH_LIBRARY_IMPL(vllm_w4a4_npu, PrivateUse1, library) {
+  library.impl("flatquant_linear", flatquant_linear);
+  library.impl("flatquant_linear_phases", flatquant_linear_phases);
+}
 
 TORCH_LIBRARY_IMPL(vllm_w4a4_npu, Meta, library) { library.impl("flatquant_linear", flatquant_linear_meta); }

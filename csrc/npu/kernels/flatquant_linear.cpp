@@ -13,14 +13,15 @@ using w4a4::npu::TokenClass;
 
 // Scheduling mode 1: the cores wait for each other, so a kernel must not start before there are free cores for all of
 // its blocks. In mode 0, two partly scheduled kernels on different streams could wait for each other's cores forever.
-#define W4A4_KERNEL(NAME, T, FACTORS, ROWS)                                                                           \
+#define W4A4_KERNEL_OF_PHASES(NAME, T, FACTORS, ROWS, PHASES)                                                         \
   extern "C" __schedmode__(1) __global__ __aicore__ void NAME(GM_ADDR x, GM_ADDR left, GM_ADDR right, GM_ADDR weight, \
                                                               GM_ADDR weight_scale, GM_ADDR bias, GM_ADDR y,          \
                                                               GM_ADDR workspace, TilingData tiling) {                 \
     KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_MIX_AIC_1_2);                                                                \
     LinearAddresses at{x, left, right, weight, weight_scale, bias, y, nullptr, nullptr, nullptr, nullptr};            \
-    FlatQuantLinear<T, Factors::FACTORS, ROWS, 3>(AddWorkspace(at, workspace, tiling), tiling);                       \
+    FlatQuantLinear<T, Factors::FACTORS, ROWS, PHASES>(AddWorkspace(at, workspace, tiling), tiling);                  \
   }
+#define W4A4_KERNEL(NAME, T, FACTORS, ROWS) W4A4_KERNEL_OF_PHASES(NAME, T, FACTORS, ROWS, 3)
 
 // For each combination of dtype, factors and token class.
 #define W4A4_FOR_ROWS(DO, NAME, T, FACTORS) \
@@ -39,6 +40,18 @@ using w4a4::npu::TokenClass;
 
 W4A4_FOR_ALL(W4A4_KERNEL)
 
+// Each phase in a launch of its own, for the device check: enough combinations to tell where a fault is.
+#define W4A4_FOR_PHASES(DO, NAME, FACTORS, ROWS)               \
+  DO(NAME##_quantize_rows##ROWS, bfloat16_t, FACTORS, ROWS, 1) \
+  DO(NAME##_multiply_rows##ROWS, bfloat16_t, FACTORS, ROWS, 2)
+#define W4A4_FOR_ALL_PHASES(DO)                                   \
+  W4A4_FOR_PHASES(DO, w4a4_flatquant_phase_bf16_none, kNone, 16)  \
+  W4A4_FOR_PHASES(DO, w4a4_flatquant_phase_bf16_none, kNone, 128) \
+  W4A4_FOR_PHASES(DO, w4a4_flatquant_phase_bf16_both, kBoth, 16)  \
+  W4A4_FOR_PHASES(DO, w4a4_flatquant_phase_bf16_both, kBoth, 128)
+
+W4A4_FOR_ALL_PHASES(W4A4_KERNEL_OF_PHASES)
+
 namespace w4a4::npu {
 
 void launch_flatquant_linear(void* stream, uint32_t cores, bool is_half, Factors factors, TokenClass token_class,
@@ -52,6 +65,20 @@ void launch_flatquant_linear(void* stream, uint32_t cores, bool is_half, Factors
   }
   W4A4_FOR_ALL(W4A4_LAUNCH)
 #undef W4A4_LAUNCH
+}
+
+bool launch_flatquant_phase(void* stream, uint32_t cores, uint32_t phase, Factors factors, TokenClass token_class,
+                            const TilingData& tiling, const LinearPointers& at) {
+  const auto gm = [](const void* pointer) { return static_cast<GM_ADDR>(const_cast<void*>(pointer)); };
+#define W4A4_LAUNCH(NAME, T, FACTORS, ROWS, PHASE)                                                            \
+  if (phase == PHASE && factors == Factors::FACTORS && token_class == TokenClass::kRows##ROWS) {              \
+    NAME<<<cores, nullptr, stream>>>(gm(at.x), gm(at.left), gm(at.right), gm(at.weight), gm(at.weight_scale), \
+                                     gm(at.bias), gm(at.y), gm(at.workspace), tiling);                        \
+    return true;                                                                                              \
+  }
+  W4A4_FOR_ALL_PHASES(W4A4_LAUNCH)
+#undef W4A4_LAUNCH
+  return false;
 }
 
 }  // namespace w4a4::npu

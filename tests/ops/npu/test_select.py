@@ -120,3 +120,20 @@ def test_limits_of_the_documents(left: int, right: int | None, kernel: Kernel, w
     choice = select_kernel(shape, has_fused_library=False)
     assert choice.kernel is kernel
     assert word in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "kernels"),
+    [
+        (12, 16, [Kernel.FUSED, Kernel.KRONECKER, Kernel.UNFUSED, Kernel.NONE]),
+        (12, None, [Kernel.FUSED, Kernel.UNFUSED, Kernel.NONE]),
+    ],
+)
+def test_a_broken_kernel_gives_way_to_the_next(left: int, right: int | None, kernels: list[Kernel]) -> None:
+    shape = RankShape(FLATQUANT, 64, 192, 1, left, right)
+    broken: dict[Kernel, str] = {}
+    for kernel in kernels:
+        choice = select_kernel(shape, has_fused_library=True, broken=broken)
+        assert choice.kernel is kernel
+        assert all(f"self check: {name} computes nonsense" in choice.reason for name in broken)
+        broken[kernel] = "computes nonsense"

@@ -30,7 +30,12 @@ def quantize_tokens(x: Tensor, clip: float, bits: int = 4) -> Tensor:
         return x
     top = largest_code(bits)
     scale = x.abs().amax(-1, keepdim=True).mul_(clip / top).clamp_min_(torch.finfo(x.dtype).tiny)
-    return (x / scale).round_().clamp_(-top - 1, top).mul_(scale)
+    return (x / scale).round_().clamp_(smallest_activation(bits), top).mul_(scale)
+
+
+def smallest_activation(bits: int) -> int:
+    """The smallest quantized activation: -8 of 4 bits, -127 of 8, as the operators have it."""
+    return -largest_code(bits) - (bits == 4)
 
 
 def best_activation_clip(x: Tensor, weight_moment: Tensor, token_weight: Tensor, bits: int = 4) -> float:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vllm_w4a4_plugin.checkpoint.types import CLIP_RATIO, LEFT_TRANS, RIGHT_TRANS, WEIGHT, WEIGHT_OFFSET, WEIGHT_SCALE
 
-from ..block.rounding import dequantize, largest_code
+from ..block.rounding import dequantize, largest_code, smallest_activation
 from ..transforms.kronecker import apply_kronecker
 
 SMALLEST_CLIP = 1e-3
@@ -60,7 +60,7 @@ class TrainableLinear(nn.Module):
         clip = self.clip_ratio()
         if clip is not None:
             scale = scale * clip
-        x = _round(x / scale).clamp(-top - 1, top) * scale
+        x = _round(x / scale).clamp(smallest_activation(self.bits), top) * scale
         y = self._product(x)
         return y if self.bias is None else y + self.bias
 

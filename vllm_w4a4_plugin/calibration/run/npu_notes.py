@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from vllm_w4a4_plugin.checkpoint import QuantType
+from vllm_w4a4_plugin.checkpoint.runnable import ON_NPU, Kind, unsupported_reason
 from vllm_w4a4_plugin.ops.npu.select import Kernel, RankShape, select_kernel
 
 from ..model.structure import Role, group_sizes, head_dim
@@ -20,6 +21,9 @@ def npu_notes(config: Any, kinds: Iterable[tuple[Role, QuantType]]) -> list[str]
     """
     notes = []
     for role, kind in sorted(set(kinds), key=lambda pair: (list(Role).index(pair[0]), pair[1])):
+        if unsupported_reason(role, kind, Kind.LINEAR, backends=ON_NPU):
+            notes.append(f"{role} layers of type {kind} cannot run on NPUs: vllm-ascend has no kernel for them.")
+            continue
         output_size, input_size = group_sizes(config)[role]
         left = right = None
         if kind.spec.has_transform:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vllm_w4a4_plugin.checkpoint import QuantType
-from vllm_w4a4_plugin.checkpoint.writer import MODEL_QUANT_TYPE, stored_tensors, write_checkpoint
+from vllm_w4a4_plugin.checkpoint.writer import stored_tensors, write_checkpoint
 
 from .. import fisher
 from ..activations import Activations
@@ -28,6 +28,7 @@ from ..model.streamed import HEAD
 from ..model.structure import Role
 from ..progress import Listener, Phase, Progress, silent
 from .job import Job
+from .packing import pack_parts
 from .records import BlockRecord, Distillation, Outcome
 from .start_from import StartingPoint
 from .work import WorkDirectory
@@ -164,13 +165,12 @@ class Quantization:
         save_tensors(outer, self.work.outer)
         file_of = self.work.distilled if self.job.settings.distill else self.work.tensors
         parts = [self.work.outer, *map(file_of, range(len(records)))]
+        parts, types = pack_parts(parts, self._types(records, list(outer)))
         nbytes = sum(tensor.nbytes for part in parts for tensor in stored_tensors(part))
-        headline, changes = MODEL_QUANT_TYPE, {}
-        if self.job.recipe.rotates_residual:
-            headline, changes = QuantType.W4A4_DYNAMIC, {"tie_word_embeddings": False}
+        changes = {"tie_word_embeddings": False} if self.job.recipe.rotates_residual else {}
         outcome = Outcome(records, nbytes, distillation)
         extras = extra_files(outcome)
-        types = self._types(records, list(outer))
+        headline = self.job.recipe.headline
         write_checkpoint(self.model.directory, self.output, parts, types, headline, changes, extras=extras)
         return outcome
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vllm_w4a4_plugin.checkpoint import CheckpointReader, QuantType
-from vllm_w4a4_plugin.checkpoint.types import CLIP_RATIO, LEFT_TRANS, RIGHT_TRANS, WEIGHT, known_types
+from vllm_w4a4_plugin.checkpoint.types import CLIP_RATIO, INPUT_SCALE, LEFT_TRANS, RIGHT_TRANS, WEIGHT, known_types
 from vllm_w4a4_plugin.checkpoint.verify import check_headers
 
 from ..block.report import LayerReport
@@ -17,11 +17,17 @@ from ..model.streamed import StreamedModel
 
 
 def trainable_types() -> tuple[QuantType, ...]:
-    """Quant types from which distillation can start: all whose tensors are described, with one exception.
+    """Quant types from which distillation can start: FLOAT, and those whose layers it can train as they are stored.
 
-    The rotation of `W4A4_DYNAMIC` is folded into the outer tensors too, but those are taken from the float model.
+    Not of W4A4_DYNAMIC, whose rotation is folded into the outer tensors too, which are taken from the float model.
     """
-    return tuple(kind for kind in known_types() if kind.spec.is_described and kind is not QuantType.W4A4_DYNAMIC)
+    return tuple(kind for kind in known_types() if kind is QuantType.FLOAT or _is_trainable(kind))
+
+
+def _is_trainable(kind: QuantType) -> bool:
+    spec = kind.spec
+    is_dynamic = spec.is_described and spec.activation_bits < 16 and spec.tensor(INPUT_SCALE) is None
+    return is_dynamic and not spec.may_be_packed and kind is not QuantType.W4A4_DYNAMIC
 
 
 @dataclass(frozen=True)

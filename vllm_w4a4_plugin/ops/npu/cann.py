@@ -44,6 +44,7 @@ STALE_GRAPH = (
 
 _slots = count()
 _clip_ratios: dict[int, float] = {}
+_registered: set[str] = set()
 
 
 def kronecker_quant(x: Tensor, left_trans_t: Tensor, right_trans: Tensor, clip_slot: int) -> tuple[Tensor, Tensor]:
@@ -124,8 +125,14 @@ def set_clip_ratio(slot: int, value: float) -> None:
     _clip_ratios[slot] = value
 
 
+def runs_on(device: torch.device) -> bool:
+    """Whether the implementations are registered for a device; torch_npu calls that of NPUs "npu"."""
+    return (DISPATCH_KEY if device.type in ("npu", "privateuseone") else device.type.upper()) in _registered
+
+
 def register_kernels(dispatch_key: str = DISPATCH_KEY) -> None:
     """Register the implementations for a device; importing this module does it for NPUs."""
+    _registered.add(dispatch_key)
     _library.impl("kronecker_quant", _kronecker_quant, dispatch_key)
     _library.impl("dynamic_quant", _dynamic_quant, dispatch_key)
     _library.impl("int4_linear", _int4_linear, dispatch_key)

@@ -7,6 +7,7 @@ in one launch, weights in nZ order (`nz`), the left factor as the checkpoint has
 
 import logging
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -30,12 +31,17 @@ _library.define(
 )
 
 
+def library_file() -> Path | None:
+    """Where the library is installed, None if it was not built."""
+    return next((file for file in library_places(LIBRARY) if file.exists()), None)
+
+
 @cache
 def unavailable_reason() -> str:
     """Why the library is not used in this process, "" if it is loaded. Loads it on the first call."""
     if not envs.VLLM_W4A4_NPU_FUSED:
         return "VLLM_W4A4_NPU_FUSED=0"
-    file = next((file for file in library_places(LIBRARY) if file.exists()), None)
+    file = library_file()
     if file is None:
         return f"{LIBRARY} is not built"
     try:
@@ -90,6 +96,44 @@ def flatquant_linear(
     return torch.ops.vllm_w4a4_npu.fused_linear(
         x, _as_fractals(weight), weight_scale, left_trans, right_trans, clip_slot, bias
     )
+
+
+def quantize_and_multiply(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    left_trans: Tensor | None,
+    right_trans: Tensor | None,
+    clip_ratio: float,
+    bias: Tensor | None,
+    phases: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The kernel's two phases in launches of their own, for the device check.
+
+    Args:
+        x: bfloat16 [tokens, in]; of the factors, both are there or none.
+        weight, weight_scale, left_trans, right_trans, bias: as for `flatquant_linear`.
+        clip_ratio: in (0, 1].
+        phases: 1 transforms and quantizes, 3 multiplies too.
+
+    Returns:
+        (y [tokens, out], zeros unless it was multiplied; q int32 [tokens, in / 8]; scale float32 [tokens]).
+
+    Raises:
+        AttributeError: the library was built without them.
+    """
+    y, q, scale = torch.ops.vllm_w4a4_npu.flatquant_linear_phases(
+        x.contiguous(),
+        _as_fractals(weight).view(torch.uint8),
+        weight_scale.view(1, -1),
+        left_trans,
+        right_trans,
+        clip_ratio,
+        bias.float() if bias is not None else None,
+        phases,
+    )
+    # Rows of q are padded.
+    return y, q[:, : x.shape[-1] // 2].contiguous().view(torch.int32), scale
 
 
 def register_kernel(dispatch_key: str = DISPATCH_KEY) -> None:

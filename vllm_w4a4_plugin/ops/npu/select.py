@@ -4,8 +4,10 @@
 The limits are those in the operators' documents for Atlas A2 and A3.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 
 from vllm_w4a4_plugin.checkpoint.spec import LinearSpec
 from vllm_w4a4_plugin.checkpoint.types import NPU, QuantType
@@ -78,6 +80,9 @@ class RankShape:
         )
 
 
+NOTHING_BROKEN: Mapping[Kernel, str] = MappingProxyType({})
+
+
 @dataclass(frozen=True)
 class KernelChoice:
     """A kernel, and the reason why no better one can compute the layer; "" for the best one that is available."""
@@ -86,10 +91,17 @@ class KernelChoice:
     reason: str = ""
 
 
-def select_kernel(shape: RankShape, *, has_fused_library: bool) -> KernelChoice:
+def select_kernel(
+    shape: RankShape, *, has_fused_library: bool, broken: Mapping[Kernel, str] = NOTHING_BROKEN
+) -> KernelChoice:
     """The kernel of one layer: fused library, npu_kronecker_quant, or products and npu_dynamic_quant, in this order.
 
     `Kernel.NONE` means that no kernel can compute the layer; `Kernel.VLLM_ASCEND` that vllm-ascend runs it.
+
+    Args:
+        shape: of the layer on this rank.
+        has_fused_library: whether the fused library can be used.
+        broken: kernels that fail on this machine, and how; they are not chosen.
     """
     kind = shape.quant_type.spec
     if NPU not in kind.runs_on:
@@ -97,13 +109,18 @@ def select_kernel(shape: RankShape, *, has_fused_library: bool) -> KernelChoice:
     if reason := matmul_unsupported_reason(shape):
         return KernelChoice(Kernel.NONE, reason)
     reason = fused_unsupported_reason(shape) if has_fused_library else ""
-    if has_fused_library and not reason:
-        return KernelChoice(Kernel.FUSED)
+    candidates = [KernelChoice(Kernel.FUSED)] if has_fused_library and not reason else []
     if not kind.has_transform:
-        return KernelChoice(Kernel.UNTRANSFORMED, reason)
-    if unfused_reason := kronecker_unsupported_reason(shape.left, shape.right):
-        return KernelChoice(Kernel.UNFUSED, unfused_reason)
-    return KernelChoice(Kernel.KRONECKER, reason)
+        candidates.append(KernelChoice(Kernel.UNTRANSFORMED, reason))
+    elif unfused_reason := kronecker_unsupported_reason(shape.left, shape.right):
+        candidates.append(KernelChoice(Kernel.UNFUSED, unfused_reason))
+    else:
+        candidates += [KernelChoice(Kernel.KRONECKER, reason), KernelChoice(Kernel.UNFUSED, reason)]
+    faults = [f"self check: {kernel} {fault}" for kernel, fault in broken.items()]
+    for choice in candidates:
+        if choice.kernel not in broken:
+            return KernelChoice(choice.kernel, "; ".join(filter(None, (*faults, choice.reason))))
+    return KernelChoice(Kernel.NONE, "; ".join(faults))
 
 
 def matmul_unsupported_reason(shape: RankShape) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from vllm.config import ModelConfig, get_current_vllm_config
+from vllm.config import ModelConfig, VllmConfig
 from vllm.config.load import LoadConfig
 from vllm.logger import init_logger
 from vllm.model_executor.model_loader import _LOAD_FORMAT_TO_MODEL_LOADER
@@ -35,8 +35,16 @@ class W4A4ModelLoader(DefaultModelLoader):
     def __init__(self, load_config: LoadConfig) -> None:
         super().__init__(replace(load_config, load_format="safetensors"))
 
+    def load_model(self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = "") -> torch.nn.Module:
+        # A draft model has a configuration of its own, which is not the one in force.
+        self.quant_config: Any = vllm_config.quant_config
+        return super().load_model(vllm_config, model_config, prefix)
+
     def load_weights(self, model: torch.nn.Module, model_config: ModelConfig) -> None:
-        quant_config: Any = get_current_vllm_config().quant_config
+        if self.quant_config is None:
+            super().load_weights(model, model_config)
+            return
+        quant_config = self.quant_config
         folder = Path(self._prepare_weights(model_config.model, None, model_config.revision, True, None)[0])
         reader = CheckpointReader(folder)
         # A local directory was checked before the model was made, a hub's files were not there yet.

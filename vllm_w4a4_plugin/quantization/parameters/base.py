@@ -103,6 +103,7 @@ class MatrixParameter(Completeness, BasevLLMParameter):
         first_row, count = rows
         matrix = self._matrix(loaded, shard)
         expected = (count * parts, self.input_size * self.input_parts)
+        matrix = self._unpacked(matrix, expected[0])
         if matrix.shape != expected:
             ranks = f" for {self.tp_size} tensor-parallel ranks" if self.tp_size > 1 else ""
             problem = f"expected shape {list(expected)}{ranks}, found {list(loaded.shape)}"
@@ -128,12 +129,25 @@ class MatrixParameter(Completeness, BasevLLMParameter):
             loaded = loaded.squeeze(2)
         return loaded.reshape(-1, 1) if loaded.dim() < 2 else loaded
 
+    def _unpacked(self, matrix: torch.Tensor, rows: int) -> torch.Tensor:
+        """The matrix with one value per element, `rows` being how many rows it should have."""
+        return matrix
+
     def _is_float(self) -> bool:
         return self.dtype.is_floating_point
 
     def _store(self, matrix: torch.Tensor, first_row: int) -> None:
         target = self.data.narrow(0, first_row, matrix.shape[0])
         target.copy_(matrix.reshape(target.shape))
+
+
+class DeqScaleParameter(MatrixParameter):
+    """float32 scales that may be stored as int64, in whose low half are the bits of the float32 value."""
+
+    def _matrix(self, loaded: torch.Tensor, shard: int | None) -> torch.Tensor:
+        if not loaded.dtype.is_floating_point:
+            loaded = loaded.to(torch.int32).view(torch.float32)
+        return super()._matrix(loaded, shard)
 
 
 class ZeroOffsetParameter(MatrixParameter):

@@ -5,6 +5,7 @@ from typing import Any, Self
 
 import torch
 
+from vllm_w4a4_plugin.checkpoint.packed import unpack_rows
 from vllm_w4a4_plugin.ops import api
 from vllm_w4a4_plugin.ops.layout import INT4_TILE_ROWS, packed_int4_shape, packed_int8_shape
 
@@ -21,6 +22,10 @@ class Int4Parameter(PackedParameter):
     def zeros(cls, sizes: tuple[int, int], **kwargs: Any) -> Self:
         """Storage for a weight of `sizes`."""
         return cls(torch.zeros(packed_int4_shape(*sizes), dtype=torch.int8), sizes=sizes, **kwargs)
+
+    def _unpacked(self, matrix: torch.Tensor, rows: int) -> torch.Tensor:
+        is_packed = self.plan.quant_type.spec.may_be_packed and 2 * matrix.shape[0] == rows
+        return unpack_rows(matrix) if is_packed else matrix
 
     def _rows(self, first_row: int, rows: int) -> torch.Tensor:
         return _tiles(self.data, first_row, rows)

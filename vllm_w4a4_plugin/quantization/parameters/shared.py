@@ -7,8 +7,9 @@ import torch
 from vllm.model_executor.parameter import PerTensorScaleParameter
 
 from vllm_w4a4_plugin.checkpoint import CheckpointError
+from vllm_w4a4_plugin.checkpoint.agreement import merge_clip_ratios
 from vllm_w4a4_plugin.checkpoint.plan import LayerPlan
-from vllm_w4a4_plugin.checkpoint.spec import check_values, merge_clip_ratios
+from vllm_w4a4_plugin.checkpoint.spec import check_values
 
 from .base import Completeness
 
@@ -69,13 +70,14 @@ class PerShardParameter(Completeness, PerTensorScaleParameter):
         """The tensors of all shards have arrived."""
 
 
-class TransformParameter(PerShardParameter):
-    """A Kronecker factor, float32 [size, size], one for all shards: their copies must be equal to the bit."""
+class CommonParameter(PerShardParameter):
+    """A float32 tensor, one for all shards: their copies must be equal to the bit."""
 
     def _tensor_shape(self) -> torch.Size:
         return self.shape
 
     def _store(self, loaded: torch.Tensor, shard: int) -> None:
+        loaded = loaded.reshape(self.shape)
         others = sorted(self.filled - {shard})
         if self.is_meta:
             # Only one of the equal copies counts as loaded.
@@ -87,6 +89,10 @@ class TransformParameter(PerShardParameter):
             names = ", ".join(self.plan.tensor_name(self.suffix, other) for other in others)
             problem = f"expected the same values as in {names} (vLLM computes them as one matrix product), found others"
             raise self.plan.error(self.suffix, shard, problem)
+
+
+class TransformParameter(CommonParameter):
+    """A Kronecker factor [size, size]."""
 
 
 class ClipRatioParameter(PerShardParameter):

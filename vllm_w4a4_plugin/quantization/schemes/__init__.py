@@ -5,7 +5,15 @@ FLOAT has no scheme on purpose: those layers keep vLLM's own unquantized method.
 thereby registers, the scheme for NPUs.
 """
 
-from . import w4a4_dynamic, w4a4_flatquant_dynamic, w8a8_dynamic  # noqa: F401 - imported to be registered
+from . import (  # noqa: F401 - imported to be registered
+    w4a4_dynamic,
+    w4a4_flatquant_dynamic,
+    w4a8,
+    w8a8,
+    w8a8_dynamic,
+    w8a8_flatquant_dynamic,
+    weight_only,
+)
 from .base import Layer, LayerShape, LinearScheme
 from .registry import new_scheme, register_scheme
 

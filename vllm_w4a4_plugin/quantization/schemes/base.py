@@ -11,7 +11,12 @@ import torch
 from vllm_w4a4_plugin.checkpoint import CheckpointError
 from vllm_w4a4_plugin.checkpoint.plan import LayerPlan
 from vllm_w4a4_plugin.checkpoint.spec import LinearSpec
-from vllm_w4a4_plugin.checkpoint.types import WEIGHT_OFFSET, WEIGHT_SCALE
+from vllm_w4a4_plugin.checkpoint.types import (
+    WEIGHT_OFFSET,
+    WEIGHT_OFFSET_SECOND,
+    WEIGHT_SCALE,
+    WEIGHT_SCALE_SECOND,
+)
 from vllm_w4a4_plugin.quantization.parameters.base import MatrixParameter
 
 Layer: TypeAlias = Any
@@ -107,25 +112,41 @@ class LinearScheme(ABC):
         weight_loader: Callable[..., Any],
         offset_class: type[MatrixParameter] = MatrixParameter,
     ) -> None:
-        """Register `weight_scale` and, where stored, `weight_offset`: float32 [output_size(, groups)]."""
-        groups = self.spec.groups
-        if groups > 1 and shape.is_row_parallel:
-            group_size = shape.input_size // groups
-            if shape.input_size_per_partition % group_size:
-                raise CheckpointError(
-                    f"layer {self.plan.prefix}: {shape.input_size_per_partition} input features per tensor-parallel "
-                    f"rank are not a multiple of the group size {group_size}. Use a smaller --tensor-parallel-size."
-                )
-            groups = shape.input_size_per_partition // group_size
-        rows = shape.output_size_per_partition
-        for suffix in (WEIGHT_SCALE, *([WEIGHT_OFFSET] if self.spec.has_offset else [])):
-            parameter_class = MatrixParameter if suffix == WEIGHT_SCALE else offset_class
+        """Register `weight_scale` and what is stored of its kind, all float32 [output_size(, groups)]."""
+        present = {
+            WEIGHT_SCALE: True,
+            WEIGHT_OFFSET: self.spec.has_offset,
+            WEIGHT_SCALE_SECOND: self.spec.has_second_scale,
+            WEIGHT_OFFSET_SECOND: self.spec.has_second_offset,
+        }
+        first_groups = 1 if self.spec.has_second_scale else self.spec.groups
+        for suffix in (suffix for suffix, is_present in present.items() if is_present):
+            stored = first_groups if suffix in (WEIGHT_SCALE, WEIGHT_OFFSET) else self.spec.groups
+            groups = self._groups_on_rank(shape, stored)
+            parameter_class = offset_class if suffix in (WEIGHT_OFFSET, WEIGHT_OFFSET_SECOND) else MatrixParameter
+            rows = shape.output_size_per_partition
             parameter = parameter_class(
                 torch.zeros((rows,) if groups == 1 else (rows, groups), dtype=torch.float32),
                 sizes=(rows, groups),
-                input_parts=self.spec.groups // groups,
+                input_parts=stored // groups,
                 plan=self.plan,
                 suffix=suffix,
                 weight_loader=weight_loader,
             )
             layer.register_parameter(suffix, parameter)
+
+    def _groups_on_rank(self, shape: LayerShape, groups: int) -> int:
+        """How many of a row's scale groups are on this rank.
+
+        Raises:
+            CheckpointError: a group would be divided.
+        """
+        if groups == 1 or not shape.is_row_parallel:
+            return groups
+        group_size = shape.input_size // groups
+        if shape.input_size_per_partition % group_size:
+            raise CheckpointError(
+                f"layer {self.plan.prefix}: {shape.input_size_per_partition} input features per tensor-parallel "
+                f"rank are not a multiple of the group size {group_size}. Use a smaller --tensor-parallel-size."
+            )
+        return shape.input_size_per_partition // group_size

@@ -17,5 +17,13 @@ class W4A4DynamicScheme(W4A4Scheme):
 
     def apply(self, layer: Layer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         return api.flatquant_linear(
-            x, layer.weight, layer.weight_scale, None, None, 1.0, bias, weight_offset=self._offset(layer)
+            x,
+            layer.weight,
+            self._scale(layer),
+            None,
+            None,
+            1.0,
+            bias,
+            weight_offset=self._offset(layer),
+            activation_bits=self.activation_bits,
         )

@@ -13,6 +13,7 @@ from vllm_w4a4_plugin.checkpoint.plan import LayerPlan
 from vllm_w4a4_plugin.checkpoint.types import CLIP_RATIO, LEFT_TRANS, NPU, RIGHT_TRANS, WEIGHT
 from vllm_w4a4_plugin.ops.npu import cann, fused
 from vllm_w4a4_plugin.ops.npu.select import EXACT_CLAMP_CLIP, INT4_PER_WORD, Kernel, RankShape, select_kernel
+from vllm_w4a4_plugin.ops.npu.self_check import select_working_kernel
 from vllm_w4a4_plugin.quantization.parameters.base import ZeroOffsetParameter
 from vllm_w4a4_plugin.quantization.parameters.npu import NpuInt4Parameter, NpuTransformParameter
 from vllm_w4a4_plugin.quantization.parameters.shared import ClipRatioParameter
@@ -20,6 +21,11 @@ from vllm_w4a4_plugin.quantization.parameters.shared import ClipRatioParameter
 from . import compiled_graphs
 from .base import Layer, LayerShape, LinearScheme
 from .registry import register_scheme
+
+BROKEN_ADVICE = (
+    "Run `vllm-w4a4 doctor --device-check` to find out why. VLLM_W4A4_SELF_CHECK=0 skips the self check, "
+    "VLLM_W4A4_DISABLE=1 the plugin."
+)
 
 
 @register_scheme(QuantType.W4A4_FLATQUANT_DYNAMIC, QuantType.W4A4_DYNAMIC, backend=NPU)
@@ -37,9 +43,19 @@ class W4A4NpuScheme(LinearScheme):
         self.clip_slot = cann.new_clip_slot()
 
     def create_weights(self, layer: Layer, shape: LayerShape, weight_loader: Callable[..., Any]) -> None:
-        choice = select_kernel(RankShape.of(self.spec, *shape.sizes), has_fused_library=not fused.unavailable_reason())
+        rank_shape = RankShape.of(self.spec, *shape.sizes)
+        has_library = not fused.unavailable_reason()
+        choice = select_working_kernel(
+            rank_shape,
+            shape.params_dtype,
+            self.spec.has_bias,
+            torch.get_default_device(),
+            has_fused_library=has_library,
+        )
         self.kernel, self.reason = choice.kernel, choice.reason
         if self.kernel is Kernel.NONE:
+            if select_kernel(rank_shape, has_fused_library=has_library).kernel is not Kernel.NONE:
+                raise CheckpointError(f"layer {self.plan.prefix}: {self.reason}. {BROKEN_ADVICE}")
             raise CheckpointError(
                 f"layer {self.plan.prefix}: {self.reason}. Quantize this layer with another type"
                 f"{' or use a smaller --tensor-parallel-size' if shape.is_row_parallel else ''}."

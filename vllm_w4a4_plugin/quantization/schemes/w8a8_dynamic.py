@@ -19,6 +19,7 @@ from vllm_w4a4_plugin.checkpoint import QuantType
 from vllm_w4a4_plugin.checkpoint.types import WEIGHT
 from vllm_w4a4_plugin.constants import LOGGER
 from vllm_w4a4_plugin.ops import api, cpu, reference
+from vllm_w4a4_plugin.ops.self_check import require_working_kernels
 from vllm_w4a4_plugin.quantization.parameters.base import MatrixParameter
 from vllm_w4a4_plugin.quantization.parameters.cpu import Int8Parameter
 
@@ -39,6 +40,7 @@ class W8A8DynamicScheme(LinearScheme):
         self.shape = shape
         self.fault = fault_of_vllm_kernel()
         if self.fault:
+            require_working_kernels(shape.params_dtype, weight_bits=8)
             weight: MatrixParameter = Int8Parameter.zeros(
                 shape.sizes,
                 input_parts=shape.input_parts,

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from . import operators
+from . import device, operators
 from .operators import (
     npu_convert_weight_to_int4pack,
     npu_dynamic_quant,
@@ -23,6 +23,7 @@ from .operators import (
 __version__ = "2.10.0.post4"
 
 __all__ = [
+    "device",
     "npu_convert_weight_to_int4pack",
     "npu_dynamic_quant",
     "npu_format_cast",
@@ -62,11 +63,15 @@ vars(npu).update(
     max_memory_allocated=_only_a_name("npu.max_memory_allocated"),
     memory_reserved=_only_a_name("npu.memory_reserved"),
     reset_peak_memory_stats=_only_a_name("npu.reset_peak_memory_stats"),
-    mem_get_info=_only_a_name("npu.mem_get_info"),
+    mem_get_info=lambda index=0: device.mem_get_info(index),
+    get_device_name=lambda index=0: device.get_device_name(index),
+    get_device_properties=lambda index=0: device.get_device_properties(index),
+    set_device=lambda index: None,
     Stream=type("Stream", (), {}),
-    Event=type("Event", (), {}),
+    Event=device.Event,
     ExternalEvent=type("ExternalEvent", (), {}),
-    NPUGraph=type("NPUGraph", (), {}),
+    NPUGraph=device.NPUGraph,
+    graph=device.graph,
 )
 
 torch.utils.rename_privateuse1_backend("npu")

@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The types that checkpoints mix with W4A4, each against its formula, written out here in float64.
+
+Layers are loaded through vLLM's own parameter loading, as q/k/v, as a row-parallel layer and again with other tensors;
+`verify`, the plan and loading must agree.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from vllm.model_executor.layers.linear import QKVParallelLinear, RowParallelLinear
+
+from tests.linears import load, relative_error
+from tests.quantization.linears import IN, LEFT, RIGHT, column_layer, inputs
+from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader
+from vllm_w4a4_plugin.checkpoint.verify import header_findings, value_findings
+from vllm_w4a4_plugin.quantization.schemes import transform
+
+pytestmark = pytest.mark.usefixtures("vllm_context")
+TRANSFORM = {
+    "left_trans": torch.randn(LEFT, LEFT, generator=torch.Generator().manual_seed(1)) / LEFT**0.5,
+    "right_trans": torch.randn(RIGHT, RIGHT, generator=torch.Generator().manual_seed(2)) / RIGHT**0.5,
+    "clip_ratio": torch.tensor([0.93]),
+}
+INPUT_SCALE, INPUT_OFFSET = torch.tensor([0.013]), torch.tensor([-37.0])
+
+
+@dataclass
+class Stored:
+    """A linear layer of a made-up checkpoint.
+
+    Attributes:
+        kind: quant type.
+        weight: as floats [output_size, input_size], what its codes and scales stand for.
+        stored: its tensors.
+        bias: [output_size] float64, zeros where there is none; one of W8A8 may be within the codes only.
+    """
+
+    kind: str
+    weight: torch.Tensor
+    bias: torch.Tensor
+    stored: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return dict(self.stored)
+
+    def expected(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.double()
+        if self.kind == "W8A8":
+            codes = (x / INPUT_SCALE.double() + INPUT_OFFSET.double()).round().clamp(-128, 127)
+            x = (codes - INPUT_OFFSET.double()) * INPUT_SCALE.double()
+        elif self.kind.endswith("DYNAMIC"):
+            clip = 1.0
+            if "FLATQUANT" in self.kind:
+                x = x @ torch.kron(TRANSFORM["left_trans"], TRANSFORM["right_trans"]).double()
+                clip = TRANSFORM["clip_ratio"].double()
+            scale = clip * x.abs().amax(-1, keepdim=True) / 127
+            x = (x / scale).round().clamp(-127, 127) * scale
+        return (x @ self.weight.T + self.bias).float()
+
+
+def make(kind: str, out: int, seed: int, variant: str = "", bias: bool = False) -> Stored:
+    generator = torch.Generator().manual_seed(seed)
+    low, high = (-8, 8) if kind.startswith("W4") else (-128, 128)
+    codes = torch.randint(low, high, (out, IN), dtype=torch.int8, generator=generator)
+    groups = 12 if variant in ("groups", "offset", "second") else 1
+    scale = torch.rand(out, groups, generator=generator) * 0.01 + 1e-3
+    offset = torch.randn(out, groups, generator=generator) if variant == "offset" else torch.zeros(out, groups)
+    wide_scale, wide_offset = (t.double().repeat_interleave(IN // groups, 1) for t in (scale, offset))
+    weight = (codes - wide_offset) * wide_scale
+    values = torch.randn(out, generator=generator) if bias else torch.zeros(out)
+    stored: dict[str, torch.Tensor] = {"weight": codes, "weight_scale": scale, "weight_offset": offset}
+    if kind == "W8A8":
+        deq_scale = INPUT_SCALE * scale[:, 0]
+        quant_bias = (values / deq_scale - codes.float().sum(1) * INPUT_OFFSET).round().int()
+        as_integers = deq_scale.view(torch.int32).long() if variant == "integers" else deq_scale
+        stored = {"weight": codes, "input_scale": INPUT_SCALE, "input_offset": INPUT_OFFSET}
+        stored |= {"quant_bias": quant_bias, "deq_scale": as_integers}
+        if variant == "scales":
+            stored |= {"weight_scale": scale, "weight_offset": offset}
+        values = quant_bias.double() * deq_scale.double() + (codes.double().sum(1) * INPUT_OFFSET) * deq_scale.double()
+        weight = codes.double() * (deq_scale.double() / INPUT_SCALE.double())[:, None]
+    if variant == "second":
+        first = torch.rand(out, 1, generator=generator) + 0.5
+        stored["weight_scale"], stored["weight_offset"] = first, torch.zeros(out, 1)
+        stored["weight_scale_second"], stored["weight_offset_second"] = scale / first, offset
+    if variant == "packed":
+        stored["weight"] = ((codes[0::2] & 15) | (codes[1::2] << 4)).to(torch.int8)
+        if kind.startswith("W4A8"):
+            stored["scale_bias"] = 8 * weight.sum(1, keepdim=True).float()
+    if "FLATQUANT" in kind:
+        stored |= TRANSFORM
+    if bias:
+        stored["bias"] = torch.full((out,), 1e6) if kind == "W8A8" else values  # W8A8 has it in quant_bias
+    return Stored(kind, weight, values.double(), {name: t.contiguous().clone() for name, t in stored.items()})
+
+
+CASES = [
+    ("W8A8", ""),
+    ("W8A8", "integers"),
+    ("W8A8", "scales"),
+    ("W8A8_FLATQUANT_DYNAMIC", ""),
+    ("W4A8_DYNAMIC", ""),
+    ("W4A8_DYNAMIC", "packed"),
+    ("W4A8_DYNAMIC", "second"),
+    ("W4A8_FLATQUANT_DYNAMIC", ""),
+    ("W4A8_FLATQUANT_DYNAMIC", "packed"),
+    ("W8A16", ""),
+    ("W8A16", "offset"),
+    ("W4A16", "groups"),
+    ("W4A16", "packed"),
+    ("W4A16", "offset"),
+]
+all_cases = pytest.mark.parametrize(("kind", "variant"), CASES)
+
+
+def without_scale_bias(linear: Stored) -> Stored:
+    """What vLLM's model is given: the loader keeps tensors of no use from it."""
+    stored = {name: tensor for name, tensor in linear.stored.items() if name != "scale_bias"}
+    return Stored(linear.kind, linear.weight, linear.bias, stored)
+
+
+def assert_right(found: torch.Tensor, expected: torch.Tensor) -> None:
+    assert relative_error(found, expected) < 1e-4  # an 8-bit rounding that falls the other way
+
+
+@all_cases
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("size", [1, 2])
+def test_qkv_and_loading_again(
+    make_config: Any, at_rank: Any, tmp_path: Any, kind: str, variant: str, bias: bool, size: int
+) -> None:
+    head, heads, kv_heads = 16, 4, 2
+
+    def parts(seed: int) -> dict[str, Stored]:
+        rows = zip("qkv", (heads, kv_heads, kv_heads), strict=True)
+        return {name: make(kind, n * head, seed + i, variant, bias) for i, (name, n) in enumerate(rows)}
+
+    first, second = parts(0), parts(10)
+    config = make_config(**{f"{name}_proj": linear for name, linear in first.items()})
+    reader = CheckpointReader(tmp_path)
+    assert [f for f in header_findings(reader) if "config" not in f] == []
+    assert list(value_findings(reader)) == []
+    for rank in range(size):
+        at_rank(rank, size)
+        layer = QKVParallelLinear(
+            IN, head, heads, kv_heads, bias=bias, params_dtype=torch.float32, quant_config=config, prefix="m.qkv_proj"
+        )
+        for linears in (first, second, first):
+            load(layer, {name: without_scale_bias(linear) for name, linear in linears.items()})
+            expected = [linear.expected(inputs()).chunk(size, -1)[rank] for linear in linears.values()]
+            assert_right(layer(inputs())[0], torch.cat(expected, -1))
+
+
+@all_cases
+def test_row_parallel(make_config: Any, at_rank: Any, monkeypatch: pytest.MonkeyPatch, kind: str, variant: str) -> None:
+    linear = make(kind, 40, 3, variant, bias=True)
+    config = make_config(proj=linear)
+    monkeypatch.setattr(transform, "tensor_model_parallel_all_gather", lambda x: inputs())
+    total, expected = torch.zeros(9, 40), torch.zeros(9, 40)
+    for rank in range(2):
+        at_rank(rank, 2)
+        layer = RowParallelLinear(
+            IN, 40, bias=True, params_dtype=torch.float32, quant_config=config, prefix="m.proj", input_is_parallel=True
+        )
+        load(layer, {None: without_scale_bias(linear)})
+        part = inputs().chunk(2, -1)[rank].contiguous()
+        total += layer(part)[0]
+        if kind == "W4A8_DYNAMIC":  # each rank quantizes its own part of a token
+            columns = slice(rank * IN // 2, (rank + 1) * IN // 2)
+            expected += Stored(kind, linear.weight[:, columns], (1 - rank) * linear.bias).expected(part)
+    assert_right(total, expected if kind == "W4A8_DYNAMIC" else linear.expected(inputs()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@all_cases
+def test_16_bit_activations(make_config: Any, at_rank: Any, kind: str, variant: str, dtype: torch.dtype) -> None:
+    linear = make(kind, 40, 3, variant)
+    layer = column_layer(make_config(proj=linear), 40)
+    load(layer, {None: without_scale_bias(linear)})
+    x = inputs().to(dtype)
+    # The output's own rounding and, in float16 too, a rounding of an activation that falls the other way.
+    assert relative_error(layer(x)[0], linear.expected(x).to(dtype)) < 2**-9
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@all_cases
+def test_a_token_that_is_not_finite_stays_visible(
+    make_config: Any, at_rank: Any, kind: str, variant: str, value: float
+) -> None:
+    linear = make(kind, 40, 0, variant)
+    layer = column_layer(make_config(proj=linear), 40)
+    load(layer, {None: without_scale_bias(linear)})
+    x = inputs()
+    expected = layer(x)[0].clone()
+    x[4, 7] = value
+    found = layer(x)[0]
+    assert not found[4].isfinite().any()
+    others = [token for token in range(len(x)) if token != 4]
+    assert torch.equal(found[others], expected[others])
+
+
+def test_static_quantization_saturates(make_config: Any, at_rank: Any) -> None:
+    linear = make("W8A8", 40, 0)
+    layer = column_layer(make_config(proj=linear), 40)
+    load(layer, {None: linear})
+    x = inputs() * 100
+    assert (x / INPUT_SCALE + INPUT_OFFSET).round().min() < -128
+    assert_right(layer(x)[0], linear.expected(x))
+
+
+def test_static_scales_of_fused_shards_must_be_equal(make_config: Any, at_rank: Any, tmp_path: Any) -> None:
+    parts = {name: make("W8A8", 16, i) for i, name in enumerate(("q", "k", "v"))}
+    parts["v"].stored["input_scale"].mul_(1.001)
+    config = make_config(**{f"{name}_proj": linear for name, linear in parts.items()})
+    layer = QKVParallelLinear(
+        IN, 16, 1, 1, bias=False, params_dtype=torch.float32, quant_config=config, prefix="m.qkv_proj"
+    )
+    with pytest.raises(CheckpointError, match=r"m\.v_proj\.input_scale: expected the same values as in m\.q_proj"):
+        load(layer, parts)
+    findings = list(value_findings(CheckpointReader(tmp_path)))
+    assert any("m.q_proj.input_scale and m.v_proj.input_scale differ" in finding for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "variant", "name", "tensor", "words"),
+    [
+        ("W8A8", "", "input_scale", torch.tensor([0.0]), "expected a finite scale greater than 0, found 0.0"),
+        ("W8A8", "", "deq_scale", torch.full((40,), -1.0), "expected scales that are not negative"),
+        ("W8A8", "", "deq_scale", torch.full((40,), 2**31), "expected the bits of finite float32 scales"),
+        ("W4A8_DYNAMIC", "", "weight", torch.full((40, IN), 8, dtype=torch.int8), "expected int4 values"),
+        ("W4A8_DYNAMIC", "", "weight_offset", torch.ones(40, 1), "expected zeros, found other values"),
+        ("W4A8_DYNAMIC", "second", "weight_offset_second", torch.ones(40, 12), "expected zeros, found other values"),
+        ("W8A8_FLATQUANT_DYNAMIC", "", "weight_offset", torch.ones(40, 1), "expected zeros, found other values"),
+    ],
+)
+def test_bad_values(
+    make_config: Any, at_rank: Any, tmp_path: Any, kind: str, variant: str, name: str, tensor: Any, words: str
+) -> None:
+    linear = make(kind, 40, 0, variant)
+    bad = Stored(kind, linear.weight, linear.bias, {**linear.stored, name: tensor})
+    layer = column_layer(make_config(proj=bad), 40)
+    assert any(f"m.proj.{name}: {words}" in f for f in value_findings(CheckpointReader(tmp_path)))
+    if tensor.dtype != torch.int64:  # an overflowing integer becomes a negative scale, with that error's words
+        with pytest.raises(CheckpointError, match=rf"tensor m\.proj\.{name}: .*{words}"):
+            load(layer, {None: bad})
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "tensor", "words"),
+    [
+        ("W8A8", "quant_bias", torch.zeros(40), "expected dtype I32 for W8A8, found F32"),
+        ("W8A8", "quant_bias", torch.zeros(39, dtype=torch.int32), "shape [40]"),
+        ("W8A8", "input_offset", torch.zeros(2), "expected one value"),
+        ("W8A8", "left_trans", torch.eye(IN), "expected no such tensor in a W8A8 layer"),
+        ("W4A8_DYNAMIC", "weight_scale", torch.ones(40, 12), "expected one scale per output row for W4A8_DYNAMIC"),
+        ("W4A8_DYNAMIC", "weight_scale_second", torch.ones(40, 7), "a number of groups that divides the 192"),
+        ("W4A8_DYNAMIC", "scale_bias", torch.ones(39, 16), "expected 40 rows"),
+        ("W8A16", "input_scale", torch.ones(1), "expected no such tensor in a W8A16 layer"),
+        ("W8A16", "weight", torch.zeros(20, IN, dtype=torch.int8), "shape [20, 1]"),
+        ("W4A16", "weight_packed", torch.zeros(40, IN // 8, dtype=torch.int32), "has no tensor weight_packed"),
+    ],
+)
+def test_other_variants_are_refused_by_name(
+    make_config: Any, tmp_path: Any, kind: str, name: str, tensor: torch.Tensor, words: str
+) -> None:
+    linear = make(kind, 40, 0)
+    bad = Stored(kind, linear.weight, linear.bias, {**linear.stored, name: tensor})
+    with pytest.raises(CheckpointError) as error:
+        make_config(proj=bad)
+    assert f"m.proj.{name}" in str(error.value)
+    assert words in str(error.value)
+    assert str(error.value).partition(" (and ")[0] in list(header_findings(CheckpointReader(tmp_path)))
