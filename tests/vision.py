@@ -122,6 +122,22 @@ def write_model(name: str, directory: Path, describe_tower: bool) -> None:
     _write_processor(name, directory)
 
 
+def write_float_model(name: str, directory: Path) -> None:
+    """The float model of `new_model`, with names as it is published.
+
+    Args:
+        name: one of MODELS.
+        directory: to write to.
+    """
+    model = new_model(name)
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {published_name(name, key): value.contiguous() for key, value in model.state_dict().items()}
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(directory)
+    _write_processor(name, directory)
+
+
 def quant_type(module: str) -> QuantType:
     """Type of a module of the text part in the tutorial's recipe."""
     leaf = module.rpartition(".")[2]

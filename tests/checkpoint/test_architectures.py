@@ -11,6 +11,7 @@ from vllm_w4a4_plugin.checkpoint.architectures import ARCHITECTURES, Decoder, ar
 
 SIZES = {"hidden_size": 96, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 6,
          "num_key_value_heads": 2, "vocab_size": 64, "moe_intermediate_size": 48, "num_experts": 4,
+         "shared_expert_intermediate_size": 40,
          "pad_token_id": 0, "eos_token_id": 0, "bos_token_id": 0}  # fmt: skip
 CHANGES: tuple[dict[str, Any], ...] = (
     {}, {"head_dim": 32}, {"attention_bias": True}, {"attention_bias": False}, {"mlp_bias": True},
@@ -31,8 +32,11 @@ def modules_of_transformers(config: dict[str, Any]) -> dict[str, tuple[tuple[int
                 half = (fused.shape[1] // 2, fused.shape[2])
                 found |= {f"{name}.{number}.{leaf}": (half, False) for leaf in ("gate_proj", "up_proj")}
                 found[f"{name}.{number}.down_proj"] = (tuple(module.down_proj.shape[1:]), False)  # type: ignore[union-attr,index,arg-type]
-    if config.get("tie_word_embeddings"):
+    if model.config.tie_word_embeddings:
         found.pop("lm_head")
+    if config["model_type"] == "mixtral":  # whose files have names of their own
+        leaves = {"mlp": "block_sparse_moe", "gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+        found = {".".join(leaves.get(part, part) for part in name.split(".")): found[name] for name in found}
     return found
 
 
@@ -41,9 +45,9 @@ def modules_of_transformers(config: dict[str, Any]) -> dict[str, tuple[tuple[int
 def test_modules(name: str, changes: dict[str, Any]) -> None:
     entry = ARCHITECTURES[name]
     config = {"architectures": [name], "model_type": entry.model_types[0], **SIZES, **changes}
-    if not entry.has_experts:
+    if entry.experts is None:
         config = {key: value for key, value in config.items() if "expert" not in key and "moe" not in key}
-    if name == "Qwen2ForCausalLM":
+    if name in ("Qwen2ForCausalLM", "Qwen2MoeForCausalLM"):
         config.pop("head_dim", None)  # transformers takes one that vLLM does not
     if name == "MistralForCausalLM":
         config.pop("attention_bias", None)  # likewise the other way round
@@ -59,7 +63,8 @@ def test_modules(name: str, changes: dict[str, Any]) -> None:
 def test_absent_keys_mean_what_they_mean_to_transformers(name: str) -> None:
     entry = ARCHITECTURES[name]
     reference = AutoConfig.for_model(entry.model_types[0])
-    decoder = Decoder({"architectures": [name], "num_experts": 8, "moe_intermediate_size": 8,
+    decoder = Decoder({"architectures": [name], "model_type": reference.model_type, "num_experts": 8,
+                       "moe_intermediate_size": 8,
                        **{key: getattr(reference, key) for key in
                           ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                            "vocab_size")}})  # fmt: skip

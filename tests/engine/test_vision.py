@@ -67,6 +67,13 @@ def reference_model(name: str, directory: Path) -> PreTrainedModel:
 
 def expected(name: str, directory: Path, ids: list[int], text: str, *images: Image.Image) -> torch.Tensor:
     """Log probability of each id but the first, given those before it; `ids` begin with those of `text`."""
+    return log_probabilities(reference_model(name, directory), directory, ids, text, *images)
+
+
+def log_probabilities(
+    model: torch.nn.Module, directory: Path, ids: list[int], text: str, *images: Image.Image
+) -> torch.Tensor:
+    """The same of any model of transformers."""
     inputs = AutoProcessor.from_pretrained(directory)(text=[text], images=list(images) or None, return_tensors="pt")
     prompt = inputs.pop("input_ids")[0].tolist()
     assert ids[: len(prompt)] == prompt
@@ -75,7 +82,7 @@ def expected(name: str, directory: Path, ids: list[int], text: str, *images: Ima
     kinds = inputs.pop("mm_token_type_ids", torch.zeros(1, len(prompt), dtype=torch.int))
     kinds = torch.nn.functional.pad(kinds, (0, NEW_TOKENS))
     with torch.inference_mode():
-        logits = reference_model(name, directory)(torch.tensor([ids]), mm_token_type_ids=kinds, **inputs).logits[0]
+        logits = model(torch.tensor([ids]), mm_token_type_ids=kinds, **inputs).logits[0]
     return logits[:-1].log_softmax(-1)[torch.arange(len(ids) - 1), ids[1:]]
 
 

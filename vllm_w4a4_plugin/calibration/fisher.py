@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from .files import save_tensors
 from .model.block import LoadedBlock
 from .model.streamed import StreamedModel
-from .model.structure import Role
 from .progress import Listener, Phase, Progress
 
 ROWS_AT_ONCE = 2
@@ -46,22 +45,22 @@ def measure(model: StreamedModel, ids: Tensor, directory: Path, listener: Listen
         hidden = load_file(_input_file(directory, index))["hidden"]
         tokens, gradient = _backward(LoadedBlock(model, index), hidden, gradient)
         save_tensors({"gradient": gradient}, _gradient_file(directory, index))
-        save_tensors({str(role): value for role, value in tokens.items()}, fisher_file(directory, index))
+        save_tensors(tokens, fisher_file(directory, index))
         _gradient_file(directory, index + 1).unlink(missing_ok=True)
         _input_file(directory, index).unlink()
         listener(Progress(Phase.GRADIENTS_BACKWARD, last + 1 - index, last + 1))
     _gradient_file(directory, 0).unlink()
 
 
-def token_weights(directory: Path, index: int, role: Role) -> Tensor:
+def token_weights(directory: Path, index: int, key: str) -> Tensor:
     """Weights [tokens] of the errors in a group's output, with mean 1.
 
     Args:
         directory: which `measure` wrote to.
         index: of the block.
-        role: of the group.
+        key: of the group.
     """
-    tokens = load_file(fisher_file(directory, index))[str(role)]
+    tokens = load_file(fisher_file(directory, index))[key]
     if not tokens.any():  # nothing here changes the loss
         return torch.ones_like(tokens)
     tokens = (tokens / tokens.mean()).clamp_max(LARGEST_WEIGHT)
@@ -69,7 +68,7 @@ def token_weights(directory: Path, index: int, role: Role) -> Tensor:
 
 
 def fisher_file(directory: Path, index: int) -> Path:
-    """The file with the squared gradients of block `index`, one tensor [tokens] per role."""
+    """The file with the squared gradients of block `index`, one tensor [tokens] per group."""
     return directory / f"fisher-{index:05d}.safetensors"
 
 
@@ -112,7 +111,7 @@ def _loss_gradient(model: StreamedModel, hidden: Tensor, ids: Tensor) -> Tensor:
     return torch.cat(gradients)
 
 
-def _backward(block: LoadedBlock, hidden: Tensor, gradient: Tensor) -> tuple[dict[Role, Tensor], Tensor]:
+def _backward(block: LoadedBlock, hidden: Tensor, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """Squared gradients [tokens] of each group's output, and the gradient of the block's input.
 
     Args:
@@ -120,7 +119,7 @@ def _backward(block: LoadedBlock, hidden: Tensor, gradient: Tensor) -> tuple[dic
         hidden: its input [rows, length, hidden].
         gradient: of its output, of the same shape.
     """
-    tokens: dict[Role, list[Tensor]] = {role: [] for role in block.groups}
+    tokens: dict[str, list[Tensor]] = {key: [] for key in block.groups}
     inputs = []
     for h, g in zip(hidden.split(ROWS_AT_ONCE), gradient.split(ROWS_AT_ONCE), strict=True):
         outputs: dict[str, Tensor] = {}
@@ -137,10 +136,10 @@ def _backward(block: LoadedBlock, hidden: Tensor, gradient: Tensor) -> tuple[dic
         grads = torch.autograd.grad(out, [h, *(outputs[n] for n in names)], g.to(block.device))
         inputs.append(grads[0].cpu())
         by_name = dict(zip(names, grads[1:], strict=True))
-        for role, group in block.groups.items():
-            squared = torch.cat([by_name[n].flatten(0, 1) for n in group.linears], 1).square_()
-            tokens[role].append(squared.sum(1).cpu())
-    return {role: torch.cat(parts) for role, parts in tokens.items()}, torch.cat(inputs)
+        for key, group in block.groups.items():
+            squared = torch.cat([by_name[n].flatten(0, -2) for n in group.linears], 1).square_()
+            tokens[key].append(squared.sum(1).cpu())
+    return {key: torch.cat(parts) for key, parts in tokens.items()}, torch.cat(inputs)
 
 
 def _keep(outputs: dict[str, Tensor], name: str) -> Callable[[nn.Module, object, Tensor], None]:

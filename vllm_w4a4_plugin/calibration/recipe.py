@@ -51,32 +51,37 @@ class Recipe:
             return _W4A4
         return _W4A8 if _W4A8 in self.types.values() else _FLATQUANT
 
-    def of_block(self, block: str, groups: Mapping[Role, Group]) -> dict[Role, QuantType]:
-        """Type of each role of one block.
+    def of_block(self, block: str, groups: Mapping[str, Group]) -> dict[str, QuantType]:
+        """Type of each group of one block, by its key.
 
         Raises:
             CalibrationError: exceptions give layers of one group different types.
         """
         result = {}
-        for role, group in groups.items():
-            types = {f"{block}.{name}": self._of_layer(f"{block}.{name}", role) for name in group.linears}
+        for key, group in groups.items():
+            types = {f"{block}.{name}": self._of_layer(f"{block}.{name}", group.role) for name in group.linears}
             if len(set(types.values())) > 1:
                 listing = ", ".join(f"{name}: {kind}" for name, kind in types.items())
                 raise CalibrationError(
                     "these layers run as one matrix product and must have the same quant type, but the recipe gives "
                     f"{listing}. Name all of them in the recipe or in `keep_float`."
                 )
-            result[role] = next(iter(types.values()))
+            result[key] = next(iter(types.values()))
         return result
 
-    def check_patterns(self, names: Sequence[str]) -> None:
+    def check_patterns(self, names: Sequence[str], float_names: Sequence[str] = ()) -> None:
         """Refuse patterns that match no linear layer of the model.
 
+        Args:
+            names: of layers that can be quantized.
+            float_names: of modules that stay FLOAT, and may be said to.
+
         Raises:
-            CalibrationError: a pattern matches none of `names`.
+            CalibrationError: a pattern matches none of them.
         """
-        for pattern, _ in self.exceptions:
-            if not any(fnmatchcase(name, pattern) for name in names):
+        for pattern, kind in self.exceptions:
+            allowed = [*names, *float_names] if kind is _FLOAT else names
+            if not any(fnmatchcase(name, pattern) for name in allowed):
                 raise CalibrationError(
                     f"pattern {pattern!r} matches no linear layer; their names look like {', '.join(names[:7])}."
                 )

@@ -65,9 +65,9 @@ def _logits(model: StreamedModel, ids: Tensor, reader: CheckpointReader | None) 
 
 
 def _fill_outer(model: StreamedModel, reader: CheckpointReader) -> None:
-    for name in model.outer_names():
-        parameter = model.skeleton.get_parameter(name)
-        parameter.data = reader.load(name).to(parameter)
+    for name, parameter in model.skeleton.named_parameters():
+        if (stored := model.weights.stored_name(name)) in reader.tensors:
+            parameter.data = reader.load(stored).to(parameter)
     head = model.skeleton.get_output_embeddings()
     if HEAD in reader.tensors:
         head.weight = nn.Parameter(reader.load(HEAD).to(head.weight), requires_grad=False)

@@ -13,6 +13,25 @@ FUSED = {f"{ATTENTION}.qkv_proj": ("q_proj", "k_proj", "v_proj"), f"{MLP}.gate_u
 
 
 @dataclass(frozen=True)
+class Experts:
+    """What a block has instead of an MLP: a router `gate` and numbered experts.
+
+    Attributes:
+        module: their parent within the block.
+        projections: names of gate_proj, up_proj and down_proj of an expert.
+        intermediate: the key of config.json with the width of an expert.
+        shared: the key with the width of the expert that every token passes through, "" if there is none.
+        everywhere: whether every block has them, whatever config.json says of single layers.
+    """
+
+    module: str = MLP
+    projections: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    intermediate: str = "moe_intermediate_size"
+    shared: str = ""
+    everywhere: bool = False
+
+
+@dataclass(frozen=True)
 class Architecture:
     """A decoder-only language model of vLLM: q, k, v and o projections, then an MLP or experts, in each block.
 
@@ -22,8 +41,10 @@ class Architecture:
         biases: a projection -> the key of config.json that gives it a bias, "" for one that always has a bias.
         block_norms: the norms of a block that are as wide as the residual stream.
         has_head_norms: whether queries and keys are normed head by head.
+        has_wide_norms: whether queries and keys are normed over all heads.
         reads_head_dim: whether `head_dim` counts; hidden_size / num_attention_heads where it does not or is absent.
-        has_experts: whether MLPs may be experts with a router.
+        experts: what may be there instead of an MLP.
+        is_fused: whether the layers of `FUSED` are always stored whole.
     """
 
     model_types: tuple[str, ...]
@@ -31,8 +52,10 @@ class Architecture:
     biases: Mapping[str, str] = field(default_factory=dict)
     block_norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
     has_head_norms: bool = False
+    has_wide_norms: bool = False
     reads_head_dim: bool = True
-    has_experts: bool = False
+    experts: Experts | None = None
+    is_fused: bool = False
 
 
 _QKV = ("q_proj", "k_proj", "v_proj")
@@ -43,6 +66,9 @@ _LLAMA_BIASES = {
     **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), "mlp_bias"),
 }
 _QWEN3_DEFAULTS = {"num_key_value_heads": 32, "head_dim": 128}
+_AFTER = ("post_attention_layernorm", "post_feedforward_layernorm")
+_GEMMA_DEFAULTS = {"num_key_value_heads": 4, "head_dim": 256}
+_GEMMA_NORMS = ("input_layernorm", "pre_feedforward_layernorm", *_AFTER)
 _GLM_NORMS = ("input_layernorm", "post_attention_layernorm", "post_self_attn_layernorm", "post_mlp_layernorm")
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -56,11 +82,31 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
     "Qwen3ForCausalLM": Architecture(("qwen3",), _QWEN3_DEFAULTS, _ATTENTION_BIAS, has_head_norms=True),
     "Qwen3MoeForCausalLM": Architecture(
-        ("qwen3_moe",), {"num_key_value_heads": 4}, _ATTENTION_BIAS, has_head_norms=True, has_experts=True
+        ("qwen3_moe",), {"num_key_value_heads": 4}, _ATTENTION_BIAS, has_head_norms=True, experts=Experts()
+    ),
+    "Qwen2MoeForCausalLM": Architecture(
+        ("qwen2_moe",),
+        {"num_key_value_heads": 16, "qkv_bias": True},
+        dict.fromkeys(_QKV, "qkv_bias"),
+        experts=Experts(shared="shared_expert_intermediate_size"),
+        reads_head_dim=False,
+    ),
+    "MixtralForCausalLM": Architecture(
+        ("mixtral",),
+        {"num_key_value_heads": 8},
+        experts=Experts("block_sparse_moe", ("w1", "w3", "w2"), "intermediate_size", everywhere=True),
     ),
     "Glm4ForCausalLM": Architecture(
         ("glm4",), {"num_key_value_heads": 2, "head_dim": 128, "attention_bias": True}, _QKV_BIAS, _GLM_NORMS
     ),
+    "Gemma2ForCausalLM": Architecture(("gemma2",), _GEMMA_DEFAULTS, _ATTENTION_BIAS, _GEMMA_NORMS),
+    "Gemma3ForCausalLM": Architecture(
+        ("gemma3_text",), _GEMMA_DEFAULTS, _ATTENTION_BIAS, _GEMMA_NORMS, has_head_norms=True
+    ),
+    "Phi3ForCausalLM": Architecture(("phi3",), is_fused=True),
+    "Olmo2ForCausalLM": Architecture(("olmo2",), {}, _ATTENTION_BIAS, _AFTER, has_wide_norms=True),
+    "GraniteForCausalLM": Architecture(("granite",), biases=_LLAMA_BIASES),
+    "SmolLM3ForCausalLM": Architecture(("smollm3",), {"num_key_value_heads": 4}, _LLAMA_BIASES),
 }
 
 
@@ -139,7 +185,7 @@ class Decoder:
             block = f"model.layers.{layer}"
             modules.update((f"{block}.{name}", shape) for name, shape in self._block(layer))
             for whole, leaves in FUSED.items():
-                if f"{block}.{whole}" in stored:
+                if f"{block}.{whole}" in stored or self.architecture.is_fused:
                     parent = f"{block}.{whole}".rpartition(".")[0]
                     parts = [modules.pop(f"{parent}.{leaf}") for leaf in leaves if f"{parent}.{leaf}" in modules]
                     if parts:
@@ -154,17 +200,26 @@ class Decoder:
         sizes = {"q_proj": (q, self.hidden), "k_proj": (kv, self.hidden), "v_proj": (kv, self.hidden)}
         for leaf, shape in {**sizes, "o_proj": (self.hidden, q)}.items():
             yield f"{ATTENTION}.{leaf}", self._linear(leaf, shape)
-        if self.architecture.has_head_norms:
-            for name in ("q_norm", "k_norm"):
-                yield f"{ATTENTION}.{name}", ModuleShape((self.head_dim,))
-        if not self._has_experts(layer):
+        if self.architecture.has_head_norms or self.architecture.has_wide_norms:
+            is_wide = self.architecture.has_wide_norms
+            for name, width in (("q_norm", q), ("k_norm", kv)):
+                yield f"{ATTENTION}.{name}", ModuleShape((width if is_wide else self.head_dim,))
+        experts = self.architecture.experts
+        if experts is None or (not experts.everywhere and self._has_mlp(layer)):
             yield from self._mlp(MLP, size(self.config, "intermediate_size"))
-            return
-        experts = self._experts()
-        yield f"{MLP}.gate", ModuleShape((experts, self.hidden), takes_bias=False)
-        for number in range(experts):
-            for name, module in self._mlp(f"{MLP}.experts.{number}", size(self.config, "moe_intermediate_size")):
-                yield name, ModuleShape(module.shape, takes_bias=False)
+        else:
+            yield from self._mixture(experts)
+
+    def _mixture(self, experts: Experts) -> Iterator[tuple[str, ModuleShape]]:
+        count = size(self.config, "num_experts", self.config.get("num_local_experts"))
+        yield f"{experts.module}.gate", ModuleShape((count, self.hidden), takes_bias=False)
+        wide = (size(self.config, experts.intermediate), self.hidden)
+        for number in range(count):
+            for leaf, shape in zip(experts.projections, (wide, wide, wide[::-1]), strict=True):
+                yield f"{experts.module}.experts.{number}.{leaf}", ModuleShape(shape, takes_bias=False)
+        if experts.shared:
+            yield from self._mlp(f"{experts.module}.shared_expert", size(self.config, experts.shared))
+            yield f"{experts.module}.shared_expert_gate", ModuleShape((1, self.hidden), takes_bias=False)
 
     def _mlp(self, name: str, intermediate: int) -> Iterator[tuple[str, ModuleShape]]:
         for leaf in ("gate_proj", "up_proj"):
@@ -175,13 +230,10 @@ class Decoder:
         key = self.architecture.biases.get(leaf)
         return ModuleShape(shape, bias=key == "" or bool(key and self.config.get(key)))
 
-    def _experts(self) -> int:
-        return size(self.config, "num_experts", self.config.get("num_local_experts"))
-
-    def _has_experts(self, layer: int) -> bool:
-        if not self.architecture.has_experts or layer in (self.config.get("mlp_only_layers") or ()):
-            return False
-        return (layer + 1) % size(self.config, "decoder_sparse_step", 1) == 0
+    def _has_mlp(self, layer: int) -> bool:
+        if layer in (self.config.get("mlp_only_layers") or ()):
+            return True
+        return (layer + 1) % size(self.config, "decoder_sparse_step", 1) != 0
 
     def _even_head_dim(self) -> int:
         if self.hidden % self.heads:

@@ -22,9 +22,14 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return nested if isinstance(nested, dict) else config
 
 
+TIED_BY_DEFAULT = ("cohere", "cohere2", "gemma", "gemma2", "gemma3", "gemma3_text", "smollm3", "starcoder2")
+"""Values of `model_type` for which transformers ties head and embedding where config.json does not say."""
+
+
 def is_tied(config: Mapping[str, Any]) -> bool:
     """Whether the output head is the token embedding."""
-    return bool(text_config(config).get("tie_word_embeddings", config.get("tie_word_embeddings", False)))
+    text, key = text_config(config), "tie_word_embeddings"
+    return bool(text.get(key, config.get(key, text.get("model_type") in TIED_BY_DEFAULT)))
 
 
 class SizeError(ValueError):

@@ -6,12 +6,12 @@ the gate; that of o, with the factor over each head, into v.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vllm_w4a4_plugin.checkpoint import QuantType
 
 from ..model.block import LoadedBlock
-from ..model.structure import Group, Role, head_dim
+from ..model.structure import Group, Role, Source
 from ..transforms.closed_form import Transform, closed_form
 from ..transforms.kronecker import apply_kronecker
 from ..transforms.sizes import FactorSizes, factor_sizes
@@ -44,44 +44,43 @@ def fold_into_source(
     Returns:
         Whether it was folded.
     """
-    if group.role is Role.DOWN:
-        transform = _channel_transform(block, group, inputs, plan)
-        if _helps(block, group, transform, plan, held_out):
-            _fold_channels(block, group, transform.diagonal)
-            return True
-        return False
-    head = head_dim(block.model.config.get_text_config())
-    assert group.source
-    input_size, kv_size = block.linear(group.linears[0]).in_features, block.linear(group.source).out_features
-    heads, kv_heads = input_size // head, kv_size // head
-    column = torch.arange(input_size)
-    shared = column // head // (heads // kv_heads) * head + column % head  # which channel of v a column of o reads
-    transform = closed_form(
-        inputs.moment(),
-        weight_moment(block.weight(group)),
-        FactorSizes(heads, head),
-        plan.generator(group.role, block.index),
-        tied=shared,
-    )
+    source = group.source
+    assert source
+    input_size = block.linear(group.linears[0]).in_features
+    channels = torch.tensor(source.of_input(input_size))
+    if source.mixes:
+        transform = closed_form(
+            inputs.moment(),
+            weight_moment(block.weight(group)),
+            FactorSizes(input_size // source.head_dim, source.head_dim),
+            plan.generator(group, block.index),
+            tied=channels,
+        )
+    else:
+        transform = _channel_transform(block, group, inputs, plan, channels)
     if not _helps(block, group, transform, plan, held_out):
         return False
-    _fold_heads(block.linear(group.source), block.linear(group.linears[0]), transform, shared, head)
+    if source.mixes:
+        _fold_heads(block, group, transform, channels)
+    else:
+        _fold_channels(block, group, transform.diagonal, channels)
     return True
 
 
-def fold_into_norm(block: LoadedBlock, norm_name: str, diagonal: Tensor) -> Tensor:
-    """Multiply a norm's weight by a diagonal.
+def fold_into_norm(block: LoadedBlock, group: Group, diagonal: Tensor) -> Tensor:
+    """Multiply the factors of the norm before a group, weight + norm_offset, by a diagonal.
 
     Returns:
-        [n]: the diagonal that was actually folded, since the norm's stored dtype rounds it.
+        [n]: the diagonal that was actually folded, since the norm's stored dtype rounds its weight.
     """
-    norm = block.module.get_submodule(norm_name)
+    norm = block.module.get_submodule(group.norm or "")
     assert isinstance(norm.weight, Tensor)
-    dtype = block.stored_dtype(f"{norm_name}.weight")
-    new = (norm.weight * diagonal.to(norm.weight)).to(dtype).to(norm.weight.dtype)
-    effective = torch.where(norm.weight == 0, torch.ones_like(new), new / norm.weight)
+    dtype = block.stored_dtype(f"{group.norm}.weight")
+    offset, factors = group.norm_offset, norm.weight + group.norm_offset
+    new = (factors * diagonal.to(factors) - offset).to(dtype).to(factors.dtype) + offset
+    effective = torch.where(factors == 0, torch.ones_like(new), new / factors)
     effective = torch.where(effective == 0, torch.ones_like(new), effective)
-    norm.weight.copy_(torch.where(norm.weight == 0, norm.weight, norm.weight * effective))
+    norm.weight.copy_(torch.where(factors == 0, norm.weight, factors * effective - offset))
     return effective
 
 
@@ -92,7 +91,7 @@ def _helps(block: LoadedBlock, group: Group, transform: Transform, plan: BlockPl
     """
     if held_out is None:
         return True
-    weight, kind = block.weight(group), plan.types[group.role].spec
+    weight, kind = block.weight(group), plan.types[group.key].spec
     x = held_out.to(weight.device)
     exact = x @ weight.t()
     factors = (transform.diagonal, transform.left, transform.right)
@@ -105,46 +104,71 @@ def _helps(block: LoadedBlock, group: Group, transform: Transform, plan: BlockPl
     )
 
 
-def _channel_transform(block: LoadedBlock, group: Group, inputs: GroupInput, plan: BlockPlan) -> Transform:
-    """The transform of down's input; for a type without one, the diagonal that balances x and W per channel."""
+def _channel_transform(
+    block: LoadedBlock, group: Group, inputs: GroupInput, plan: BlockPlan, channels: Tensor
+) -> Transform:
+    """The transform of a group's input; for a type without one, the diagonal that balances x and W per channel.
+
+    Args:
+        block, group, inputs, plan: as for `fold_into_source`.
+        channels: [input_size] for each input channel, that of the source; entries of the diagonal are equal where these
+            are.
+    """
     weight = block.weight(group)
     sizes = factor_sizes(weight.shape[1])
-    if plan.types[group.role].spec.has_transform:
-        return closed_form(inputs.moment(), weight_moment(weight), sizes, plan.generator(group.role, block.index))
+    if plan.types[group.key].spec.has_transform:
+        tied = channels if group.source and group.source.channels < len(channels) else None
+        moments = inputs.moment(), weight_moment(weight)
+        return closed_form(*moments, sizes, plan.generator(group, block.index), tied=tied)
     ratio = weight.square().sum(0) / inputs.energy().clamp_min(1e-12)
     scale = ratio.pow(0.25).clamp_min(1e-6).double().cpu()
     identities = (torch.eye(size, dtype=torch.float64) for size in (sizes.left, sizes.right))
     return Transform(scale / scale.log().mean().exp(), *identities)
 
 
-def _fold_channels(block: LoadedBlock, group: Group, diagonal: Tensor) -> None:
-    """up' = up * d per output channel, down' = down / d per input channel."""
+def _fold_channels(block: LoadedBlock, group: Group, diagonal: Tensor, channels: Tensor) -> None:
+    """source' = source * d per output channel, target' = target / d per input channel."""
     assert group.source
-    source, target = block.linear(group.source), block.linear(group.linears[0])
-    scale = diagonal.to(source.weight)
-    source.weight.mul_(scale[:, None])
-    if source.bias is not None:
-        source.bias.mul_(scale)
-    target.weight.div_(scale)
+    weight, bias = _source_rows(block, group.source)
+    target = block.linear(group.linears[0])
+    scale = _of_source(group.source, diagonal, channels).to(weight)
+    weight.mul_(scale[:, None])
+    if bias is not None:
+        bias.mul_(scale)
+    target.weight.div_(diagonal.to(weight))
 
 
-def _fold_heads(source: nn.Linear, target: nn.Linear, transform: Transform, shared: Tensor, head: int) -> None:
+def _fold_heads(block: LoadedBlock, group: Group, transform: Transform, channels: Tensor) -> None:
     """v' = (v * d) R per head, and the inverse in o.
 
     Args:
-        source: v. target: o.
-        transform: of o's input; d is equal where `shared` is.
-        shared: [n] for each column of o, the channel of v.
-        head: size of a head.
+        block: changed in place.
+        group: o.
+        transform: of o's input; d is equal where `channels` is.
+        channels: [n] for each column of o, the channel of v.
     """
-    device, kv_size = source.weight.device, source.out_features
-    d = torch.empty(kv_size, dtype=torch.float64)
-    d[shared] = transform.diagonal
-    right = transform.right.to(device)
-    blocks = (source.weight.double() * d.to(device)[:, None]).reshape(kv_size // head, head, -1)
-    source.weight.copy_(torch.matmul(right.t(), blocks).reshape(source.weight.shape))
-    if source.bias is not None:
-        source.bias.copy_(((source.bias.double() * d.to(device)).reshape(kv_size // head, head) @ right).flatten())
-    weight = target.weight.double() / transform.diagonal.to(device)
+    assert group.source
+    weight, bias = _source_rows(block, group.source)
+    target, head = block.linear(group.linears[0]), group.source.head_dim
+    d = _of_source(group.source, transform.diagonal, channels).to(weight.device)
+    right = transform.right.to(weight.device)
+    blocks = (weight.double() * d[:, None]).reshape(len(d) // head, head, -1)
+    weight.copy_(torch.matmul(right.t(), blocks).reshape(weight.shape))
+    if bias is not None:
+        bias.copy_(((bias.double() * d).reshape(len(d) // head, head) @ right).flatten())
+    columns = target.weight.double() / transform.diagonal.to(weight.device)
     inverse = torch.linalg.inv(right).t().contiguous()
-    target.weight.copy_(apply_kronecker(weight, None, inverse))
+    target.weight.copy_(apply_kronecker(columns, None, inverse))
+
+
+def _source_rows(block: LoadedBlock, source: Source) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of the source's channels, as views."""
+    layer, rows = block.linear(source.linear), slice(source.start, source.start + source.channels)
+    return layer.weight[rows], None if layer.bias is None else layer.bias[rows]
+
+
+def _of_source(source: Source, values: Tensor, channels: Tensor) -> Tensor:
+    """[channels of the source]: values [input_size] of its channels, which are equal where `channels` is."""
+    result = torch.empty(source.channels, dtype=values.dtype)
+    result[channels] = values.cpu()
+    return result

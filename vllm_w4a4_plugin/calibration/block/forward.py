@@ -48,6 +48,8 @@ class BlockForward:
         replicas = self._replicas()
         starts = range(0, len(self.hidden), ROWS_AT_ONCE)
 
+        length = self.hidden.shape[1]
+
         def run(start: int, position: int) -> Tensor:
             rows = self.hidden[start : start + ROWS_AT_ONCE].to(self.devices.devices[position])
             outputs = {name: output[start : start + ROWS_AT_ONCE] for name, output in self._outputs.items()}
@@ -55,7 +57,7 @@ class BlockForward:
                 try:
                     return self.block.run(rows, replicas[position])
                 except _Reached as reached:
-                    return reached.input
+                    return reached.input.reshape(len(rows), length, -1)  # a mixture's block has no rows
 
         results = torch.empty(0)
         for start, result in zip(starts, self.devices.map(run, starts), strict=True):
@@ -94,7 +96,7 @@ def _replaying(block: nn.Module, outputs: Mapping[str, Tensor], until: str | Non
 
 
 def _stored_output(output: Tensor, x: Tensor) -> Tensor:
-    return output.to(x)
+    return output.to(x).reshape(*x.shape[:-1], -1)
 
 
 class _Reached(Exception):

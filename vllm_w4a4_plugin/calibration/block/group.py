@@ -8,7 +8,7 @@ from vllm_w4a4_plugin.checkpoint.types import TypeSpec
 
 from ..devices import DevicePool
 from ..model.block import LoadedBlock
-from ..model.structure import Group, Role, head_dim
+from ..model.structure import Group
 from ..transforms.closed_form import closed_form
 from ..transforms.sizes import FactorSizes, factor_sizes
 from .fold import fold_into_norm
@@ -37,7 +37,7 @@ def quantize_group(block: LoadedBlock, group: Group, inputs: GroupInput, plan: B
         inputs: what it receives now, with the layers before it quantized.
         plan: of the block.
     """
-    weight, kind = block.weight(group), plan.types[group.role].spec
+    weight, kind = block.weight(group), plan.types[group.key].spec
     if not is_calibrated(kind):
         return nearest(weight, kind)
     transform, clip = InputTransform(), 1.0
@@ -69,13 +69,13 @@ def _transform(block: LoadedBlock, group: Group, inputs: GroupInput, plan: Block
         inputs.moment(),
         weight_moment(weight),
         sizes,
-        plan.generator(group.role, block.index),
+        plan.generator(group, block.index),
         fit_diagonal=group.norm is not None,
         fit_right=not folded,
     )
     diagonal = torch.ones(weight.shape[1], device=block.device)
     if group.norm:
-        diagonal = fold_into_norm(block, group.norm, found.diagonal)
+        diagonal = fold_into_norm(block, group, found.diagonal)
     right = None if folded else found.right.float().to(block.device)
     return InputTransform(diagonal, found.left.float().to(block.device), right)
 
@@ -91,14 +91,14 @@ def group_factor_sizes(block: LoadedBlock, group: Group) -> FactorSizes:
     """Sizes of the two factors of a group's transform, one of which may be folded away."""
     input_size = block.linear(group.linears[0]).in_features
     if has_folded_factor(group):
-        head = head_dim(block.model.config.get_text_config())
-        return FactorSizes(input_size // head, head)
+        assert group.source
+        return FactorSizes(input_size // group.source.head_dim, group.source.head_dim)
     return factor_sizes(input_size)
 
 
 def has_folded_factor(group: Group) -> bool:
     """Whether layers of the group store no right factor, because its place is in v."""
-    return group.role is Role.O and group.source is not None
+    return group.source is not None and group.source.mixes
 
 
 def _activation_clip(transform: InputTransform, weight: Tensor, inputs: GroupInput, bits: int) -> float:

@@ -46,7 +46,7 @@ def guarded_group(
         plan: of the block.
         held_out: whether the sample is no part of `inputs`, so that it can judge.
     """
-    kind, weight, sizes = plan.types[group.role].spec, block.weight(group), block.output_sizes(group)
+    kind, weight, sizes = plan.types[group.key].spec, block.weight(group), block.output_sizes(group)
     exact = sample @ weight.t()
     identity = identity_transform(block, group) if kind.has_transform else IDENTITY
     plain = nearest(weight, kind, identity)

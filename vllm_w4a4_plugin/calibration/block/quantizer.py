@@ -12,7 +12,7 @@ from vllm_w4a4_plugin.checkpoint import QuantType
 from ..activations import Activations
 from ..devices import DevicePool
 from ..model.block import LoadedBlock
-from ..model.structure import Group, Role
+from ..model.structure import Group
 from .fold import fold_into_source, has_foldable_source
 from .forward import ROWS_AT_ONCE, BlockForward
 from .guard import guarded_group
@@ -20,7 +20,7 @@ from .moments import GroupInput, token_slices
 from .nearest import is_larger, relative_error
 from .plan import BlockPlan
 from .quantized import QuantizedGroup
-from .report import LayerReport, report_float, report_quantized
+from .report import LayerReport, report_float, report_others, report_quantized
 from .storage import StoredLinear, collect_tensors, stored_linears
 
 SAMPLE_TOKENS = 1024  # on which errors are measured
@@ -100,21 +100,22 @@ class BlockQuantizer:
         unfolded = self._fold()
         linears: dict[str, StoredLinear] = {}
         reports: list[LayerReport] = []
-        for role, group in self.block.groups.items():
-            progress(f"{role}")
-            if not self.plan.types[role].spec.is_quantized:
+        for key, group in self.block.groups.items():
+            progress(key)
+            if not self.plan.types[key].spec.is_quantized:
                 reports += report_float(self.block, group)
                 continue
             x = self.forward.input_of(group)
             sample = self._sample(x)
             inputs = self._inputs(group, x)
             quantized, errors = guarded_group(self.block, group, inputs, sample, self.plan, bool(self.plan.held_out))
-            if role in unfolded and not errors.fallback:
-                errors = replace(errors, fallback=f"not folded into {group.source}")
+            if key in unfolded and group.source and not errors.fallback:
+                errors = replace(errors, fallback=f"not folded into {group.source.linear}")
             self._store_outputs(group, x, quantized)
-            stored = stored_linears(self.block, group, self.plan.types[role], quantized)
+            stored = stored_linears(self.block, group, self.plan.types[key], quantized)
             reports += report_quantized(self.block, group, sample, quantized, stored, errors)
             linears |= stored
+        reports += report_others(self.block)
         output = self.forward.output()
         loss = relative_error(output[rows] - self.hidden[rows], exact)
         tensors, types = collect_tensors(self.block, linears)
@@ -125,20 +126,19 @@ class BlockQuantizer:
         parts = [h.to(self.block.device) for h in self.hidden[rows].split(ROWS_AT_ONCE)]
         return torch.cat([(self.block.run(part) - part).cpu() for part in parts])
 
-    def _fold(self) -> set[Role]:
-        """Fold parts of transforms into layers; returns the roles of which nothing could be folded to advantage."""
-        unfolded: set[Role] = set()
-        for role in (Role.O, Role.DOWN):
-            group = self.block.groups[role]
-            if not has_foldable_source(group, self.plan.types[role]):
+    def _fold(self) -> set[str]:
+        """Fold parts of transforms into layers; returns the groups of which nothing could be folded to advantage."""
+        unfolded: set[str] = set()
+        for key, group in self.block.groups.items():
+            if not has_foldable_source(group, self.plan.types[key]):
                 continue
             if self.plan.plain:
-                unfolded.add(role)
+                unfolded.add(key)
             else:
                 x = self.forward.input_of(group)
                 held_out = self._sample(x) if self.plan.held_out else None
                 if not fold_into_source(self.block, group, self._inputs(group, x), self.plan, held_out):
-                    unfolded.add(role)
+                    unfolded.add(key)
         return unfolded
 
     def _sample(self, x: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ class BlockQuantizer:
     def _inputs(self, group: Group, x: Tensor) -> GroupInput:
         """The inputs of statistics, of all inputs [tokens, input_size] of a group."""
         x = x[: self.tokens]
-        weights = None if self.plan.plain else self.plan.token_weights(group.role)
+        weights = None if self.plan.plain else self.plan.token_weights(group.key)
         if weights is None:
             weights = torch.ones(len(x))
         return GroupInput(x, weights.to(self.block.device), self.devices)

@@ -17,6 +17,7 @@ from .quantized import QuantizedGroup
 from .storage import StoredLinear
 
 CURVE_POINTS = 64
+NOT_QUANTIZED = "left FLOAT: no linear layer with a known role"
 
 
 @dataclass
@@ -34,6 +35,7 @@ class LayerReport:
         factors: sizes of left_trans and right_trans.
         activation_curves, weight_curves: magnitude per channel, sorted, before and after the transform.
         fallback: what was left out because it made the layer worse on text that is held out; mostly empty.
+        note: what could not be done to the layer because of the structure of its block; mostly empty.
     """
 
     name: str
@@ -47,6 +49,29 @@ class LayerReport:
     activation_curves: list[list[float]] = field(default_factory=list)
     weight_curves: list[list[float]] = field(default_factory=list)
     fallback: str = ""
+    note: str = ""
+
+
+def report_others(block: LoadedBlock) -> list[LayerReport]:
+    """Of the modules with matrices that belong to no group: experts, routers, and layers with an unknown role."""
+    weights, prefix = block.model.weights, f"{block.name}."
+    dtype = weights.dtype(next(name for name in weights.tensors if name.startswith(prefix)))
+    linears = {name for group in block.groups.values() for name in group.linears}
+    modules: dict[str, list[Tensor]] = {}
+    for name, parameter in block.module.named_parameters():
+        module = name.rpartition(".")[0]
+        if parameter.ndim > 1 and module not in linears:
+            modules.setdefault(module, []).append(parameter)
+    return [
+        LayerReport(
+            f"{prefix}{name}",
+            QuantType.FLOAT,
+            list(parameters[0].shape),
+            sum(parameter.numel() for parameter in parameters) * dtype.itemsize,
+            note=NOT_QUANTIZED,
+        )
+        for name, parameters in modules.items()
+    ]
 
 
 def report_float(block: LoadedBlock, group: Group) -> list[LayerReport]:
@@ -100,6 +125,7 @@ def report_quantized(
             curves[0],
             curves[1],
             errors.fallback,
+            group.note if transform.left is not None else "",
         )
         for name, size, before, after in zip(group.linears, sizes, errors.plain, errors.found, strict=True)
     ]

@@ -64,13 +64,16 @@ def collect_tensors(
                 for suffix, tensor in linears[name].tensors.items():
                     full = f"{block.name}.{name}.{suffix}"
                     tensors[full], types[full] = tensor, linears[name].kind
+    parameters = {**dict(block.module.named_parameters()), **dict(block.module.named_buffers())}
     for full in block.model.weights.tensors:
         local = full.removeprefix(block.name + ".")
         if local == full or full in tensors:
             continue
-        owner, _, leaf = local.rpartition(".")
-        value = getattr(block.module.get_submodule(owner), leaf)
-        tensors[full], types[full] = value.detach().to("cpu", block.stored_dtype(local)), QuantType.FLOAT
+        if local in parameters:
+            tensors[full] = parameters[local].detach().to("cpu", block.stored_dtype(local))
+        else:  # experts, which transformers keeps under other names and which nothing here changes
+            tensors[full] = block.model.weights.read(full)
+        types[full] = QuantType.FLOAT
     return tensors, types
 
 

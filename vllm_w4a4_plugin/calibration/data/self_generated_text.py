@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import CalibrationError
 from ..files import save_tensors
+from ..model.skeleton import attention_implementation, model_class
 from .tokens import FEWEST_ROWS, load_tokenizer
 
 # Longer rows take longer to generate, and leave fewer different beginnings.
@@ -69,10 +70,16 @@ def generate_text(
         trust_remote_code: run the model's own Python code.
         progress: called with the number of tokens generated so far.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
-    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, trust_remote_code=trust_remote_code)
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    model: Any = model_class(config).from_pretrained(
+        directory,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        attn_implementation=attention_implementation(config),
+    )
     model = model.to(device).eval()
     allowed = _ordinary_tokens(load_tokenizer(directory, trust_remote_code))[:vocabulary]
     generator = torch.Generator().manual_seed(request.seed)

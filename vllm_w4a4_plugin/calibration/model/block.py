@@ -19,7 +19,7 @@ class LoadedBlock:
     Attributes:
         module: the transformers module, on the model's device.
         name: its full name.
-        groups: its linear layers by role.
+        groups: its linear layers, by the keys of their groups.
     """
 
     def __init__(self, model: StreamedModel, index: int) -> None:

@@ -10,10 +10,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..errors import CalibrationError
 from ..transforms.hadamard import random_flat_orthogonal
 from .streamed import StreamedModel
 from .structure import Group, Role
 from .tracing import linear
+from .unsupported import family, has_vision
+
+LARGEST_DIFFERENCE = 1e-2  # relative, of what a block adds to the residual stream
+_CHECKED_TOKENS = 8
 
 
 class RotatedModel(StreamedModel):
@@ -24,13 +29,19 @@ class RotatedModel(StreamedModel):
         seed: of the rotation.
 
     Raises:
-        CalibrationError: as for `StreamedModel`.
+        CalibrationError: as for `StreamedModel`, or the blocks do not commute with a rotation.
     """
 
     def __init__(self, directory: Path, device: str = "cpu", trust_remote_code: bool = False, seed: int = 0) -> None:
         super().__init__(directory, device, trust_remote_code)
+        if has_vision(self.config):
+            raise CalibrationError(
+                f"{directory}: the vision part of this {family(self.config)} model adds to the residual stream, which "
+                "the recipe w4a4-dynamic would rotate. Use another recipe."
+            )
         generator = torch.Generator().manual_seed(seed)
         self.rotation = random_flat_orthogonal(self.hidden_size, generator).to(self.device)
+        self._check_blocks()
         self._rotate_outer()
 
     def load_block(self, index: int) -> nn.Module:
@@ -62,6 +73,25 @@ class RotatedModel(StreamedModel):
             module.weight.copy_(self.rotation.t() @ module.weight.double())
             if module.bias is not None:
                 module.bias.copy_(module.bias.double() @ self.rotation)
+
+    def _check_blocks(self) -> None:
+        """Refuse blocks with parts that no rotation can be folded into, such as norms after a sublayer and experts."""
+        hidden, _ = self.start(torch.zeros(1, _CHECKED_TOKENS, dtype=torch.long))
+        sample = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0)).to(hidden)
+        rotation = self.rotation.to(sample)
+        for index, groups in enumerate(self.groups):
+            if any(groups is earlier for earlier in self.groups[:index]):
+                continue
+            plain, rotated = super().load_block(index), self.load_block(index)
+            with torch.no_grad():
+                expected = (self.run_block(plain, index, sample) - sample) @ rotation
+                found = self.run_block(rotated, index, sample @ rotation) - sample @ rotation
+            if (found - expected).norm() > LARGEST_DIFFERENCE * expected.norm():
+                raise CalibrationError(
+                    f"{self.directory}: {self.block_name(index)} of this {family(self.config)} model computes "
+                    "something else if its input is rotated, so the recipe w4a4-dynamic, which folds a rotation into "
+                    "the whole model, cannot be used. Use another recipe."
+                )
 
     def _rotate_outer(self) -> None:
         embedding, head = self.skeleton.get_input_embeddings(), self.skeleton.get_output_embeddings()

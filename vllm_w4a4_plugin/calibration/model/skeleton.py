@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vllm_w4a4_plugin.checkpoint import CheckpointError
 
 from ..errors import CalibrationError
-from .unsupported import SUPPORTED, refuse_unsupported
+from .unsupported import SUPPORTED, has_vision, refuse_unsupported
 
 BlockArguments = dict[str, Any]
 
@@ -24,7 +24,7 @@ def build_skeleton(directory: Path, trust_remote_code: bool) -> tuple[Any, Any]:
     Raises:
         CalibrationError: transformers cannot build it, or it is quantized already.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
@@ -32,14 +32,33 @@ def build_skeleton(directory: Path, trust_remote_code: bool) -> tuple[Any, Any]:
             raise CalibrationError(f"{directory}: config.json says that this model is quantized already.")
         refuse_unsupported(config, directory)
         with _parameters_on_meta():
-            skeleton = AutoModelForCausalLM.from_config(
-                config, trust_remote_code=trust_remote_code, attn_implementation="sdpa"
-            ).eval()
+            skeleton = (
+                model_class(config)
+                .from_config(
+                    config,
+                    trust_remote_code=trust_remote_code,
+                    attn_implementation=attention_implementation(config),
+                    dtype=torch.float32,
+                )
+                .eval()
+            )
     except (OSError, ValueError, KeyError, ImportError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CalibrationError(f"{directory}: transformers cannot build this model: {error}") from None
     return config, skeleton.requires_grad_(False)
+
+
+def model_class(config: Any) -> Any:
+    """transformers' class that makes the model of a config."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText if has_vision(config) else AutoModelForCausalLM
+
+
+def attention_implementation(config: Any) -> str:
+    """transformers' implementation of attention for a config; "sdpa" leaves out the soft cap that Gemma 2 has."""
+    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else "sdpa"
 
 
 class BlockStub(nn.Module):
@@ -66,7 +85,7 @@ class BlockStub(nn.Module):
         return hidden_states
 
 
-def replace_blocks(skeleton: nn.Module, count: int | None, directory: Path) -> tuple[str, list[nn.Module]]:
+def replace_blocks(skeleton: Any, count: int | None, directory: Path) -> tuple[str, list[nn.Module]]:
     """Replace the decoder blocks by stubs; returns the name of their list and the blocks.
 
     Args:
@@ -77,10 +96,11 @@ def replace_blocks(skeleton: nn.Module, count: int | None, directory: Path) -> t
     Raises:
         CalibrationError: there is not exactly one list of `count` modules.
     """
+    decoder = set(skeleton.get_decoder().modules())  # a vision tower has blocks, too
     found = [
         (name, module)
         for name, module in skeleton.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
+        if isinstance(module, nn.ModuleList) and len(module) == count and module in decoder
     ]
     if len(found) != 1:
         raise CalibrationError(

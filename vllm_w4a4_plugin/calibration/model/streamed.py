@@ -2,6 +2,7 @@
 """A Hugging Face causal language model whose decoder blocks are loaded one at a time."""
 
 import copy
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CalibrationError
+from .experts import read_parameter
+from .folds import Width
 from .skeleton import BlockArguments, BlockStub, build_skeleton, replace_blocks
-from .structure import Group, Role
+from .structure import Group, head_dim, kv_heads
 from .tracing import randomize, trace
-from .unsupported import SUPPORTED, family
+from .unsupported import SUPPORTED, family, no_layers
 from .weights import FloatWeights
 
 HEAD = "lm_head.weight"
@@ -35,7 +38,7 @@ class StreamedModel:
         weights: the stored tensors.
         config, skeleton: transformers' config, and the model with stubs instead of blocks.
         tied: whether the head is the embedding.
-        groups: of every block.
+        groups: of every block, by their keys.
 
     Raises:
         CalibrationError: not a causal language model of supported structure, or tensors are missing.
@@ -48,7 +51,10 @@ class StreamedModel:
         text_config = self.config.get_text_config()
         count = getattr(text_config, "num_hidden_layers", None)
         self.blocks_name, self._blocks = replace_blocks(self.skeleton, count, directory)
-        self.tied = bool(text_config.tie_word_embeddings)
+        first, _ = next(self._blocks[0].named_parameters())
+        stored = self.weights.stored_name(f"{self.blocks_name}.0.{first}")
+        self.stored_blocks_name = stored.removesuffix(f".0.{first}")
+        self.tied = bool(getattr(text_config, "tie_word_embeddings", self.config.tie_word_embeddings))
         self._load_outer()
         self.groups = self._trace_blocks()
 
@@ -62,22 +68,34 @@ class StreamedModel:
 
     @property
     def embedding_name(self) -> str:
-        """Name of the token embedding."""
+        """Name of the token embedding in the files."""
         embedding = self.skeleton.get_input_embeddings()
-        return next(name for name, module in self.skeleton.named_modules() if module is embedding)
+        name = next(name for name, module in self.skeleton.named_modules() if module is embedding)
+        return self.weights.stored_name(f"{name}.weight").removesuffix(".weight")
 
     def block_name(self, index: int) -> str:
-        """Full name of block `index`, e.g. `model.layers.3`."""
-        return f"{self.blocks_name}.{index}"
+        """Full name of block `index` in the files, e.g. `model.layers.3`."""
+        return f"{self.stored_blocks_name}.{index}"
 
     def linear_names(self) -> list[str]:
-        """Full names of the linear layers of all blocks."""
+        """Full names of the linear layers of all blocks that can be quantized."""
         return [
             f"{self.block_name(index)}.{name}"
-            for index, block in enumerate(self._blocks)
-            for name, module in block.named_modules()
-            if isinstance(module, nn.Linear)
+            for index, groups in enumerate(self.groups)
+            for group in groups.values()
+            for name in group.linears
         ]
+
+    def float_names(self) -> list[str]:
+        """Full names of the other modules of all blocks that have matrices: they stay FLOAT."""
+        quantizable = set(self.linear_names())
+        names = (
+            f"{self.block_name(index)}.{name}".rpartition(".")[0]
+            for index, block in enumerate(self._blocks)
+            for name, parameter in block.named_parameters()
+            if parameter.ndim > 1
+        )
+        return [name for name in dict.fromkeys(names) if name not in quantizable]
 
     def load_block(self, index: int) -> nn.Module:
         """A new copy of block `index` with its weights in float32, on the device."""
@@ -89,7 +107,7 @@ class StreamedModel:
 
     def outer_names(self) -> list[str]:
         """Stored tensors that belong to no block, in stored order."""
-        return [name for name in self.weights.tensors if not name.startswith(self.blocks_name + ".")]
+        return [name for name in self.weights.tensors if not name.startswith(self.stored_blocks_name + ".")]
 
     def outer_tensors(self) -> dict[str, Tensor]:
         """The tensors that belong to no block, as they are to be written; a tied head is among them."""
@@ -130,11 +148,13 @@ class StreamedModel:
             self.skeleton.get_decoder()(input_ids=ids.to(self.device), use_cache=False)
         return self._stubs[0].hidden
 
-    def _trace_blocks(self) -> list[dict[Role, Group]]:
+    def _trace_blocks(self) -> list[dict[str, Group]]:
         """Blocks with modules and parameters of the same names, types and shapes have the same groups."""
-        known: dict[tuple[Any, ...], dict[Role, Group]] = {}
+        known: dict[tuple[Any, ...], dict[str, Group]] = {}
+        config = self.config.get_text_config()
         result = []
         try:
+            width = Width(head_dim(config), kv_heads(config) * head_dim(config))
             hidden, _ = self.start(torch.zeros(1, _TRACE_TOKENS, dtype=torch.long))
             for index, empty in enumerate(self._blocks):
                 key = tuple(
@@ -144,8 +164,7 @@ class StreamedModel:
                 if key not in known:
                     block = StreamedModel.load_block(self, index)  # as stored, whatever a subclass changes
                     run = partial(self.run_block, block, index, randomize(block, hidden))
-                    name = f"{self.directory}: {self.block_name(index)} of this {family(self.config)} model"
-                    known[key] = trace(block, run, name)
+                    known[key] = trace(block, run, width)
                 result.append(known[key])
         except CalibrationError:
             raise
@@ -154,6 +173,8 @@ class StreamedModel:
                 f"{self.directory}: {type(self.skeleton).__name__} does not run as one decoder block after another "
                 f"({error}). {SUPPORTED}"
             ) from error
+        if not any(result):
+            raise CalibrationError(f"{self.directory}: {no_layers(self._blocks, family(self.config))} {SUPPORTED}")
         return result
 
     def _load_outer(self) -> None:
@@ -171,8 +192,9 @@ class StreamedModel:
 
     def _compute_outer_in_float32(self) -> None:
         """Embedding and head stay in their stored dtype, half as large, and are converted when they are used."""
-        head = self.skeleton.get_output_embeddings()
-        self.skeleton.get_input_embeddings().register_forward_hook(lambda module, args, output: output.float())
+        head, embedding = self.skeleton.get_output_embeddings(), self.skeleton.get_input_embeddings()
+        embedding.padding_idx = None  # it only matters to gradients, and must be one of the rows
+        embedding.forward = partial(_embed_in_float32, embedding, embedding.forward)
         head.forward = lambda x: nn.functional.linear(
             x, head.weight.float(), None if head.bias is None else head.bias.float()
         )
@@ -184,11 +206,22 @@ class StreamedModel:
             if self.tied and full == HEAD and full not in self.weights.tensors:
                 continue
             owner = module.get_submodule(name.rpartition(".")[0])
-            value = self.weights.read(full).to(self.device)
+            value = read_parameter(self.weights, full).to(self.device)
             setattr(owner, name.rpartition(".")[2], nn.Parameter(value, requires_grad=False))
         for name, buffer in list(module.named_buffers()):
             owner = module.get_submodule(name.rpartition(".")[0])
             setattr(owner, name.rpartition(".")[2], buffer.to(self.device))
+
+
+def _embed_in_float32(embedding: nn.Embedding, forward: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
+    """What an embedding with its weights in float32 gives for token ids, multiplied by a number though it may be."""
+    stored = embedding.weight
+    rows = nn.functional.embedding(ids, stored).float()
+    embedding.weight = nn.Parameter(rows.flatten(0, -2), requires_grad=False)
+    try:
+        return forward(torch.arange(ids.numel(), device=ids.device).view_as(ids))
+    finally:
+        embedding.weight = stored
 
 
 def _moved(value: Any, device: torch.device) -> Any:

@@ -1,69 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which linear layers of a decoder block share an input, found by running the block instead of a table of names."""
+"""Which linear layers of a decoder block share an input, found by running the block instead of a table of families."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import CalibrationError
+from vllm_w4a4_plugin.checkpoint.runnable import Kind, kind_of
+
+from .folds import Run, Width, norm_fold, source_fold
 from .structure import Group, Role
-from .unsupported import SUPPORTED, what_differs
 
-Run = Callable[[], object]
+ROLES: dict[tuple[str, ...], Role] = {
+    ("q_proj", "k_proj", "v_proj"): Role.QKV,
+    ("qkv_proj",): Role.QKV,
+    ("o_proj",): Role.O,
+    ("gate_proj", "up_proj"): Role.GATE_UP,
+    ("gate_up_proj",): Role.GATE_UP,
+    ("down_proj",): Role.DOWN,
+}
+"""Last parts of the names of layers that vLLM computes as one -> what they are for."""
+LAYERS_OF_ROLES = (3, 1, 2, 1)
+
+Inputs = list[tuple[Tensor, list[str]]]
 
 
-def trace(block: nn.Module, run: Run, name: str) -> dict[Role, Group]:
-    """Find the groups of a block.
+def trace(block: nn.Module, run: Run, width: Width) -> dict[str, Group]:
+    """Find the groups of a block by their keys, in order of execution.
+
+    Linear layers whose role is not known, and experts, belong to no group.
 
     Args:
         block: with weights.
         run: runs the block on some tokens.
-        name: of the block, for messages.
-
-    Raises:
-        CalibrationError: the block is not attention (q, k, v, o) followed by a gated MLP (gate, up, down) with
-            scaling norms before both.
+        width: of the attention.
     """
-    inputs, outputs = _record(block, run)
-    by_input: list[tuple[Tensor, list[str]]] = []
-    for linear, value in inputs:
-        for known, members in by_input:
-            if known is value:
-                members.append(linear)
-                break
-        else:
-            by_input.append((value, [linear]))
-    sizes = [len(members) for _, members in by_input]
-    listing = "; ".join(", ".join(members) for _, members in by_input) or "none"
-    if sizes != [3, 1, 2, 1]:
-        difference = what_differs([members for _, members in by_input])
-        raise CalibrationError(
-            f"{name}: {difference}expected q, k, v with one input, then o, then "
-            f"gate and up with one input, then down; found linear layers {listing}. {SUPPORTED}"
-        )
-    covered = {linear for linear, _ in inputs}
-    for parameter_name, parameter in block.named_parameters():
-        if parameter.ndim > 1 and parameter_name.rpartition(".")[0] not in covered:
-            raise CalibrationError(
-                f"{name}: matrix {parameter_name} {list(parameter.shape)} belongs to none of the layers q, k, v, o, "
-                f"gate, up, down. {SUPPORTED}"
-            )
-    groups: dict[Role, Group] = {}
-    for role, (value, members) in zip(Role, by_input, strict=True):
-        norm = next((n for n, out in outputs if out is value), None)
-        if role in (Role.QKV, Role.GATE_UP):
-            problem = _no_norm(block, run) if norm is None else _unusable_norm(block.get_submodule(norm), value)
-            if problem:
-                raise CalibrationError(
-                    f"{name}: the input of {', '.join(members)} must be the output of a norm that multiplies by its "
-                    f"weight (RMSNorm), into which a part of the transform is folded; but {problem}. {SUPPORTED}"
-                )
-            groups[role] = Group(role, tuple(members), norm)
-        else:
-            before = groups[Role.QKV if role is Role.O else Role.GATE_UP].linears
-            groups[role] = Group(role, tuple(members), None, _linear_source(block, run, members[0], value, before))
+    inputs, norms = _record(block, run)
+    groups: dict[str, Group] = {}
+    is_positional = tuple(len(members) for _, members in inputs) == LAYERS_OF_ROLES
+    for position, (value, members) in enumerate(inputs):
+        known = list(_known(members))
+        if is_positional and not known:  # a model with names of its own
+            known = [(list(Role)[position], tuple(members))]
+        for role, linears in known:
+            before = [name for _, earlier in reversed(inputs[:position]) for name in earlier]
+            number = 1 + sum(group.role is role for group in groups.values())
+            group = _group(block, run, Group(role, linears, number=number), value, norms, before, width)
+            groups[group.key] = group
     return groups
 
 
@@ -72,25 +55,6 @@ def linear(block: nn.Module, name: str) -> nn.Linear:
     module = block.get_submodule(name)
     assert isinstance(module, nn.Linear)
     return module
-
-
-def _record(block: nn.Module, run: Run) -> tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]]:
-    """Inputs of the linear layers, and outputs of the modules whose weight is a vector, in order of execution."""
-    inputs: list[tuple[str, Tensor]] = []
-    outputs: list[tuple[str, Tensor]] = []
-    hooks = []
-    for name, module in block.named_modules():
-        if isinstance(module, nn.Linear):
-            hooks.append(module.register_forward_pre_hook(lambda _, args, n=name: inputs.append((n, args[0]))))
-        elif getattr(getattr(module, "weight", None), "ndim", 0) == 1:
-            hooks.append(module.register_forward_hook(lambda _, args, out, n=name: outputs.append((n, out))))
-    try:
-        with torch.no_grad():
-            run()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return inputs, outputs
 
 
 def randomize(block: nn.Module, hidden: Tensor) -> Tensor:
@@ -111,57 +75,65 @@ def randomize(block: nn.Module, hidden: Tensor) -> Tensor:
     return normal(hidden)
 
 
-def _no_norm(block: nn.Module, run: Run) -> str:
-    """Why an input is no output of a norm with a weight."""
-    producers: list[str] = []
-    hooks = [
-        module.register_forward_hook(lambda module, args, out: producers.append(type(module).__name__))
-        for module in block.modules()
-        if "norm" in type(module).__name__.lower() and getattr(module, "weight", None) is None
-    ]
+def _known(members: Sequence[str]) -> Iterator[tuple[Role, tuple[str, ...]]]:
+    """Complete sets of layers with a known role among layers with one input, in order of execution."""
+    by_parent: dict[str, list[str]] = {}
+    for name in members:
+        if kind_of(name) is Kind.LINEAR:
+            by_parent.setdefault(name.rpartition(".")[0], []).append(name)
+    for names in by_parent.values():
+        leaves = [name.rpartition(".")[2] for name in names]
+        for wanted, role in ROLES.items():
+            if set(wanted) <= set(leaves):
+                yield role, tuple(name for name, leaf in zip(names, leaves, strict=True) if leaf in wanted)
+
+
+def _group(
+    block: nn.Module,
+    run: Run,
+    group: Group,
+    value: Tensor,
+    norms: Sequence[tuple[str, Tensor]],
+    before: Sequence[str],
+    width: Width,
+) -> Group:
+    """The group with that into which its diagonal can be folded.
+
+    Args:
+        block, run, width: as for `trace`.
+        group: without it.
+        value: its input.
+        norms: names and outputs of norms.
+        before: linear layers that ran before, those with the latest input first.
+    """
+    norm = next((name for name, output in norms if output.data_ptr() == value.data_ptr()), None)  # or a view of it
+    if norm is not None or group.role in (Role.QKV, Role.GATE_UP):
+        return norm_fold(block, run, group, norm, value)
+    return source_fold(block, run, group, value, before, width)
+
+
+def _record(block: nn.Module, run: Run) -> tuple[Inputs, list[tuple[str, Tensor]]]:
+    """Linear layers by input, and outputs of the modules whose weight is a vector, in order of execution."""
+    by_input: Inputs = []
+    outputs: list[tuple[str, Tensor]] = []
+
+    def keep(name: str, value: Tensor) -> None:
+        for known, members in by_input:
+            if known is value:
+                members.append(name)
+                return
+        by_input.append((value, [name]))
+
+    hooks = []
+    for name, module in block.named_modules():
+        if isinstance(module, nn.Linear):
+            hooks.append(module.register_forward_pre_hook(lambda _, args, n=name: keep(n, args[0])))
+        elif getattr(getattr(module, "weight", None), "ndim", 0) == 1:
+            hooks.append(module.register_forward_hook(lambda _, args, out, n=name: outputs.append((n, out))))
     try:
         with torch.no_grad():
             run()
     finally:
         for hook in hooks:
             hook.remove()
-    return f"{producers[0]} has no weight" if producers else "no norm is there"
-
-
-def _unusable_norm(norm: nn.Module, output: Tensor) -> str:
-    """Why a diagonal cannot be folded into a norm with output [..., n]; empty if it can."""
-    if getattr(norm, "bias", None) is not None:
-        return f"{type(norm).__name__} has a bias"
-    return "" if _scales(norm, output) else f"{type(norm).__name__} multiplies by something else, such as 1 + weight"
-
-
-def _scales(norm: nn.Module, output: Tensor) -> bool:
-    """Whether doubling the norm's weight doubles its output (Gemma's 1 + weight does not)."""
-    assert isinstance(norm.weight, Tensor)
-    sample = torch.randn(4, output.shape[-1], generator=torch.Generator().manual_seed(0)).to(output)
-    with torch.no_grad():
-        before = norm(sample)
-        norm.weight.mul_(2)
-        after = norm(sample)
-        norm.weight.div_(2)
-    return torch.allclose(after, 2 * before, rtol=1e-4, atol=1e-6)
-
-
-def _linear_source(block: nn.Module, run: Run, target: str, value: Tensor, candidates: tuple[str, ...]) -> str | None:
-    for candidate in candidates:
-        with _doubled(block.get_submodule(candidate)):
-            inputs, _ = _record(block, run)
-        changed = next(v for n, v in inputs if n == target)
-        if torch.allclose(changed, 2 * value, rtol=1e-3, atol=1e-5 * value.abs().max().item()):
-            return candidate
-    return None
-
-
-@contextmanager
-def _doubled(module: nn.Module) -> Iterator[None]:
-    """Inside, the module's output is twice what it was."""
-    hook = module.register_forward_hook(lambda _, args, out: out * 2)
-    try:
-        yield
-    finally:
-        hook.remove()
+    return by_input, outputs

@@ -5,16 +5,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ..errors import CalibrationError
 
-SUPPORTED = "Only dense language models of the Llama, Qwen2, Qwen3 and Mistral families can be quantized."
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+SUPPORTED = "docs/reference/families.md lists the models that can be quantized."
 OTHER_INPUTS = ("vision_config", "audio_config")
+VISION_LANGUAGE = ("qwen2_5_vl", "qwen3_vl")
+"""Values of `model_type` of vision-language models whose text part can be quantized."""
 
 
 def family(config: Any) -> str:
     """The kind of model that a config of transformers is of, as config.json spells it."""
     return getattr(config, "model_type", "") or type(config).__name__
+
+
+def has_vision(config: Any) -> bool:
+    """Whether a config of transformers is that of a vision-language model whose text part can be quantized."""
+    return family(config) in VISION_LANGUAGE
 
 
 def refuse_unsupported(config: Any, directory: Path) -> None:
@@ -25,35 +33,23 @@ def refuse_unsupported(config: Any, directory: Path) -> None:
         directory: of the model, for the message.
 
     Raises:
-        CalibrationError: it is a mixture of experts, or multimodal.
+        CalibrationError: it is multimodal, and its text part cannot be quantized by itself.
     """
+    if has_vision(config):
+        return
     for key in OTHER_INPUTS:
         if getattr(config, key, None):
             raise CalibrationError(f"{directory}: this {family(config)} model is multimodal ({key}). {SUPPORTED}")
-    text = config.get_text_config()
-    for key in EXPERTS:
-        count = getattr(text, key, None)
-        if isinstance(count, int) and count > 1:
-            raise CalibrationError(
-                f"{directory}: this {family(config)} model is a mixture of experts ({key} = {count}). {SUPPORTED}"
-            )
 
 
-def what_differs(groups: Sequence[Sequence[str]]) -> str:
-    """What tells a block from those that can be quantized, as the beginning of a sentence; empty if not known.
+def no_layers(blocks: Sequence[nn.Module], family: str) -> str:
+    """What is wrong with a model that has no layer to quantize.
 
     Args:
-        groups: names of linear layers with a common input, in order of execution.
+        blocks: its decoder blocks.
+        family: which kind of model it is.
     """
-    sizes = [len(members) for members in groups]
-    found = []
-    if not groups:
-        found.append("it has no torch.nn.Linear")
-    if len(sizes) > 1 and sizes[0] == 1:
-        found.append(f"q, k and v are one matrix ({groups[0][0]})")
-    if len(sizes) > 1 and sizes[0] > 3:
-        found.append("attention and MLP have one input")
-    if sizes[-2:] == [1, 1] and len(sizes) == 4:
-        fused = groups[2][0]
-        found.append(f"gate and up are one matrix ({fused})" if "gate" in fused else f"the MLP has no gate ({fused})")
-    return f"{', and '.join(found)}; " if found else ""
+    names = [name for name, module in blocks[0].named_modules() if isinstance(module, nn.Linear)]
+    if not names:
+        return f"the decoder blocks of this {family} model have no torch.nn.Linear."
+    return f"the linear layers of this {family} model ({', '.join(names)}) have none of the names that are known."

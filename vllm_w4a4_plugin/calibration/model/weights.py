@@ -36,6 +36,11 @@ class FloatWeights:
         self.directory = directory
         self.tensors: dict[str, TensorInfo] = CheckpointReader(directory).tensors
 
+    def stored_name(self, name: str) -> str:
+        """A parameter's name in the files, of several that published models of a kind have; `name` if none is there."""
+        spelled = name.replace("model.language_model.", "model.", 1).replace("model.visual.", "visual.", 1)
+        return name if name in self.tensors else spelled if spelled in self.tensors else name
+
     def read(self, name: str) -> Tensor:
         """One tensor as stored.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_w4a4_plugin.checkpoint import TensorInfo
+from vllm_w4a4_plugin.checkpoint.model_config import layer_number
 
 from ..block.moments import TOKENS_AT_ONCE
 from ..block.rounding import DOUBLE_UP_TO
@@ -89,7 +90,7 @@ class _Sizes:
         outer = [tensor for name, tensor in tensors.items() if ".layers." not in name]
         self.hidden, self.layers, self.mlp = config.hidden_size, config.num_hidden_layers, config.intermediate_size
         self.groups = group_sizes(config)
-        self.block = sum(out * n for out, n in self.groups.values())
+        self.block = max(sum(out * n for out, n in self.groups.values()), _largest_block(tensors))
         self.kv = config.num_key_value_heads * head_dim(config)
         self.outer_bytes = sum(tensor.nbytes for tensor in outer)
         self.outer_parameters = sum(prod(tensor.shape) for tensor in outer)
@@ -109,6 +110,15 @@ class _Sizes:
         return sum(
             out * n * (1 if recipe.types[role].spec.is_quantized else 2) for role, (out, n) in self.groups.items()
         )
+
+
+def _largest_block(tensors: Mapping[str, TensorInfo]) -> int:
+    """Parameters of the largest block in the files, with experts and whatever else is not quantized."""
+    blocks: dict[int, int] = {}
+    for name, tensor in tensors.items():
+        if (number := layer_number(name)) is not None:
+            blocks[number] = blocks.get(number, 0) + prod(tensor.shape)
+    return max(blocks.values(), default=0)
 
 
 def _quantizing_memory(model: _Sizes, recipe: Recipe, workload: Workload) -> float:

@@ -25,7 +25,6 @@ from ..errors import CalibrationError
 from ..files import save_bytes, save_tensors
 from ..model.block import LoadedBlock
 from ..model.streamed import HEAD
-from ..model.structure import Role
 from ..progress import Listener, Phase, Progress, silent
 from .job import Job
 from .packing import pack_parts
@@ -137,8 +136,8 @@ class Quantization:
     def _linears_by_group(self, index: int) -> list[list[str]]:
         return [list(group.linears) for group in self.model.groups[index].values()]
 
-    def _token_weights(self, index: int, role: Role) -> Tensor | None:
-        return fisher.token_weights(self.work.path, index, role) if self.job.settings.gradients else None
+    def _token_weights(self, index: int, key: str) -> Tensor | None:
+        return fisher.token_weights(self.work.path, index, key) if self.job.settings.gradients else None
 
     def _distill(self, records: list[BlockRecord], listener: Listener) -> Distillation:
         """Train; the tensors of all blocks are in files afterwards, and the clips in the reports are the new ones."""

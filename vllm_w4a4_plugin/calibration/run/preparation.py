@@ -53,7 +53,7 @@ class Preparation:
         self.recipe = _recipe(options)
         self.texts = read_texts(options.calib_file) if options.calib_file else None
         self.model = self._load_model()
-        self.recipe.check_patterns(self.model.linear_names())
+        self.recipe.check_patterns(self.model.linear_names(), self.model.float_names())
         self.settings = Settings(options.seed, options.gradients, self._distillation_steps())
         self.start_from: StartingPoint | None = None
         if options.start_from:
@@ -138,9 +138,9 @@ class Preparation:
     def _kinds(self) -> set[tuple[Role, QuantType]]:
         """Pairs of role and quant type in the model."""
         return {
-            pair
+            (groups[key].role, kind)
             for index, groups in enumerate(self.model.groups)
-            for pair in self.recipe.of_block(self.model.block_name(index), groups).items()
+            for key, kind in self.recipe.of_block(self.model.block_name(index), groups).items()
         }
 
     def _generated_ids(self, progress: Listener) -> Tensor:

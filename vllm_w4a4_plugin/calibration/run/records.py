@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..block.guard import ROUNDED
-from ..block.report import LayerReport
+from ..block.report import NOT_QUANTIZED, LayerReport
 
 
 @dataclass
@@ -82,11 +82,27 @@ class Outcome:
 
     @property
     def warnings(self) -> list[str]:
-        """What the user should know about layers that calibration did not help at all."""
-        names = [layer.name for layer in self.fallbacks if layer.fallback == ROUNDED]
-        if not names:
-            return []
-        count = f"{len(names)} of {len(self.layers)} layers are"
-        return [
-            f"{count} {ROUNDED}, because calibration made them worse on text that it had not seen: {', '.join(names)}."
-        ]
+        """What the user should know about layers that calibration did not help at all, or that were not quantized."""
+        found = []
+        if names := [layer.name for layer in self.fallbacks if layer.fallback == ROUNDED]:
+            count = f"{len(names)} of {len(self.layers)} layers are"
+            found.append(
+                f"{count} {ROUNDED}, because calibration made them worse on text that it had not seen: "
+                f"{', '.join(names)}."
+            )
+        if parts := self._not_quantized():
+            found.append(
+                f"{', '.join(parts)} stay FLOAT in each block that has them: only linear layers with a known role are "
+                "quantized."
+            )
+        return found
+
+    def _not_quantized(self) -> list[str]:
+        """Names within a block of what belongs to no group."""
+        names = (
+            layer.name.removeprefix(f"{record.name}.")
+            for record in self.records
+            for layer in record.layers()
+            if layer.note == NOT_QUANTIZED
+        )
+        return list(dict.fromkeys(names))

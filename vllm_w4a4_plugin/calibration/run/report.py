@@ -82,7 +82,7 @@ def layer_row(layer: LayerReport) -> list[str]:
         clip,
         factors,
         size,
-        layer.fallback,
+        "; ".join(filter(None, (layer.fallback, layer.note))),
     ]
 
 

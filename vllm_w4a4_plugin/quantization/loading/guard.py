@@ -91,7 +91,7 @@ class LoadGuard:
     def _load_all(self, weights: Weights) -> set[str]:
         """What `load_weights` does once a reload in place is open."""
         with self.tracker:
-            loaded = self._load(self.tracker.watch(self.checks.checked(self._without_zero_biases(weights))))
+            loaded = self._load(self.tracker.watch(self.checks.checked(self._with_a_place(weights))))
         missing = sorted(self.needed - self.tracker.offered)
         if missing and self.is_open:
             self.fault = f"{len(missing)} of {len(self.needed)} tensors have still to be loaded, e.g. {missing[0]}"
@@ -117,8 +117,12 @@ class LoadGuard:
             finalize_layerwise_reload(self.model, self.model_config)
             self.is_open = False
 
-    def _without_zero_biases(self, weights: Weights) -> Weights:
+    def _with_a_place(self, weights: Weights) -> Weights:
+        """All but a tied head that the model has no module for (vLLM's Gemma), and biases that are zero."""
+        has_head = hasattr(self.model, HEAD)
         for name, tensor in weights:
+            if name == f"{HEAD}.{WEIGHT}" and not has_head and is_tied(self.config):
+                continue
             if name not in self.zero_biases:
                 yield name, tensor
             elif bool(tensor.any()):
