@@ -10,7 +10,7 @@ import vllm.envs
 
 from vllm_w4a4_plugin.ops.npu.select import Kernel
 
-HASHED = "VLLM_W4A4_NPU_KERNELS"
+HASHED = "W4A4_NPU_KERNELS"
 """Name of the entry in vLLM's table of environment variables; it is no variable."""
 
 kernels: dict[str, Kernel] = {}
