@@ -18,8 +18,10 @@ namespace w4a4 {
   void transform_right_##isa(const QuantizeArgs&, int64_t token, int64_t begin, int64_t end, float* scratch); \
   void transform_left_##isa(const QuantizeArgs&, int64_t begin, int64_t end, float* scratch);                 \
   void quantize_transformed_##isa(const QuantizeArgs&, int64_t token, const float* scratch);                  \
+  void silu_and_mul_##isa(const float* gate, const float* up, int64_t count, float* y);                       \
   void weight_only_##isa(const WeightOnlyArgs&, int64_t begin, int64_t end)
-#define W4A4_QUANTIZE(isa) quantize_##isa, transform_right_##isa, transform_left_##isa, quantize_transformed_##isa
+#define W4A4_QUANTIZE(isa) \
+  quantize_##isa, transform_right_##isa, transform_left_##isa, quantize_transformed_##isa, silu_and_mul_##isa
 
 W4A4_DECLARE_QUANTIZE(portable);
 extern const Gemm gemm_portable, gemm_int8_portable;

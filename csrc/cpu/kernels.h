@@ -101,6 +101,8 @@ struct Kernels {
   void (*transform_right)(const QuantizeArgs&, int64_t token, int64_t row_begin, int64_t row_end, float* scratch);
   void (*transform_left)(const QuantizeArgs&, int64_t row_begin, int64_t row_end, float* scratch);
   void (*quantize_transformed)(const QuantizeArgs&, int64_t token, const float* scratch);
+  // y[i] = silu(gate[i]) * up[i]; what is not finite stays not finite.
+  void (*silu_and_mul)(const float* gate, const float* up, int64_t count, float* y);
   // int4 weights with activations in [-8, 7], int8 weights with activations in [-127, 127].
   Gemm int4, int8;
   // The same with activations over the whole range of int8.

@@ -3,11 +3,10 @@
 #include "linear.h"
 
 #include <algorithm>
-#include <cstring>
-#include <memory>
-#include <new>
 
+#include "activations.h"
 #include "layout.h"
+#include "scratch.h"
 #include "vector.h"
 
 namespace w4a4 {
@@ -15,111 +14,16 @@ namespace {
 
 // Tokens quantized before they are multiplied; bounds the scratch memory of long prompts.
 constexpr int64_t kTokenChunk = 512;
-// Work, in multiplications, from which on waking another thread pays: some ten microseconds.
-constexpr int64_t kQuantizeGrain = 300'000;
-
-// Memory that a thread keeps from call to call, so that no call allocates once it has grown.
-class Scratch {
- public:
-  template <class T>
-  T* get(int64_t count) {
-    const size_t bytes = static_cast<size_t>(count) * sizeof(T);
-    if (bytes > size_) {
-      memory_.reset(static_cast<char*>(::operator new(bytes, std::align_val_t(kAlignment))));
-      size_ = bytes;
-    }
-    return reinterpret_cast<T*>(memory_.get());
-  }
-
- private:
-  static constexpr size_t kAlignment = 64;
-  struct Free {
-    void operator()(char* p) const { ::operator delete(p, std::align_val_t(kAlignment)); }
-  };
-  std::unique_ptr<char, Free> memory_;
-  size_t size_ = 0;
-};
 
 // One Scratch for each purpose: a thread uses several at once.
-thread_local Scratch q_scratch, panel_scratch, scale_scratch, sum_scratch, right_scratch, bias_scratch, token_scratch;
-
-QuantizeArgs quantize_args(const void* x, Dtype dtype, int64_t features, const Transform& transform,
-                           ActivationRange range, int64_t groups) {
-  QuantizeArgs args{};
-  args.q_min = range.min;
-  args.q_max = range.max;
-  args.x = x;
-  args.dtype = dtype;
-  args.features = features;
-  args.left = transform.left;
-  args.right = transform.right;
-  args.left_trans = transform.left_trans;
-  args.padded_right = ceil_div(transform.right, kTransformPadding) * kTransformPadding;
-  args.clip = transform.clip;
-  args.groups = groups;
-  if (transform.right_trans != nullptr) {
-    float* padded = right_scratch.get<float>(transform.right * args.padded_right);
-    for (int64_t n = 0; n < transform.right; ++n) {
-      float* row = padded + n * args.padded_right;
-      std::copy_n(transform.right_trans + n * transform.right, transform.right, row);
-      std::fill(row + transform.right, row + args.padded_right, 0.0f);
-    }
-    args.right_trans = padded;
-  }
-  return args;
-}
-
-// Quantizes one or a few tokens with every thread at work on each.
-void quantize_by_rows(const QuantizeArgs& args, int64_t tokens, const Kernels& kernels, const Pool& pool) {
-  const int64_t size = transform_scratch(args);
-  float* scratch = token_scratch.get<float>(tokens * size);
-  const int64_t parts = std::min(ceil_div(pool.threads, tokens), args.left);
-  const auto for_rows = [&](const auto& body) {
-    pool.parallel_for(tokens * parts, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t item = begin; item < end; ++item) {
-        const int64_t token = item / parts, part = item % parts;
-        body(token, part * args.left / parts, (part + 1) * args.left / parts, scratch + token * size);
-      }
-    });
-  };
-  for_rows([&](int64_t token, int64_t begin, int64_t end, float* s) {
-    kernels.transform_right(args, token, begin, end, s);
-  });
-  for_rows([&](int64_t, int64_t begin, int64_t end, float* s) { kernels.transform_left(args, begin, end, s); });
-  for (int64_t token = 0; token < tokens; ++token) kernels.quantize_transformed(args, token, scratch + token * size);
-}
-
-void quantize_tokens(const QuantizeArgs& args, int64_t tokens, const Kernels& kernels, const Pool& pool) {
-  const bool transforms = args.left_trans != nullptr || args.right_trans != nullptr;
-  // Without a transform a value costs about as much as 16 multiplications.
-  const int64_t token_cost = args.features * (transforms ? args.left + args.right : 16);
-  if (transforms && tokens < pool.threads && token_cost >= kQuantizeGrain) {
-    return quantize_by_rows(args, tokens, kernels, pool);
-  }
-  pool.parallel_for(tokens, std::max<int64_t>(1, kQuantizeGrain / token_cost), [&](int64_t begin, int64_t end) {
-    kernels.quantize(args, begin, end, token_scratch.get<float>(transform_scratch(args)));
-  });
-}
-
-// `size` tokens q [size, stride] as one panel with units of type Unit.
-template <class Unit>
-void make_panel(const int8_t* q, int64_t stride, int64_t size, int8_t* panel) {
-  constexpr int64_t kUnit = sizeof(Unit);
-  for (int64_t k = 0; k < stride; k += kUnit) {
-    for (int64_t t = 0; t < size; ++t, panel += kUnit) std::memcpy(panel, q + t * stride + k, kUnit);
-  }
-}
+thread_local Scratch q_scratch, panel_scratch, scale_scratch, sum_scratch, bias_scratch;
 
 // Tokens q [tokens, stride] as the panels of `gemm`.
 const int8_t* make_panels(const int8_t* q, int64_t stride, const Panels& panels, const Gemm& gemm, const Pool& pool) {
   if (panels.tokens == 1) return q;
   int8_t* target = panel_scratch.get<int8_t>(panels.tokens * stride);
-  const auto make = gemm.panel_unit == 8 ? make_panel<uint64_t> : make_panel<uint32_t>;
   pool.parallel_for(panels.count, ceil_div(kQuantizeGrain, stride), [&](int64_t begin, int64_t end) {
-    for (int64_t panel = begin; panel < end; ++panel) {
-      const int64_t offset = panels.begin(panel) * stride;
-      make(q + offset, stride, panels.size(panel), target + offset);
-    }
+    for (int64_t panel = begin; panel < end; ++panel) make_panel(q, stride, nullptr, panels, panel, gemm, target);
   });
   return target;
 }

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "experts_test.h"
 #include "float16_test.h"
 #include "harness.h"
 #include "nonfinite_test.h"
@@ -224,6 +225,7 @@ int main(int count, char** names) {
     if (!is_wanted) continue;
     std::printf("testing %s\n", kernels->name);
     test(*kernels);
+    test_experts(*kernels);
     test_nonfinite(*kernels);
   }
   std::printf("%d passed, %d failed\n", checks - failures, failures);

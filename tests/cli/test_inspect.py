@@ -36,14 +36,14 @@ def test_a_type_that_is_known_by_name_only(tmp_path: Path, capsys: pytest.Captur
     assert row.endswith("2       cannot be run on CPU; `vllm-w4a4 verify` says what can")
 
 
-def test_experts_that_cannot_be_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_experts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_case("c1_moe_w4", tmp_path)
     assert main(["inspect", str(tmp_path)]) == 0
     row = rows(capsys.readouterr().out)["experts' gate_proj"]
     assert "W4A4_DYNAMIC" in row
     assert "128 x 192" in row
     assert "  8  " in row
-    assert "experts of this type cannot be run on CPU" in row
+    assert "cannot be run" not in row
 
 
 def test_unknown_type(micro_copy: Path, edit_json: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:

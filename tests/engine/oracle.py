@@ -7,7 +7,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from vllm import LLM, SamplingParams
 
+from tests.mixtures import ReferenceExperts
 from vllm_w4a4_plugin.checkpoint import CheckpointReader, QuantType
+from vllm_w4a4_plugin.checkpoint.experts import experts_layers
+from vllm_w4a4_plugin.checkpoint.inventory import Inventory
 from vllm_w4a4_plugin.checkpoint.resolve import module_type
 from vllm_w4a4_plugin.ops import reference
 
@@ -44,11 +47,19 @@ def prompt_logprobs(directory: Path, tokens: list[int]) -> torch.Tensor:
     """Log probability, float32 [len(tokens) - 1], of each token but the first given those before it."""
     reader = CheckpointReader(directory)
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory), dtype=torch.float32).eval()
+    for name in experts_layers(Inventory.of(reader)):
+        model.set_submodule(name, ReferenceExperts(reader, name))
     for name in reader.description.modules:
+        if ".experts." in name:
+            continue
         kind = module_type(reader.description, name)
         if kind is not QuantType.FLOAT:
             model.set_submodule(name, ReferenceLinear(reader, name, kind))
-    floats = {name: reader.load(name).float() for name, kind in reader.description.tensors.items() if kind == "FLOAT"}
+    floats = {
+        name: reader.load(name).float()
+        for name, kind in reader.description.tensors.items()
+        if kind == "FLOAT" and ".experts." not in name
+    }
     missing, unexpected = model.load_state_dict(floats, strict=False)
     assert not unexpected
     assert not missing

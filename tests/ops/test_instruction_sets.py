@@ -12,7 +12,8 @@ import pytest
 from vllm_w4a4_plugin import ops
 
 CONFORMANCE = [
-    str(Path(__file__).parent / name) for name in ("test_conformance.py", "test_nonfinite.py", "test_wide_operators.py")
+    str(Path(__file__).parent / name)
+    for name in ("test_conformance.py", "test_experts.py", "test_nonfinite.py", "test_wide_operators.py")
 ]
 ROOT = Path(__file__).parents[2]
 

@@ -25,7 +25,9 @@ def merge_clip_ratios(clips: Mapping[str, float]) -> float:
     """
     low, high = min(clips.values()), max(clips.values())
     if high - low > CLIP_TOLERANCE * high:
-        listing = ", ".join(f"{name}: {clip:.6f}" for name, clip in clips.items())
+        # Of many, the gate and up projections of all experts, the two that are furthest apart.
+        shown = clips if len(clips) <= 4 else (min(clips, key=clips.__getitem__), max(clips, key=clips.__getitem__))
+        listing = ", ".join(f"{name}: {clips[name]:.6f}" for name in shown)
         raise CheckpointError(
             f"clip ratios of layers that are computed as one matrix product differ by more than {CLIP_TOLERANCE:g} "
             f"relative, found {listing}. Quantize them again as one group."

@@ -25,6 +25,7 @@ class Kind(StrEnum):
     EXPERTS = "experts"
     EMBEDDING = "embeddings"
     HEAD = "output heads"
+    ROUTER = "routers of experts"
     LATENT = "up-projections of latent attention (MLA)"
 
 
@@ -38,6 +39,8 @@ def kind_of(module: str) -> Kind:
         return Kind.EXPERTS
     if leaf == HEAD:
         return Kind.HEAD
+    if leaf in ("gate", "router"):
+        return Kind.ROUTER
     if leaf == "kv_b_proj":
         return Kind.LATENT
     return Kind.EMBEDDING if "embed" in leaf or leaf in ("wte", "wpe") else Kind.LINEAR
@@ -47,8 +50,8 @@ def types_for(kind: Kind, backends: frozenset[str] = ON_CPU) -> tuple[QuantType,
     """The types that modules of a kind can have to be run."""
     if kind is Kind.EXPERTS:
         return tuple(t for t in known_types() if t.spec.experts_run_on & backends)
-    if kind in (Kind.HEAD, Kind.EMBEDDING, Kind.LATENT):
-        backends = backends & {VLLM_ASCEND}  # the plugin has no embeddings and heads of its own
+    if kind is not Kind.LINEAR:
+        backends = backends & {VLLM_ASCEND}  # the plugin has none of these of its own
     return tuple(t for t in known_types() if t is QuantType.FLOAT or t.spec.runs_on & backends)
 
 

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every check that a checkpoint must pass before it is served; loading makes the same ones."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from .accounting import cache_findings, header_accounting, rotation_findings
 from .agreement import equal_copies, merge_clip_ratios
 from .errors import DAMAGED, CheckpointError
+from .experts import ExpertsPlan, planned_experts
 from .fit import config_findings, expert_findings, float_findings, is_compared
 from .inventory import Inventory
 from .layers import fused_layers, layer_states
@@ -66,6 +67,9 @@ def header_findings(reader: CheckpointReader, backends: frozenset[str] = ON_CPU)
     for prefix, shards in fused_layers(inventory).items():
         if not faulty.intersection(shards):
             yield from _caught(partial(plan_layer, prefix, inventory, USUALLY_FUSED))
+    for plan in planned_experts(inventory, backends):
+        if isinstance(plan, str) and not any(plan.startswith(f"layer {name}:") for name in faulty):
+            yield plan
 
 
 def remarks(reader: CheckpointReader) -> Iterator[str]:
@@ -88,6 +92,9 @@ def value_findings(reader: CheckpointReader, progress: Callable[[], None] = lamb
             progress()
     for shards in fused_layers(inventory).values():
         yield from _fused_value_findings(reader, inventory, shards)
+    for plan in planned_experts(inventory):
+        if isinstance(plan, ExpertsPlan):
+            yield from _fused_value_findings(reader, inventory, plan.gate_and_up)
     yield from tied_head_findings(reader, inventory)
 
 
@@ -126,7 +133,7 @@ def tied_head_findings(reader: CheckpointReader, inventory: Inventory) -> Iterat
             return
 
 
-def _fused_value_findings(reader: CheckpointReader, inventory: Inventory, shards: list[str]) -> Iterator[str]:
+def _fused_value_findings(reader: CheckpointReader, inventory: Inventory, shards: Sequence[str]) -> Iterator[str]:
     spec = module_type(inventory.description, shards[0]).spec
     for suffix in (tensor.suffix for tensor in spec.tensors if tensor.is_shared):
         names = [f"{name}.{suffix}" for name in shards if f"{name}.{suffix}" in reader.tensors]

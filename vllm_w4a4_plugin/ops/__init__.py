@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import reference
     from .api import (
+        experts_mlp,
         flatquant_linear,
         int4_linear,
         int8_linear,
@@ -29,6 +30,7 @@ __all__ = [
     "INT4_TILE_ROWS",
     "cpu_available_instruction_sets",
     "cpu_instruction_set",
+    "experts_mlp",
     "flatquant_linear",
     "int4_linear",
     "int8_linear",

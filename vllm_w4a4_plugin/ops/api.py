@@ -204,6 +204,80 @@ def w8a8_linear(
     )
 
 
+def experts_mlp(
+    x: Tensor,
+    topk_weights: Tensor,
+    topk_ids: Tensor,
+    w13_packed: Tensor,
+    w13_scale: Tensor,
+    w2_packed: Tensor,
+    w2_scale: Tensor,
+    *,
+    w13_offset: Tensor | None = None,
+    w2_offset: Tensor | None = None,
+    w13_bias: Tensor | None = None,
+    w2_bias: Tensor | None = None,
+    w13_left_trans: Tensor | None = None,
+    w13_right_trans: Tensor | None = None,
+    w13_clip_ratio: Tensor | float = 1.0,
+    w2_left_trans: Tensor | None = None,
+    w2_right_trans: Tensor | None = None,
+    w2_clip_ratio: Tensor | float = 1.0,
+    expert_map: Tensor | None = None,
+) -> Tensor:
+    """The routed experts of one layer: y = sum_j topk_weights[j] * down_j(silu(gate_j(x)) * up_j(x)), j over the top k.
+
+    Each product quantizes its tokens as `flatquant_linear` does (int4 weights) or as `w8a8_linear` does (int8 weights);
+    a token's x is quantized once for all its experts. Everything between the integer products is float32, also for
+    other dtypes of x.
+
+    Args:
+        x: float32, bfloat16 or float16 [tokens, hidden].
+        topk_weights: float32 [tokens, top_k].
+        topk_ids: int32 or int64 [tokens, top_k]; -1 is an expert that does not count.
+        w13_packed: the packed rows of gate, then those of up, of each expert: int8 or uint8 [experts,
+            *packed_int4_shape(2 * intermediate, hidden)], or packed_int8_shape for int8 weights.
+        w13_scale: float32 [experts, 2 * intermediate], or [experts, 2 * intermediate, groups].
+        w2_packed, w2_scale: the same of down, [experts, ...] for hidden x intermediate.
+        w13_offset, w2_offset: float32, shaped like the scales; None for symmetric weights.
+        w13_bias, w2_bias: float32 [experts, out], or None.
+        w13_left_trans, w13_right_trans: float32 Kronecker factors of x, or None.
+        w13_clip_ratio: in (0, 1], one for all experts.
+        w2_left_trans, w2_right_trans: factors of the intermediate activations, [size, size] for all experts or
+            [experts, size, size], or None.
+        w2_clip_ratio: in (0, 1], one for all experts or [experts].
+        expert_map: int32, place of each expert of `topk_ids` among those here, -1 for one of another rank; None if all
+            are here.
+
+    Returns:
+        [tokens, hidden] in x's dtype, without what the experts of other ranks add. A token without an expert here is 0.
+
+    Raises:
+        RuntimeError: an argument has a wrong dtype, shape or value; the message names it and says what was expected.
+    """
+    load_library()
+    return torch.ops.vllm_w4a4.experts_mlp(
+        x,
+        topk_weights,
+        topk_ids,
+        w13_packed,
+        w13_scale,
+        w2_packed,
+        w2_scale,
+        w13_offset,
+        w2_offset,
+        w13_bias,
+        w2_bias,
+        w13_left_trans,
+        w13_right_trans,
+        _as_tensor(w13_clip_ratio),
+        w2_left_trans,
+        w2_right_trans,
+        _as_tensor(w2_clip_ratio),
+        expert_map,
+    )
+
+
 def pack_int8_rows_(packed: Tensor, weight: Tensor, first_row: int) -> None:
     """Pack `weight`, int8 [n, in], in place into the n rows of a packed int8 weight that start at `first_row`."""
     load_library()

@@ -7,6 +7,8 @@ roundings that CANN documents for aclnnFlatQuant (not compared with a device). H
 propagate is part of the operators' contract (see `api`).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -158,6 +160,33 @@ def weight_only_linear(
     y = x.float() @ floats.T
     if bias is not None:
         y = y + bias.float()
+    return y.to(x.dtype)
+
+
+def experts_mlp(
+    x: Tensor,
+    topk_weights: Tensor,
+    topk_ids: Tensor,
+    gate_up: Callable[[Tensor, int], Tensor],
+    down: Callable[[Tensor, int], Tensor],
+) -> Tensor:
+    """The routed experts of one layer, token by token; see `vllm_w4a4_plugin.ops.experts_mlp`.
+
+    Args:
+        x: [tokens, hidden].
+        topk_weights: float32 [tokens, top_k].
+        topk_ids: integers [tokens, top_k], negative for an expert that is not here.
+        gate_up: (float32 [tokens, hidden], expert) -> float32 [tokens, 2 * intermediate], gate first.
+        down: (float32 [tokens, intermediate], expert) -> float32 [tokens, hidden].
+    """
+    y = torch.zeros(x.shape, dtype=torch.float32)
+    for expert in topk_ids.unique().tolist():
+        tokens, places = (topk_ids == expert).nonzero(as_tuple=True)
+        if expert < 0:
+            continue
+        gate, up = gate_up(x[tokens].float(), expert).chunk(2, dim=-1)
+        result = down(torch.nn.functional.silu(gate) * up, expert)
+        y.index_add_(0, tokens, topk_weights[tokens, places][:, None] * result)
     return y.to(x.dtype)
 
 

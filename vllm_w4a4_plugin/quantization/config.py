@@ -13,12 +13,14 @@ from vllm.platforms import current_platform
 
 from vllm_w4a4_plugin.checkpoint import CheckpointError, QuantDescription
 from vllm_w4a4_plugin.checkpoint.accounting import cache_findings
+from vllm_w4a4_plugin.checkpoint.experts import plan_experts
 from vllm_w4a4_plugin.checkpoint.inventory import Inventory
 from vllm_w4a4_plugin.checkpoint.plan import plan_layer
-from vllm_w4a4_plugin.checkpoint.resolve import checkpoint_name, module_type, resolve_experts
+from vllm_w4a4_plugin.checkpoint.resolve import checkpoint_name, module_type
 from vllm_w4a4_plugin.checkpoint.runnable import Kind, kind_of, unsupported_reason
 from vllm_w4a4_plugin.constants import LOGGER, METHOD
 
+from .experts import AscendW4A4ExpertsMethod
 from .linear import AscendW4A4LinearMethod
 from .report import LoadReport
 from .schemes import new_scheme
@@ -114,8 +116,17 @@ class AscendW4A4Config(QuantizationConfig):
                 kind = Kind.HEAD if isinstance(layer, ParallelLMHead) else Kind.EMBEDDING
                 _require(unsupported_reason(prefix, module_type(description, name), kind))
         elif isinstance(layer, RoutedExperts):
-            _require(unsupported_reason(prefix, resolve_experts(description, prefix), Kind.EXPERTS))
+            return self._experts_method(layer, prefix)
         return None
+
+    def _experts_method(self, layer: RoutedExperts, prefix: str) -> QuantizeMethodBase | None:
+        config = layer.moe_config
+        sizes = (config.hidden_dim, config.intermediate_size)
+        plan = plan_experts(prefix, self.inventory, sizes)
+        if not plan.quant_type.spec.is_quantized:
+            self.report.others(plan.quant_type.value, "vLLM unquantized experts", plan.weight_bytes)
+            return None
+        return AscendW4A4ExpertsMethod(config, plan, self.report, not loads_dummy_weights())
 
     def _linear_method(self, layer: LinearBase, prefix: str) -> QuantizeMethodBase:
         sizes = (layer.input_size, layer.output_size)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from .schemes import LinearScheme
+    from .schemes.experts import ExpertsScheme
 
 logger = init_logger(LOGGER)
 
@@ -32,7 +33,7 @@ class LoadReport:
         self._bytes: Counter[tuple[str, str, str]] = Counter()
         self._bar: Any = None
 
-    def expect(self, scheme: "LinearScheme") -> None:
+    def expect(self, scheme: "LinearScheme | ExpertsScheme") -> None:
         """A quantized layer was created and will be loaded."""
         self._expected.add(scheme.plan.prefix)
         if scheme.packs_weights:
@@ -56,7 +57,7 @@ class LoadReport:
             self._bar.close()
             self._bar = None
 
-    def ready(self, scheme: "LinearScheme", layer: "torch.nn.Module") -> None:
+    def ready(self, scheme: "LinearScheme | ExpertsScheme", layer: "torch.nn.Module") -> None:
         """A quantized layer is loaded; after the last one the table is logged, once."""
         if scheme.plan.prefix not in self._expected:
             return
@@ -64,7 +65,7 @@ class LoadReport:
         key = (scheme.spec.quant_type.value, scheme.operator, scheme.remark)
         self._add(key, scheme.weight_bytes(layer))
         if not self._expected and get_tensor_model_parallel_rank() == 0:
-            logger.info("W4A4 plugin: linear layers of this model\n%s", self.table())
+            logger.info("W4A4 plugin: layers of this model\n%s", self.table())
 
     def table(self) -> str:
         """The start-up table."""

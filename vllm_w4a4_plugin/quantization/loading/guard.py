@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from vllm.config import ModelConfig
 from vllm.logger import init_logger
+from vllm.model_executor.layers.fused_moe import MoERunner
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.model_executor.models.utils import PPMissingLayer
@@ -154,6 +155,8 @@ class LoadGuard:
                 return False
             if isinstance(module, (PPMissingLayer, StageMissingLayer)):
                 return True  # another rank has it, or the model is served without it
+            if isinstance(module, MoERunner):
+                return _is_of_another_rank(module.routed_experts.expert_map, parts[end])
         return False
 
     def _refuse_incomplete(self, missing: list[str]) -> None:
@@ -167,3 +170,8 @@ class LoadGuard:
         if not self.fault:
             return
         raise CheckpointError(f"The model has no complete weights: {self.fault}")
+
+
+def _is_of_another_rank(expert_map: torch.Tensor | None, expert: str) -> bool:
+    """Whether expert-parallel ranks share the experts and this one is not on this rank."""
+    return expert_map is not None and expert.isdecimal() and int(expert_map[int(expert)]) < 0

@@ -86,8 +86,8 @@ class CommonParameter(PerShardParameter):
         elif not others:
             self.data.copy_(loaded)
         elif not torch.equal(self.data, loaded.to(self.data)):
-            names = ", ".join(self.plan.tensor_name(self.suffix, other) for other in others)
-            problem = f"expected the same values as in {names} (vLLM computes them as one matrix product), found others"
+            first = self.plan.tensor_name(self.suffix, others[0])
+            problem = f"expected the same values as in {first} (vLLM computes them as one matrix product), found others"
             raise self.plan.error(self.suffix, shard, problem)
 
 

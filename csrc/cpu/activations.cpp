@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "activations.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "layout.h"
+#include "scratch.h"
+
+namespace w4a4 {
+namespace {
+
+thread_local Scratch right_scratch, token_scratch;
+
+// Quantizes one or a few tokens with every thread at work on each.
+void quantize_by_rows(const QuantizeArgs& args, int64_t tokens, const Kernels& kernels, const Pool& pool) {
+  const int64_t size = transform_scratch(args);
+  float* scratch = token_scratch.get<float>(tokens * size);
+  const int64_t parts = std::min(ceil_div(pool.threads, tokens), args.left);
+  const auto for_rows = [&](const auto& body) {
+    pool.parallel_for(tokens * parts, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t token = item / parts, part = item % parts;
+        body(token, part * args.left / parts, (part + 1) * args.left / parts, scratch + token * size);
+      }
+    });
+  };
+  for_rows([&](int64_t token, int64_t begin, int64_t end, float* s) {
+    kernels.transform_right(args, token, begin, end, s);
+  });
+  for_rows([&](int64_t, int64_t begin, int64_t end, float* s) { kernels.transform_left(args, begin, end, s); });
+  for (int64_t token = 0; token < tokens; ++token) kernels.quantize_transformed(args, token, scratch + token * size);
+}
+
+// The tokens at `rows`, `size` of them, as one panel with units of type Unit.
+template <class Unit>
+void write_panel(const int8_t* const* rows, int64_t stride, int64_t size, int8_t* panel) {
+  constexpr int64_t kUnit = sizeof(Unit);
+  for (int64_t k = 0; k < stride; k += kUnit) {
+    for (int64_t t = 0; t < size; ++t, panel += kUnit) std::memcpy(panel, rows[t] + k, kUnit);
+  }
+}
+
+}  // namespace
+
+QuantizeArgs quantize_args(const void* x, Dtype dtype, int64_t features, const Transform& transform,
+                           ActivationRange range, int64_t groups) {
+  QuantizeArgs args{};
+  args.q_min = range.min;
+  args.q_max = range.max;
+  args.x = x;
+  args.dtype = dtype;
+  args.features = features;
+  args.left = transform.left;
+  args.right = transform.right;
+  args.left_trans = transform.left_trans;
+  args.padded_right = ceil_div(transform.right, kTransformPadding) * kTransformPadding;
+  args.clip = transform.clip;
+  args.groups = groups;
+  if (transform.right_trans != nullptr) {
+    float* padded = right_scratch.get<float>(transform.right * args.padded_right);
+    for (int64_t n = 0; n < transform.right; ++n) {
+      float* row = padded + n * args.padded_right;
+      std::copy_n(transform.right_trans + n * transform.right, transform.right, row);
+      std::fill(row + transform.right, row + args.padded_right, 0.0f);
+    }
+    args.right_trans = padded;
+  }
+  return args;
+}
+
+void quantize_tokens(const QuantizeArgs& args, int64_t tokens, const Kernels& kernels, const Pool& pool) {
+  const bool transforms = args.left_trans != nullptr || args.right_trans != nullptr;
+  // Without a transform a value costs about as much as 16 multiplications.
+  const int64_t token_cost = args.features * (transforms ? args.left + args.right : 16);
+  if (transforms && tokens < pool.threads && token_cost >= kQuantizeGrain) {
+    return quantize_by_rows(args, tokens, kernels, pool);
+  }
+  pool.parallel_for(tokens, std::max<int64_t>(1, kQuantizeGrain / token_cost),
+                    [&](int64_t begin, int64_t end) { quantize_here(args, begin, end, kernels); });
+}
+
+void quantize_here(const QuantizeArgs& args, int64_t begin, int64_t end, const Kernels& kernels) {
+  kernels.quantize(args, begin, end, token_scratch.get<float>(transform_scratch(args)));
+}
+
+void make_panel(const int8_t* q, int64_t stride, const int32_t* rows, const Panels& panels, int64_t panel,
+                const Gemm& gemm, int8_t* target) {
+  const int64_t begin = panels.begin(panel), size = panels.size(panel);
+  const int8_t* tokens[kMaxGemmTokens];
+  for (int64_t t = 0; t < size; ++t) tokens[t] = q + (rows != nullptr ? rows[begin + t] : begin + t) * stride;
+  target += begin * stride;
+  if (gemm.panel_unit == 8) {
+    write_panel<uint64_t>(tokens, stride, size, target);
+  } else {
+    write_panel<uint32_t>(tokens, stride, size, target);
+  }
+}
+
+}  // namespace w4a4

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tiny Qwen3-MoE whose experts have every quant type that runs, served, reloaded, and with faults."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import DESCRIPTION
+from tests.engine.oracle import prompt_logprobs
+from tests.engine.test_cases import findings, log_probabilities
+from tests.loading import loaded_model
+from tests.mixtures import EXPERTS, HIDDEN, KINDS, TOP_K, ReferenceExperts, write, write_mixture
+from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader
+
+FLATQUANT = KINDS.index("W4A4_FLATQUANT_DYNAMIC")
+PROMPT = [(7 * i * i + 3 * i) % 256 for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("mixture")
+    write_mixture(directory)
+    return directory
+
+
+def experts_of(model: Any, layer: int) -> Any:
+    return model.model.layers[layer].mlp.experts.routed_experts
+
+
+def routed(tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x, weights and ids of a batch."""
+    generator = torch.Generator().manual_seed(tokens)
+    x = torch.randn(tokens, HIDDEN, generator=generator)
+    weights, ids = torch.rand(tokens, EXPERTS, generator=generator).softmax(-1).topk(TOP_K)
+    return x, weights, ids.to(torch.int32)
+
+
+def errors(model: Any, directory: Path, layer: int, tokens: int) -> torch.Tensor:
+    """Relative error of each token's output of one layer of experts."""
+    x, weights, ids = routed(tokens)
+    found = experts_of(model, layer).forward_modular(x, weights, ids)
+    prefix = f"model.layers.{layer}.mlp.experts"
+    expected = ReferenceExperts(CheckpointReader(directory), prefix)(x, ids, weights)
+    return (found - expected).norm(dim=-1) / expected.norm(dim=-1)
+
+
+def test_each_layer_computes_what_its_tensors_say(mixture: Path) -> None:
+    assert findings(mixture) == []
+    with loaded_model(mixture) as model:
+        for layer in range(len(KINDS)):
+            for tokens in (1, 50):
+                error = errors(model, mixture, layer, tokens)
+                assert error.median() < 1e-5, KINDS[layer]
+                assert error.max() < 0.1, KINDS[layer]  # an activation that is rounded the other way
+
+
+@pytest.mark.engine
+def test_the_served_model_is_that_of_the_formula(mixture: Path) -> None:
+    difference = (log_probabilities(mixture, PROMPT) - prompt_logprobs(mixture, PROMPT)).abs()
+    assert difference.median() < 1e-2
+
+
+def test_experts_are_reloaded_in_place(mixture: Path, tmp_path: Path) -> None:
+    """The other weights are those of the experts in reverse order, with other transforms, clips and offsets."""
+    reader = CheckpointReader(mixture)
+    tensors = {name: reader.load(name) for name in reader.tensors}
+    other = {}
+    for name, tensor in tensors.items():
+        head, found, rest = name.partition(".experts.")
+        number, _, suffix = rest.partition(".")
+        other[f"{head}.experts.{EXPERTS - 1 - int(number)}.{suffix}" if found else name] = tensor
+    for name in other:
+        if name.endswith(("left_trans", "right_trans")):
+            other[name] = -other[name].flip(0).contiguous()
+        elif name.endswith("clip_ratio"):
+            other[name] = other[name] - 0.1
+        elif name.endswith("weight_offset") and f"layers.{FLATQUANT}." in name:
+            other[name] = torch.full_like(other[name], 0.5)
+    write(tmp_path, other, dict(reader.description.tensors))
+    (tmp_path / "config.json").write_text((mixture / "config.json").read_text())
+    with loaded_model(mixture) as model:
+        for weights, directory in ((other, tmp_path), (tensors, mixture)):
+            model.load_weights(iter(weights.items()))
+            for layer in range(len(KINDS)):
+                assert errors(model, directory, layer, 30).median() < 1e-5, KINDS[layer]
+        del weights["model.layers.1.mlp.experts.5.up_proj.right_trans"]
+        model.load_weights(iter(weights.items()))
+        with pytest.raises(CheckpointError, match=r"e\.g\. model\.layers\.1\.mlp\.experts\.5\.up_proj\.right_trans"):
+            model(torch.tensor([1]), torch.tensor([0]))
+
+
+# Faults: a change of tensors and types, and what verify and loading say of it.
+LAYER = f"model.layers.{FLATQUANT}.mlp"
+Change = Callable[[dict[str, torch.Tensor], dict[str, str]], None]
+
+
+def no_expert(tensors: dict[str, torch.Tensor], types: dict[str, str]) -> None:
+    for name in [name for name in tensors if f"{LAYER}.experts.3." in name]:
+        del tensors[name], types[name]
+
+
+def no_projection(tensors: dict[str, torch.Tensor], types: dict[str, str]) -> None:
+    for name in [name for name in tensors if f"{LAYER}.experts.3.up_proj." in name]:
+        del tensors[name], types[name]
+
+
+def other_type(tensors: dict[str, torch.Tensor], types: dict[str, str]) -> None:
+    for name in [name for name in tensors if f"{LAYER}.experts.3." in name]:
+        if name.endswith(("trans", "clip_ratio")):
+            del tensors[name], types[name]
+        else:
+            types[name] = "W4A4_DYNAMIC"
+
+
+def other_transform(tensors: dict[str, torch.Tensor], types: dict[str, str]) -> None:
+    tensors[f"{LAYER}.experts.3.up_proj.left_trans"] *= 1.01
+
+
+def other_clip(tensors: dict[str, torch.Tensor], types: dict[str, str]) -> None:
+    tensors[f"{LAYER}.experts.3.up_proj.clip_ratio"] *= 0.5
+
+
+def other_factors(tensors: dict[str, torch.Tensor], types: dict[str, str]) -> None:
+    tensors[f"{LAYER}.experts.3.down_proj.left_trans"] = torch.eye(12)
+    tensors[f"{LAYER}.experts.3.down_proj.right_trans"] = torch.eye(8)
+
+
+def large_value(tensors: dict[str, torch.Tensor], types: dict[str, str]) -> None:
+    tensors[f"{LAYER}.experts.3.down_proj.weight"][1, 2] = 8
+
+
+def quantized_router(tensors: dict[str, torch.Tensor], types: dict[str, str]) -> None:
+    tensors[f"{LAYER}.gate.weight"] = torch.ones(EXPERTS, HIDDEN, dtype=torch.int8)
+    tensors[f"{LAYER}.gate.weight_scale"] = torch.ones(EXPERTS, 1)
+    types |= {f"{LAYER}.gate.{suffix}": "W8A8_DYNAMIC" for suffix in ("weight", "weight_scale")}
+
+
+FAULTS: dict[Change, list[str]] = {
+    no_expert: [f"{LAYER}.experts.3.", "is in none of the weight files"],
+    no_projection: [f"{LAYER}.experts.3.up_proj.weight", "is in none of the weight files"],
+    other_type: [f"the experts of {LAYER}.experts run as one kernel", "W4A4_DYNAMIC"],
+    other_transform: [f"{LAYER}.experts.3.up_proj.left_trans", f"{LAYER}.experts.0.gate_proj.left_trans"],
+    other_clip: ["clip ratios", f"{LAYER}.experts.3.up_proj.clip_ratio"],
+    other_factors: [f"{LAYER}.experts", "the size of left_trans", f"found 12 in {LAYER}.experts.3.down_proj"],
+    large_value: [f"{LAYER}.experts.3.down_proj.weight", "expected int4 values in [-8, 7], found values from"],
+    quantized_router: [f"layer {LAYER}.gate: routers of experts of quant type W8A8_DYNAMIC cannot be run here"],
+}
+
+
+@pytest.fixture
+def spoiled(mixture: Path, tmp_path: Path) -> Callable[[Change], Path]:
+    def spoil(change: Change) -> Path:
+        reader = CheckpointReader(mixture)
+        tensors = {name: reader.load(name) for name in reader.tensors}
+        types = dict(reader.description.tensors)
+        change(tensors, types)
+        write(tmp_path, tensors, types)
+        (tmp_path / "config.json").write_text((mixture / "config.json").read_text())
+        return tmp_path
+
+    return spoil
+
+
+@pytest.mark.parametrize("change", FAULTS, ids=lambda change: change.__name__)
+def test_faults_are_found_by_verify_and_by_loading(change: Change, spoiled: Callable[[Change], Path]) -> None:
+    directory = spoiled(change)
+    found = findings(directory)
+    assert any(all(part in finding for part in FAULTS[change]) for finding in found), found
+    assert all("\n" not in finding for finding in found)
+    with pytest.raises(ValueError) as error, loaded_model(directory):  # noqa: PT011 - pydantic wraps some
+        pass
+    assert all(part in str(error.value) for part in FAULTS[change])
+
+
+def test_the_number_of_experts_is_that_of_the_config(mixture: Path, tmp_path: Path) -> None:
+    reader = CheckpointReader(mixture)
+    write(tmp_path, {name: reader.load(name) for name in reader.tensors}, dict(reader.description.tensors))
+    config = json.loads((mixture / "config.json").read_text())
+    key = "num_experts" if "num_experts" in config else "num_local_experts"
+    (tmp_path / "config.json").write_text(json.dumps({**config, key: EXPERTS + 1}))
+    assert any("experts.8.gate_proj.weight is in none of the weight files" in finding for finding in findings(tmp_path))
+    assert (tmp_path / DESCRIPTION).exists()

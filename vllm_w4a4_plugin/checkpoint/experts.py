@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The routed experts of one layer, which vLLM computes as one: their plan, and what must be the same in all of them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from .errors import CheckpointError
+from .inventory import Inventory
+from .plan import LayerPlan, plan_layer
+from .resolve import resolve_experts, spellings
+from .runnable import ON_CPU, Kind, unsupported_reason
+from .spec import LinearSpec
+from .types import WEIGHT
+
+EXPERTS = "experts"
+PROJECTIONS = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
+"""How checkpoints name the three matrices of an expert."""
+
+
+@dataclass(frozen=True)
+class ExpertsPlan(LayerPlan):
+    """The routed experts of one layer.
+
+    `shards` names the modules gate, up and down of expert 0, then those of expert 1, and so on. `spec` is that of gate
+    and up, which all experts agree in; both are None for FLOAT experts.
+
+    Attributes:
+        down_spec: what the down projections of all experts agree in.
+    """
+
+    down_spec: LinearSpec | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of experts."""
+        return len(self.shards) // 3
+
+    @property
+    def gate_and_up(self) -> tuple[str, ...]:
+        """Names in the files of the modules that share the input and its transform."""
+        return tuple(name for index, name in enumerate(self.shards) if index % 3 != 2)
+
+
+def plan_experts(prefix: str, inventory: Inventory, sizes: tuple[int, int] | None = None) -> ExpertsPlan:
+    """The plan of the experts below `prefix` (`...mlp.experts`).
+
+    Args:
+        prefix: as vLLM spells it.
+        inventory: of the checkpoint.
+        sizes: (hidden, intermediate), used where the checkpoint has no weights to read them from.
+
+    Raises:
+        CheckpointError: an expert or a projection is missing, they differ in type or shape, a tensor's header is wrong,
+            or nothing here runs such experts.
+    """
+    quant_type = resolve_experts(inventory.description, prefix)
+    leaves, count = _projections(prefix, inventory)
+    names = [f"{prefix}.{number}.{leaf}" for number in range(count) for leaf in leaves]
+    hidden, intermediate = sizes or (0, 0)
+    shapes = ((hidden, intermediate), (hidden, intermediate), (intermediate, hidden))
+    plans = [plan_layer(name, inventory, {}, shapes[index % 3] if sizes else None) for index, name in enumerate(names)]
+    shards = tuple(plan.shards[0] for plan in plans)
+    files = {tensor: file for plan in plans for tensor, file in plan.files.items()}
+    weight_bytes = sum(plan.weight_bytes for plan in plans)
+    if not quant_type.spec.is_quantized:
+        return ExpertsPlan(prefix, quant_type, shards, files=files, weight_bytes=weight_bytes)
+    if reason := unsupported_reason(prefix, quant_type, Kind.EXPERTS):
+        raise CheckpointError(reason)
+    specs = [plan.spec for plan in plans if plan.spec is not None]
+    if len(specs) < len(plans):
+        raise CheckpointError(f"layer {prefix}: the sizes of its experts are not known, because there are no weights.")
+    gate_up = _agreeing(prefix, [spec for index, spec in enumerate(specs) if index % 3 != 2])
+    down = _agreeing(prefix, specs[2::3])
+    for spec in (gate_up, down):
+        if reason := unsupported_reason(spec.name, quant_type, Kind.EXPERTS, spec):
+            raise CheckpointError(reason)
+    if (down.output_size, down.input_size) != (gate_up.input_size, gate_up.output_size):
+        raise CheckpointError(
+            f"layer {prefix}, tensor {down.name}.{WEIGHT}: expected shape [{gate_up.input_size}, "
+            f"{gate_up.output_size}], the transpose of {gate_up.name}.{WEIGHT}, found [{down.output_size}, "
+            f"{down.input_size}]. The experts come from different models; copy or quantize the model again."
+        )
+    return ExpertsPlan(prefix, quant_type, shards, gate_up, files, weight_bytes=weight_bytes, down_spec=down)
+
+
+def experts_layers(inventory: Inventory) -> list[str]:
+    """Prefixes of all layers of experts that are described and needed, in the order of the description."""
+    prefixes: dict[str, None] = {}
+    for name in inventory.description.modules:
+        parent, found, rest = name.partition(f".{EXPERTS}.")
+        if found and rest.partition(".")[0].isdecimal() and not inventory.is_useless(f"{name}.{WEIGHT}"):
+            prefixes[f"{parent}.{EXPERTS}"] = None
+    return list(prefixes)
+
+
+def planned_experts(inventory: Inventory, backends: frozenset[str] = ON_CPU) -> Iterator["ExpertsPlan | str"]:
+    """The plan of each layer of experts, or what is wrong with it; of those that others run only the latter."""
+    for prefix in experts_layers(inventory):
+        try:
+            if backends == ON_CPU:
+                yield plan_experts(prefix, inventory)
+            else:
+                resolve_experts(inventory.description, prefix)
+        except CheckpointError as error:
+            yield str(error)
+
+
+def _projections(prefix: str, inventory: Inventory) -> tuple[Sequence[str], int]:
+    """Names of the projections, and the number of experts if none is missing."""
+    children = inventory.description.children
+    experts = next((children[spelled] for spelled in spellings(prefix) if spelled in children), [])
+    numbers = [int(name.rpartition(".")[2]) for name in experts if name.rpartition(".")[2].isdecimal()]
+    leaves = {child.rpartition(".")[2] for name in experts for child in children.get(name, ())}
+    names = next((names for names in PROJECTIONS if leaves.intersection(names)), PROJECTIONS[0])
+    return names, max(numbers, default=-1) + 1
+
+
+def _agreeing(prefix: str, specs: Sequence[LinearSpec]) -> LinearSpec:
+    first = specs[0]
+    for key, what in _SHARED.items():
+        for spec in specs:
+            if getattr(spec, key) != getattr(first, key):
+                raise CheckpointError(
+                    f"layer {prefix} computes all its experts as one, so {what} must be equal: expected "
+                    f"{getattr(first, key)} as in {first.name}, found {getattr(spec, key)} in {spec.name}. "
+                    "Quantize the experts again as one group."
+                )
+    return first
+
+
+_SHARED = {
+    "output_size": "the number of output features",
+    "input_size": "the number of input features",
+    "groups": "the number of weight scale groups",
+    "left": "the size of left_trans",
+    "right": "the size of right_trans",
+    "has_offset": "the presence of weight_offset",
+    "has_bias": "the presence of bias",
+}

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The method that vLLM calls for the routed experts of a layer. Routing and shared experts stay vLLM's."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.model_executor.layers.fused_moe import FusedMoEMethodBase, MoEActivation
+from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig, FusedMoEQuantConfig
+
+from vllm_w4a4_plugin.checkpoint import CheckpointError
+from vllm_w4a4_plugin.checkpoint.experts import ExpertsPlan
+
+from .parameters.base import Completeness
+from .schemes.experts import ExpertsScheme, ExpertsShape
+
+if TYPE_CHECKING:
+    from .report import LoadReport
+
+RoutedExperts = Any
+"""vLLM's layer. Its own type would make each of its parameters a "Tensor or Module"."""
+
+
+class AscendW4A4ExpertsMethod(FusedMoEMethodBase):
+    """Connects the routed experts of one vLLM layer with their scheme.
+
+    Args:
+        moe: vLLM's description of the layer.
+        plan: of the layer.
+        report: is told when the layer has been created and when it has been loaded.
+        expect_weights: False if vLLM fills parameters with dummy values.
+    """
+
+    def __init__(self, moe: FusedMoEConfig, plan: ExpertsPlan, report: "LoadReport", expect_weights: bool) -> None:
+        super().__init__(moe)
+        self.plan, self.report, self.expect_weights = plan, report, expect_weights
+        self.scheme = ExpertsScheme(plan, report.packed)
+
+    def create_weights(
+        self,
+        layer: RoutedExperts,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size_per_partition: int,
+        params_dtype: torch.dtype,
+        **extra_weight_attrs: Any,
+    ) -> None:
+        """Register the parameters of the `num_experts` experts on this rank.
+
+        Raises:
+            CheckpointError: the experts are not those of config.json, or nothing here runs them as vLLM divides them.
+        """
+        self._check_model(layer)
+        here = range(self.plan.count) if layer.expert_map is None else layer.expert_map.tolist()
+        places = {expert: place for expert, place in enumerate(here) if place >= 0}
+        self.scheme.create_weights(layer, ExpertsShape(places, self.moe.tp_size, self.moe.tp_rank))
+        self.report.expect(self.scheme)
+
+    def process_weights_after_loading(self, layer: RoutedExperts) -> None:
+        for parameter in layer.parameters(recurse=False):
+            if isinstance(parameter, Completeness):
+                if self.expect_weights and (missing := parameter.missing()):
+                    raise CheckpointError(
+                        f"layer {self.plan.prefix}: {missing}. The checkpoint is incomplete; copy or quantize it again."
+                    )
+                parameter.settle()
+        self.report.ready(self.scheme, layer)
+
+    def get_fused_moe_quant_config(self, layer: RoutedExperts) -> FusedMoEQuantConfig | None:
+        return None  # it describes operands of vLLM's own kernels, which are not used
+
+    def apply(
+        self,
+        layer: RoutedExperts,
+        x: torch.Tensor,
+        topk_weights: torch.Tensor,
+        topk_ids: torch.Tensor,
+        shared_experts: Any,
+        shared_experts_input: torch.Tensor | None,
+    ) -> torch.Tensor:
+        if layer.apply_router_weight_on_input:
+            x, topk_weights = x * topk_weights.to(x.dtype), torch.ones_like(topk_weights)
+        return self.scheme.apply(layer, x, topk_weights, topk_ids)
+
+    def _check_model(self, layer: RoutedExperts) -> None:
+        plan, spec = self.plan, self.scheme.spec
+        expected = (self.moe.num_experts, self.moe.hidden_dim, self.moe.intermediate_size)
+        found = (plan.count, spec.input_size, spec.output_size)
+        if found != expected:
+            raise CheckpointError(
+                f"layer {plan.prefix}: expected {expected[0]} experts with {expected[1]} input and {expected[2]} "
+                f"intermediate features (config.json), found {found[0]} with {found[1]} and {found[2]}. config.json "
+                "and weights come from different models."
+            )
+        limits = (layer.swiglu_limit, layer.swiglu_alpha, layer.swiglu_beta)
+        if layer.activation != MoEActivation.SILU or any(value is not None for value in limits):
+            raise CheckpointError(
+                f"layer {plan.prefix}: experts with the activation {layer.activation.value} cannot be run in "
+                f"{plan.quant_type}; silu(gate) * up can. Quantize the model again with FLOAT experts."
+            )
+        ranks = self.moe.ep_size
+        if self.moe.use_ep and plan.count % ranks:
+            raise CheckpointError(
+                f"layer {plan.prefix}: expected a number of expert-parallel ranks that divides the {plan.count} "
+                f"experts, found {ranks}. Use another --tensor-parallel-size, or no --enable-expert-parallel."
+            )
