@@ -51,7 +51,8 @@ npu-cost: ascendc
 	@build/ascendc/cost/npu_cost
 
 test-npu: setup
-	$(VENV)/bin/python tools/npu_environment.py $(VENV)/bin/python -m pytest tests/npu $(PYTEST_ARGS)
+	for release in 0.23 0.30; do \
+	  $(VENV)/bin/python tools/npu_environment.py --release $$release $(VENV)/bin/python -m pytest tests/npu $(PYTEST_ARGS) || exit 1; done
 	$(VENV)/bin/python -m pytest tests/capacity tests/cli/test_doctor.py $(PYTEST_ARGS)
 
 bench: setup

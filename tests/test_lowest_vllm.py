@@ -22,7 +22,7 @@ TESTS = ["tests/quantization", "tests/platforms/test_detection.py", "tests/test_
 
 @pytest.fixture(scope="module")
 def lowest_vllm() -> Path:
-    assert npu_environment.VLLM_VERSION == LOWEST
+    assert npu_environment.RELEASES[npu_environment.DEFAULT].vllm == LOWEST
     return npu_environment.vllm()
 
 

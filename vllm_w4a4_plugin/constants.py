@@ -19,8 +19,9 @@ LOAD_FORMAT = "w4a4"
 TESTED_VLLM = ("0.23", "0.32")
 """First and last minor version of vLLM that the tests run with."""
 
-TESTED_VLLM_ASCEND = ("0.23", "0.23")
-"""First and last minor version of vllm-ascend that the tests run with."""
+SUPPORTED_VLLM_ASCEND = ("0.20", "0.30")
+"""First and last minor version of vllm-ascend that has all that we use; 0.18 and 0.19 pin torch 2.9. The tests run
+with 0.23 and 0.30."""
 
 INT4_MIN, INT4_MAX = -8, 7
 

@@ -77,7 +77,7 @@ VARIABLES = {
             "VLLM_W4A4_FORCE",
             _off_unless_set,
             "0",
-            "`1` uses the plugin with a version of vllm-ascend that it was not tested with.",
+            "`1` uses the plugin with a version of vllm-ascend that it does not support.",
         ),
         Variable(
             "VLLM_W4A4_NPU_FUSED",

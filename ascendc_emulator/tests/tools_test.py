@@ -24,6 +24,10 @@ FAULTS = [
     ("__aicore__ inline int* g() { return new int; }\n", "a.h:3: 'new' is not for device code"),
     ("__aicore__ inline void g() { AscendC::Exp(1); }\n", "a.h:3: AscendC::Exp is not in the list"),
     ("inline void g() {}\n", "a.h:3: g is not __aicore__"),
+    (
+        "__global__ __aicore__ void k() { f(); }\n",
+        "a.h:3: its cores wait for each other, so it needs",
+    ),
     ("__aicore__ inline void g() { g(); }\n", "recursion: g -> g"),
     ("__aicore__ inline void g() { h(); }\n__aicore__ inline void h() { g(); }\n", "recursion: g -> h -> g"),
 ]
@@ -65,6 +69,11 @@ class CheckSources(unittest.TestCase):
 
     def test_clean_source(self) -> None:
         assert self.check(CLEAN + "// std::vector in a comment, throw, new\n") == []
+
+    def test_scheduling_mode(self) -> None:
+        assert self.check(CLEAN + "__schedmode__(1) __global__ __aicore__ void k() { f(); }\n") == []
+        alone = '#include "kernel_operator.h"\n__global__ __aicore__ void k() {}\n'
+        assert self.check(alone) == []
 
     def test_nothing_to_check(self) -> None:
         assert self.tool.check(self.directory, frozenset()) == [f"no function found in {self.directory}"]

@@ -4,7 +4,8 @@
 
 No std headers (except <cstdint>, which is freestanding, in files that host and device share), no exceptions, heap,
 virtual functions, double, static state or recursion; every function is `__aicore__`; every name of namespace AscendC is
-in documented_names.txt.
+in documented_names.txt. Where cores wait for each other, every kernel is `__schedmode__(1)`: CANN then starts all its
+blocks together, so that kernels on several streams cannot hold the cores that the others wait for.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ DOCUMENTED = frozenset(
 FUNCTION = re.compile(
     r"^[ \t]*(?:template <[^;{]*>\s*)?[\w:<>,&* \t]*?\b(inline|__global__)\b[^;{}=]*?\b(\w+)\(", re.MULTILINE
 )
+
+KERNEL = re.compile(r"^(?P<head>[^\n;{}]*)\b__global__\b", re.MULTILINE)
+WAITS_FOR_CORES = re.compile(r"\bAscendC::(SyncAll|CrossCoreWaitFlag)\b")
 
 
 def without_comments(text: str) -> str:
@@ -72,6 +76,8 @@ def check(directory: Path, shared_with_host: frozenset[str]) -> list[str]:
     """Every finding of all sources in `directory`, each with file and line; `shared_with_host`: file names."""
     findings: list[str] = []
     bodies: dict[str, str] = {}
+    unscheduled: list[str] = []
+    waits_for_cores = False
     for path in sorted(directory.glob("*.*")):
         text = without_comments(path.read_text())
         for number, line in enumerate(text.splitlines(), 1):
@@ -87,6 +93,11 @@ def check(directory: Path, shared_with_host: frozenset[str]) -> list[str]:
             for name in re.findall(r"\bAscendC::(\w+)", line):
                 if name not in DOCUMENTED:
                     findings.append(f"{where}: AscendC::{name} is not in the list of documented names")
+        waits_for_cores |= WAITS_FOR_CORES.search(text) is not None
+        for match in KERNEL.finditer(text):
+            if "__schedmode__(1)" not in match["head"]:
+                number = text.count("\n", 0, match.start()) + 1
+                unscheduled.append(f"{path.name}:{number}: its cores wait for each other, so it needs __schedmode__(1)")
         for match in FUNCTION.finditer(text):
             head = match.group()
             if "__aicore__" not in head and not re.search(r"\binline constexpr\b|\bconstexpr\b", head):
@@ -94,6 +105,8 @@ def check(directory: Path, shared_with_host: frozenset[str]) -> list[str]:
                 findings.append(f"{path.name}:{number}: {match.group(2)} is not __aicore__")
             # Functions with the same name in several classes count as one, which can only find more.
             bodies[match.group(2)] = bodies.get(match.group(2), "") + body_after(text, match.end())
+    if waits_for_cores:
+        findings += unscheduled
     names = set(bodies)
     calls = {
         name: {callee for callee in re.findall(r"(?<!::)(?<![.\w])(\w+)(?:<[\w, ]*>)?\(", body) if callee in names}

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 MICRO = Path(__file__).parents[1] / "data" / "micro-qwen3-w4a4"
+CONFIG_MODULE = "modelslim_config"
+"""Last part of the name of the module with vllm-ascend's configuration."""
 OURS, THEIRS = "AscendW4A4ModelSlimConfig", "AscendModelSlimConfig"
 
 
@@ -45,11 +47,11 @@ def in_order(*steps: str, **environment: str) -> dict[str, Any]:
     for step in steps:
         actions[step]()
     modules = list(sys.modules)
-    imported = [name for name in ("vllm_ascend.patch.platform", "vllm_ascend.quantization.modelslim_config")]
+    configuration = next(name for name in modules if name.startswith("vllm_ascend") and name.endswith(CONFIG_MODULE))
     return {
         "class": method_class(),
         "log": log.lines,
-        "patched first": modules.index(imported[0]) < modules.index(imported[1]),
+        "patched first": modules.index("vllm_ascend.patch.platform") < modules.index(configuration),
         "our modules": [name for name in modules if name.startswith("vllm_w4a4_plugin.quantization")],
         "choices": parser._option_string_actions["--quantization"].choices,
     }
@@ -78,14 +80,22 @@ def on_a_cpu() -> dict[str, Any]:
 
     vllm.platforms._current_platform = CpuPlatform()
     vllm_w4a4_plugin.register()
-    return {"class": method_class(), "theirs": "vllm_ascend.quantization.modelslim_config" in sys.modules}
+    return {"class": method_class(), "theirs": any(name.endswith(CONFIG_MODULE) for name in sys.modules)}
 
 
 def on_device(generation: str) -> dict[str, Any]:
     """Register with a vllm-ascend that was built for other devices."""
-    from vllm_ascend import utils
+    from vllm_ascend import _build_info, utils
 
-    utils._ascend_device_type = utils.AscendDeviceType[generation]
+    _build_info.__device_type__ = generation
+    if hasattr(utils, "_ascend_device_type"):  # vllm-ascend 0.23 keeps what it has read there
+        utils._ascend_device_type = None
+    else:
+        from vllm_ascend.device import device_config, hardware_profile
+
+        device_config.get_device_config.cache_clear()
+        profile = hardware_profile.get_hardware_profile(device_config.get_ascend_device_type())
+        hardware_profile._CURRENT_HARDWARE_PROFILE = profile
     return of_the_user("plugin", "platform")
 
 

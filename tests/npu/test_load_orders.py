@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from typing import Any
 
 import pytest
@@ -61,7 +61,7 @@ def test_we_win_the_name(run: Callable[..., Any], steps: tuple[str, ...]) -> Non
 def test_the_users_process_says_so_once(run: Callable[..., Any]) -> None:
     found = run(processes.of_the_user, "plugin", "parser", "all plugins", "plugin")
     (said,) = found["log"]
-    assert "extends the quantization method 'ascend' of vllm-ascend 0.23.0" in said
+    assert f"extends the quantization method 'ascend' of vllm-ascend {version('vllm-ascend')}" in said
     assert found["choices"] == ["fp8", "ascend"]
 
 
@@ -73,16 +73,15 @@ def test_without_us_vllm_ascend_is_alone(run: Callable[..., Any], environment: d
 
 
 def test_another_version_makes_us_step_aside(run: Callable[..., Any]) -> None:
-    version = "0.24.0rc1"
-    found = run(processes.pretending, version)
+    found = run(processes.pretending, "0.31.0rc1")
     assert found["class"] == THEIRS
     (said,) = found["log"]
-    assert f"tested with vllm-ascend 0.23 to 0.23, this is vllm-ascend {version}" in said
+    assert "it supports vllm-ascend 0.20 to 0.30, this is vllm-ascend 0.31.0rc1" in said
     assert "VLLM_W4A4_FORCE=1" in said
 
 
 def test_unless_forced(run: Callable[..., Any]) -> None:
-    assert run(processes.pretending, "0.24.0", force="1")["class"] == OURS
+    assert run(processes.pretending, "0.31.0", force="1")["class"] == OURS
 
 
 @pytest.mark.parametrize(("generation", "theirs"), [("A5", THEIRS), ("_310P", "AscendModelSlimConfig310")])

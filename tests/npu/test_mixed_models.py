@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models with layers of all types: which layer is whose."""
 
+import sys
 from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
 import torch
 from vllm.config import VllmConfig
+from vllm.model_executor.layers import fused_moe
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
-from vllm.model_executor.layers.fused_moe import FusedMoE
 from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
@@ -33,6 +34,8 @@ TYPES = {
     "mlp.experts.0.down_proj": "W8A8_DYNAMIC",
 }
 OURS = {"self_attn.qkv_proj", "mlp.gate_up_proj"}
+EXPERTS = getattr(fused_moe, "FusedMoE", None) or fused_moe.RoutedExperts
+"""vLLM's class for the experts' weights; the newer one has the second name."""
 LINEARS = (*OURS, "self_attn.o_proj", "self_attn.a_proj", "self_attn.b_proj", "mlp.down_proj", "eh_proj")
 
 
@@ -94,18 +97,16 @@ def test_other_layers_of_a_mixed_model(config: VllmConfig, mixed: Any, kind: typ
 
 def test_experts_of_a_mixed_model(config: VllmConfig, mixed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The scheme of experts asks for communication groups when it is made, so only the request for it is compared."""
-    from vllm_ascend.quantization import modelslim_config
-
     asked: list[Any] = []
 
-    def create(description: dict[str, Any], prefix: str, layer_type: str, packed: Any) -> Any:
-        asked.append((prefix, layer_type, packed))
+    def create(_what: Any, *others: Any) -> Any:
+        asked.append(others)
         raise InterruptedError
 
-    monkeypatch.setattr(modelslim_config, "create_scheme_for_layer", create)
+    monkeypatch.setattr(sys.modules[AscendModelSlimConfig.__module__], "create_scheme_for_layer", create)
     for quant_config in mixed:
         with pytest.raises(InterruptedError):
-            quant_config.get_quant_method(MagicMock(spec=FusedMoE), "model.layers.0.mlp.experts")
+            quant_config.get_quant_method(MagicMock(spec=EXPERTS), "model.layers.0.mlp.experts")
     assert asked[0] == asked[1]
     assert asked[0][1] == "moe"
 
@@ -114,7 +115,7 @@ def test_the_configuration_is_still_vllm_ascends(mixed: Any) -> None:
     ours, theirs = mixed
     assert isinstance(ours, AscendModelSlimConfig)
     assert ours.quant_description == theirs.quant_description
-    for name in ("get_cache_scale", "is_c8_quant_layer"):
+    for name in {"get_cache_scale", "is_c8_quant_layer"} & set(dir(theirs)):
         argument = "model.layers.0.self_attn.k_proj.kv_cache_scale"
         assert getattr(ours, name)(argument) == getattr(theirs, name)(argument)
     assert ours.enable_c8_quant

@@ -32,6 +32,14 @@ def test_working_kernels_pass(dtype: torch.dtype, weight_bits: int) -> None:
     self_check.require_working_kernels(dtype, weight_bits)
 
 
+@pytest.mark.parametrize("weight_bits", [4, 8])
+def test_the_models_dtype_may_be_the_default(weight_bits: int) -> None:
+    """As it is while vLLM makes a model."""
+    with self_check.default_dtype(torch.bfloat16):
+        self_check.require_working_kernels(torch.bfloat16, weight_bits)
+        assert torch.get_default_dtype() == torch.bfloat16
+
+
 def test_wrong_int8_results_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums that saturate at 16 bits, as those of some CPUs' instructions do."""
 

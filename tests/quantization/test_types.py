@@ -5,99 +5,20 @@ Layers are loaded through vLLM's own parameter loading, as q/k/v, as a row-paral
 `verify`, the plan and loading must agree.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
-from vllm.model_executor.layers.linear import QKVParallelLinear, RowParallelLinear
+from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
 
 from tests.linears import load, relative_error
-from tests.quantization.linears import IN, LEFT, RIGHT, column_layer, inputs
+from tests.quantization.linears import IN, column_layer, inputs
+from tests.quantization.typed_linears import INPUT_OFFSET, INPUT_SCALE, Stored, make
 from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader
 from vllm_w4a4_plugin.checkpoint.verify import header_findings, value_findings
 from vllm_w4a4_plugin.quantization.schemes import transform
 
 pytestmark = pytest.mark.usefixtures("vllm_context")
-TRANSFORM = {
-    "left_trans": torch.randn(LEFT, LEFT, generator=torch.Generator().manual_seed(1)) / LEFT**0.5,
-    "right_trans": torch.randn(RIGHT, RIGHT, generator=torch.Generator().manual_seed(2)) / RIGHT**0.5,
-    "clip_ratio": torch.tensor([0.93]),
-}
-INPUT_SCALE, INPUT_OFFSET = torch.tensor([0.013]), torch.tensor([-37.0])
-
-
-@dataclass
-class Stored:
-    """A linear layer of a made-up checkpoint.
-
-    Attributes:
-        kind: quant type.
-        weight: as floats [output_size, input_size], what its codes and scales stand for.
-        stored: its tensors.
-        bias: [output_size] float64, zeros where there is none; one of W8A8 may be within the codes only.
-    """
-
-    kind: str
-    weight: torch.Tensor
-    bias: torch.Tensor
-    stored: Mapping[str, torch.Tensor] = field(default_factory=dict)
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        return dict(self.stored)
-
-    def expected(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.double()
-        if self.kind == "W8A8":
-            codes = (x / INPUT_SCALE.double() + INPUT_OFFSET.double()).round().clamp(-128, 127)
-            x = (codes - INPUT_OFFSET.double()) * INPUT_SCALE.double()
-        elif self.kind.endswith("DYNAMIC"):
-            clip = 1.0
-            if "FLATQUANT" in self.kind:
-                x = x @ torch.kron(TRANSFORM["left_trans"], TRANSFORM["right_trans"]).double()
-                clip = TRANSFORM["clip_ratio"].double()
-            scale = clip * x.abs().amax(-1, keepdim=True) / 127
-            x = (x / scale).round().clamp(-127, 127) * scale
-        return (x @ self.weight.T + self.bias).float()
-
-
-def make(kind: str, out: int, seed: int, variant: str = "", bias: bool = False) -> Stored:
-    generator = torch.Generator().manual_seed(seed)
-    low, high = (-8, 8) if kind.startswith("W4") else (-128, 128)
-    codes = torch.randint(low, high, (out, IN), dtype=torch.int8, generator=generator)
-    groups = 12 if variant in ("groups", "offset", "second") else 1
-    scale = torch.rand(out, groups, generator=generator) * 0.01 + 1e-3
-    offset = torch.randn(out, groups, generator=generator) if variant == "offset" else torch.zeros(out, groups)
-    wide_scale, wide_offset = (t.double().repeat_interleave(IN // groups, 1) for t in (scale, offset))
-    weight = (codes - wide_offset) * wide_scale
-    values = torch.randn(out, generator=generator) if bias else torch.zeros(out)
-    stored: dict[str, torch.Tensor] = {"weight": codes, "weight_scale": scale, "weight_offset": offset}
-    if kind == "W8A8":
-        deq_scale = INPUT_SCALE * scale[:, 0]
-        quant_bias = (values / deq_scale - codes.float().sum(1) * INPUT_OFFSET).round().int()
-        as_integers = deq_scale.view(torch.int32).long() if variant == "integers" else deq_scale
-        stored = {"weight": codes, "input_scale": INPUT_SCALE, "input_offset": INPUT_OFFSET}
-        stored |= {"quant_bias": quant_bias, "deq_scale": as_integers}
-        if variant == "scales":
-            stored |= {"weight_scale": scale, "weight_offset": offset}
-        values = quant_bias.double() * deq_scale.double() + (codes.double().sum(1) * INPUT_OFFSET) * deq_scale.double()
-        weight = codes.double() * (deq_scale.double() / INPUT_SCALE.double())[:, None]
-    if variant == "second":
-        first = torch.rand(out, 1, generator=generator) + 0.5
-        stored["weight_scale"], stored["weight_offset"] = first, torch.zeros(out, 1)
-        stored["weight_scale_second"], stored["weight_offset_second"] = scale / first, offset
-    if variant == "packed":
-        stored["weight"] = ((codes[0::2] & 15) | (codes[1::2] << 4)).to(torch.int8)
-        if kind.startswith("W4A8"):
-            stored["scale_bias"] = 8 * weight.sum(1, keepdim=True).float()
-    if "FLATQUANT" in kind:
-        stored |= TRANSFORM
-    if bias:
-        stored["bias"] = torch.full((out,), 1e6) if kind == "W8A8" else values  # W8A8 has it in quant_bias
-    return Stored(kind, weight, values.double(), {name: t.contiguous().clone() for name, t in stored.items()})
-
-
 CASES = [
     ("W8A8", ""),
     ("W8A8", "integers"),
@@ -111,7 +32,6 @@ CASES = [
     ("W8A16", ""),
     ("W8A16", "offset"),
     ("W4A16", "groups"),
-    ("W4A16", "packed"),
     ("W4A16", "offset"),
 ]
 all_cases = pytest.mark.parametrize(("kind", "variant"), CASES)
@@ -153,6 +73,35 @@ def test_qkv_and_loading_again(
             load(layer, {name: without_scale_bias(linear) for name, linear in linears.items()})
             expected = [linear.expected(inputs()).chunk(size, -1)[rank] for linear in linears.values()]
             assert_right(layer(inputs())[0], torch.cat(expected, -1))
+
+
+@all_cases
+def test_vllms_layerwise_reload(make_config: Any, at_rank: Any, kind: str, variant: str) -> None:
+    """The storage stays where it is, because compiled graphs hold it, and shows the new weights."""
+    from vllm.model_executor.model_loader.reload import (
+        finalize_layerwise_reload,
+        initialize_layerwise_reload,
+        record_metadata_for_reloading,
+    )
+
+    first, second = ([make(kind, 16, seed + i, variant) for i in range(2)] for seed in (0, 10))
+    config = make_config(gate_proj=first[0], up_proj=first[1])
+    layer = MergedColumnParallelLinear(
+        IN, [16, 16], bias=False, params_dtype=torch.float32, quant_config=config, prefix="m.gate_up_proj"
+    )
+    model = torch.nn.Sequential(layer)
+    record_metadata_for_reloading(model)
+    load(layer, dict(enumerate(map(without_scale_bias, first))))
+    storage = {name: parameter.data_ptr() for name, parameter in layer.named_parameters()}
+    for linears in (second, first):
+        initialize_layerwise_reload(model)
+        for shard, linear in enumerate(map(without_scale_bias, linears)):
+            for name, tensor in linear.stored.items():
+                parameter = getattr(layer, name)
+                parameter.weight_loader(parameter, tensor, shard)
+        finalize_layerwise_reload(model, None)
+        assert_right(layer(inputs())[0], torch.cat([linear.expected(inputs()) for linear in linears], -1))
+    assert storage == {name: parameter.data_ptr() for name, parameter in layer.named_parameters()}
 
 
 @all_cases
@@ -261,6 +210,7 @@ def test_bad_values(
         ("W4A8_DYNAMIC", "scale_bias", torch.ones(39, 16), "expected 40 rows"),
         ("W8A16", "input_scale", torch.ones(1), "expected no such tensor in a W8A16 layer"),
         ("W8A16", "weight", torch.zeros(20, IN, dtype=torch.int8), "shape [20, 1]"),
+        ("W4A16", "weight", torch.zeros(20, IN, dtype=torch.int8), "shape [20, 1]"),
         ("W4A16", "weight_packed", torch.zeros(40, IN // 8, dtype=torch.int32), "has no tensor weight_packed"),
     ],
 )

@@ -127,7 +127,6 @@ _BUILT_IN = (
         frozenset({CPU}),
         frozenset({VLLM_ASCEND}),
         has_groups=True,
-        may_be_packed=True,
     ),
     # Known by name: checkpoints mix them with W4A4. What runs on them is that of vllm-ascend 0.23.
     *(

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The first time that a process uses the CPU kernels, two small linears tell whether they compute on this CPU."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -31,10 +33,22 @@ def require_working_kernels(dtype: torch.dtype, weight_bits: int = 4) -> None:
         _require_working_kernels(dtype, weight_bits)
 
 
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Make `dtype` torch's default."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 @cache
 def _require_working_kernels(dtype: torch.dtype, weight_bits: int) -> None:
     error_of = _int4_error if weight_bits == 4 else _int8_error
-    with torch.no_grad(), torch.device("cpu"):
+    # While vLLM makes a model, the model's dtype is torch's default.
+    with torch.no_grad(), torch.device("cpu"), default_dtype(torch.float32):
         errors = torch.tensor([error_of(tokens, dtype) for tokens in TOKENS])
     error = errors.max().item()  # NaN if one of them is
     if not error <= TOLERATED_ERROR:

@@ -11,7 +11,7 @@ import multiprocessing
 from importlib.metadata import version
 
 from vllm_w4a4_plugin import envs
-from vllm_w4a4_plugin.constants import LOGGER, METHOD, TESTED_VLLM_ASCEND, VERSION
+from vllm_w4a4_plugin.constants import LOGGER, METHOD, SUPPORTED_VLLM_ASCEND, VERSION
 
 from .versions import is_tested
 
@@ -61,13 +61,13 @@ def _unsupported_reason() -> str:
     if device not in INT4_DEVICES:
         return f"this vllm-ascend is built for {device} devices, which have no int4 matrix product."
     found = _version()
-    if is_tested(found, TESTED_VLLM_ASCEND):
+    if is_tested(found, SUPPORTED_VLLM_ASCEND):
         return ""
-    tested = f"it was tested with vllm-ascend {' to '.join(TESTED_VLLM_ASCEND)}, this is vllm-ascend {found}"
+    supported = f"it supports vllm-ascend {' to '.join(SUPPORTED_VLLM_ASCEND)}, this is vllm-ascend {found}"
     if envs.VLLM_W4A4_FORCE:
-        _say(logging.WARNING, f"vllm-w4a4-plugin {VERSION}: {tested}. It is used because VLLM_W4A4_FORCE is set.")
+        _say(logging.WARNING, f"vllm-w4a4-plugin {VERSION}: {supported}. It is used because VLLM_W4A4_FORCE is set.")
         return ""
-    return f"{tested}. Set VLLM_W4A4_FORCE=1 to use the plugin anyway."
+    return f"{supported}. Set VLLM_W4A4_FORCE=1 to use the plugin anyway."
 
 
 def _version() -> str:

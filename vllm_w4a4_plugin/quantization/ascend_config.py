@@ -16,7 +16,7 @@ from vllm.model_executor.layers.linear import (
     register_weight_loader_v2_supported_method,
 )
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
-from vllm_ascend.quantization.modelslim_config import AscendModelSlimConfig
+from vllm_ascend.quantization import AscendModelSlimConfig
 
 from vllm_w4a4_plugin.checkpoint import QuantDescription
 from vllm_w4a4_plugin.checkpoint.inventory import Inventory
@@ -31,13 +31,14 @@ from vllm_w4a4_plugin.ops.npu.self_check import select_working_kernel
 
 from .linear import AscendW4A4LinearMethod
 from .report import LoadReport
-from .schemes import LinearScheme, new_scheme, w4a4_npu  # noqa: F401 - registers the NPU's schemes
+from .schemes import LinearScheme, compiled_graphs, new_scheme, w4a4_npu  # noqa: F401 - registers the NPU's schemes
 from .source import loads_dummy_weights, tensor_headers
 
 if TYPE_CHECKING:
     from vllm.model_executor.models.utils import WeightsMapper
 
 logger = init_logger(LOGGER)
+compiled_graphs.hash_kernels()
 
 
 @register_weight_loader_v2_supported_method
@@ -76,6 +77,9 @@ class AscendW4A4ModelSlimConfig(AscendModelSlimConfig):
         if is_linear:
             # For some models, the prefixes of vllm-ascend differ from the names in the description.
             model_type = get_current_vllm_config().model_config.hf_config.model_type
+            # From 0.27 on, vllm-ascend adds what vLLM's mapping lacks only here.
+            if hasattr(self, "_update_packed_modules_mapping"):
+                self._update_packed_modules_mapping(model_type)
             for name in dict.fromkeys((prefix, self.quant_prefix_mapper(model_type, prefix))):
                 if self._has_shard_of_ours(name):
                     plan = plan_layer(name, self.inventory, self.packed_modules_mapping, _sizes(layer))

@@ -11,13 +11,15 @@ using w4a4::npu::LinearAddresses;
 using w4a4::npu::TilingData;
 using w4a4::npu::TokenClass;
 
-#define W4A4_KERNEL_OF_PHASES(NAME, T, FACTORS, ROWS, PHASES)                                                  \
-  extern "C" __global__ __aicore__ void NAME(GM_ADDR x, GM_ADDR left, GM_ADDR right, GM_ADDR weight,           \
-                                             GM_ADDR weight_scale, GM_ADDR bias, GM_ADDR y, GM_ADDR workspace, \
-                                             TilingData tiling) {                                              \
-    KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_MIX_AIC_1_2);                                                         \
-    LinearAddresses at{x, left, right, weight, weight_scale, bias, y, nullptr, nullptr, nullptr, nullptr};     \
-    FlatQuantLinear<T, Factors::FACTORS, ROWS, PHASES>(AddWorkspace(at, workspace, tiling), tiling);           \
+// Scheduling mode 1: the cores wait for each other, so a kernel must not start before there are free cores for all of
+// its blocks. In mode 0, two partly scheduled kernels on different streams could wait for each other's cores forever.
+#define W4A4_KERNEL_OF_PHASES(NAME, T, FACTORS, ROWS, PHASES)                                                         \
+  extern "C" __schedmode__(1) __global__ __aicore__ void NAME(GM_ADDR x, GM_ADDR left, GM_ADDR right, GM_ADDR weight, \
+                                                              GM_ADDR weight_scale, GM_ADDR bias, GM_ADDR y,          \
+                                                              GM_ADDR workspace, TilingData tiling) {                 \
+    KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_MIX_AIC_1_2);                                                                \
+    LinearAddresses at{x, left, right, weight, weight_scale, bias, y, nullptr, nullptr, nullptr, nullptr};            \
+    FlatQuantLinear<T, Factors::FACTORS, ROWS, PHASES>(AddWorkspace(at, workspace, tiling), tiling);                  \
   }
 #define W4A4_KERNEL(NAME, T, FACTORS, ROWS) W4A4_KERNEL_OF_PHASES(NAME, T, FACTORS, ROWS, 3)
 

@@ -14,13 +14,12 @@ aclnnDynamicQuant makes of NaN is not documented; the tests' stand-in takes it t
 becomes 0 and infinity the largest finite value, before anything here could see it.
 """
 
-from functools import cache
 from itertools import count
 
 import torch
 from torch import Tensor
 
-from .select import INT4_PER_WORD, KRONECKER_TOKENS, KRONECKER_TOKENS_OLD_CANN
+from .select import INT4_PER_WORD, KRONECKER_TOKENS
 
 NAMESPACE = "vllm_w4a4_npu"
 DISPATCH_KEY = "PrivateUse1"
@@ -36,10 +35,16 @@ _library.define(
     " -> Tensor"
 )
 
+STALE_GRAPH = (
+    "a weight is in the form of another kernel than the one that is called: vLLM reused a graph that it compiled when "
+    "the layers had other kernels. Delete its compiled graphs (torch_compile_cache in VLLM_CACHE_ROOT, by default "
+    "~/.cache/vllm), or start with VLLM_DISABLE_COMPILE_CACHE=1."
+)
+"""What the operators say of a weight in the wrong form."""
+
 _slots = count()
 _clip_ratios: dict[int, float] = {}
 _registered: set[str] = set()
-_token_limit = KRONECKER_TOKENS_OLD_CANN
 
 
 def kronecker_quant(x: Tensor, left_trans_t: Tensor, right_trans: Tensor, clip_slot: int) -> tuple[Tensor, Tensor]:
@@ -120,19 +125,6 @@ def set_clip_ratio(slot: int, value: float) -> None:
     _clip_ratios[slot] = value
 
 
-def find_token_limit(max_tokens: int, device: torch.device) -> int:
-    """Find out, once, how many tokens one call of npu_kronecker_quant takes; more are split over several calls.
-
-    Args:
-        max_tokens: largest number of tokens in a step. If every CANN takes so many, nothing is tried.
-        device: the NPU.
-    """
-    global _token_limit
-    if max_tokens > KRONECKER_TOKENS_OLD_CANN:
-        _token_limit = _try_tokens(device)
-    return _token_limit
-
-
 def runs_on(device: torch.device) -> bool:
     """Whether the implementations are registered for a device; torch_npu calls that of NPUs "npu"."""
     return (DISPATCH_KEY if device.type in ("npu", "privateuseone") else device.type.upper()) in _registered
@@ -144,21 +136,6 @@ def register_kernels(dispatch_key: str = DISPATCH_KEY) -> None:
     _library.impl("kronecker_quant", _kronecker_quant, dispatch_key)
     _library.impl("dynamic_quant", _dynamic_quant, dispatch_key)
     _library.impl("int4_linear", _int4_linear, dispatch_key)
-
-
-@cache
-def _try_tokens(device: torch.device) -> int:
-    import torch_npu
-
-    tokens = torch.zeros(KRONECKER_TOKENS_OLD_CANN + 1, 1, INT4_PER_WORD, dtype=torch.float16, device=device)
-    left = torch.zeros(1, 1, dtype=torch.float16, device=device)
-    right = torch.zeros(INT4_PER_WORD, INT4_PER_WORD, dtype=torch.float16, device=device)
-    try:
-        torch_npu.npu_kronecker_quant(tokens, left, right, clip_ratio=1.0, dst_dtype=torch.int32)
-        torch_npu.npu.synchronize()
-    except RuntimeError:
-        return KRONECKER_TOKENS_OLD_CANN
-    return KRONECKER_TOKENS
 
 
 def _transform(x: Tensor, left_trans_t: Tensor | None, right_trans: Tensor | None) -> Tensor:
@@ -184,7 +161,7 @@ def _kronecker_quant(x: Tensor, left_trans_t: Tensor, right_trans: Tensor, clip_
     clip = _clip_ratios[clip_slot]
     parts = [
         torch_npu.npu_kronecker_quant(part, left_trans_t, right_trans, clip_ratio=clip, dst_dtype=torch.int32)
-        for part in x.reshape(-1, left, right).split(_token_limit)
+        for part in x.reshape(-1, left, right).split(KRONECKER_TOKENS)
     ]
     q, scale = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
     return _shaped_like(x, q, scale)
@@ -207,6 +184,8 @@ def _int4_linear(
 ) -> Tensor:
     import torch_npu
 
+    if weight.dim() != 2:
+        raise RuntimeError(STALE_GRAPH)
     if q.numel() == 0:
         return q.new_empty((*q.shape[:-1], weight.shape[0]), dtype=out_dtype)
     if bias is not None and bias.dtype not in (out_dtype, torch.float32):

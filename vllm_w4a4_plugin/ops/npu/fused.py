@@ -16,13 +16,14 @@ from vllm_w4a4_plugin import envs
 from vllm_w4a4_plugin.constants import LOGGER
 from vllm_w4a4_plugin.ops.cpu import library_places
 
-from .cann import DISPATCH_KEY, NAMESPACE, _library, clip_ratio
+from .cann import DISPATCH_KEY, NAMESPACE, STALE_GRAPH, _library, clip_ratio
 from .nz import nz_shape
 from .select import INT4_PER_WORD
 
 logger = logging.getLogger(LOGGER)
 
 LIBRARY = "libvllm_w4a4_npu.so"
+BYTES_PER_WORD = 4
 # Takes a slot for the clip ratio, for the same reason as `cann.kronecker_quant`.
 _library.define(
     "fused_linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? left_trans, Tensor? right_trans, "
@@ -52,11 +53,23 @@ def unavailable_reason() -> str:
     return ""
 
 
-def arrange_weight_(weight: Tensor) -> None:
-    """Rearrange a weight, int32 [out, in / 8] from `cann.pack_int4`, into nZ order in place."""
-    inputs, outputs, rows, width = _nz_shape_of(weight)
-    pairs = weight.view(torch.uint8).reshape(outputs, rows, inputs, width)
+def fractals_shape(output_size: int, input_size: int) -> tuple[int, int, int, int]:
+    """Shape of an arranged weight, int32. It differs from CANN's: a graph compiled for one form rejects the other."""
+    *blocks, width = nz_shape(output_size, input_size)
+    return (blocks[0], blocks[1], blocks[2], width // BYTES_PER_WORD)
+
+
+def arrange_weight_(weight: Tensor) -> Tensor:
+    """Rearrange a weight, int32 [out, in / 8] from `cann.pack_int4`, into nZ order in place.
+
+    Returns:
+        The same memory as int32 `fractals_shape(out, in)`.
+    """
+    outputs, words = weight.shape
+    inputs, blocks, rows, width = nz_shape(outputs, words * INT4_PER_WORD)
+    pairs = weight.view(torch.uint8).reshape(blocks, rows, inputs, width)
     weight.copy_(pairs.permute(2, 0, 1, 3).contiguous().view(torch.int32).view(weight.shape))
+    return _as_fractals(weight)
 
 
 def flatquant_linear(
@@ -72,7 +85,7 @@ def flatquant_linear(
 
     Args:
         x: bfloat16 or float16 [..., in].
-        weight: int32 [out, in / 8] from `arrange_weight_`. weight_scale: float32 [out].
+        weight: from `arrange_weight_`. weight_scale: float32 [out].
         left_trans, right_trans: in x's dtype, as in the checkpoint (L, not L^T); None is the identity.
         clip_slot: from `cann.new_clip_slot`.
         bias: [out] or None.
@@ -80,7 +93,9 @@ def flatquant_linear(
     Returns:
         [..., out] in x's dtype.
     """
-    return torch.ops.vllm_w4a4_npu.fused_linear(x, weight, weight_scale, left_trans, right_trans, clip_slot, bias)
+    return torch.ops.vllm_w4a4_npu.fused_linear(
+        x, _as_fractals(weight), weight_scale, left_trans, right_trans, clip_slot, bias
+    )
 
 
 def quantize_and_multiply(
@@ -109,7 +124,7 @@ def quantize_and_multiply(
     """
     y, q, scale = torch.ops.vllm_w4a4_npu.flatquant_linear_phases(
         x.contiguous(),
-        weight.view(torch.uint8).view(_nz_shape_of(weight)),
+        _as_fractals(weight).view(torch.uint8),
         weight_scale.view(1, -1),
         left_trans,
         right_trans,
@@ -126,8 +141,10 @@ def register_kernel(dispatch_key: str = DISPATCH_KEY) -> None:
     _library.impl("fused_linear", _fused_linear, dispatch_key)
 
 
-def _nz_shape_of(weight: Tensor) -> tuple[int, int, int, int]:
-    return nz_shape(weight.shape[0], weight.shape[1] * INT4_PER_WORD)
+def _as_fractals(weight: Tensor) -> Tensor:
+    if weight.dim() == 4:
+        return weight
+    return weight.view(fractals_shape(weight.shape[0], weight.shape[1] * INT4_PER_WORD))
 
 
 def _fused_linear(
@@ -139,9 +156,11 @@ def _fused_linear(
     clip_slot: int,
     bias: Tensor | None,
 ) -> Tensor:
+    if weight.dim() != 4:
+        raise RuntimeError(STALE_GRAPH)
     return torch.ops.vllm_w4a4_npu.flatquant_linear(
         x.contiguous(),
-        weight.view(torch.uint8).view(_nz_shape_of(weight)),
+        weight.view(torch.uint8),
         weight_scale.view(1, -1),
         left_trans,
         right_trans,
@@ -160,7 +179,7 @@ def _(
     clip_slot: int,
     bias: Tensor | None,
 ) -> Tensor:
-    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+    return x.new_empty((*x.shape[:-1], weight_scale.shape[0]))
 
 
 register_kernel()

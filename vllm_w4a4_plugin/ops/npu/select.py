@@ -21,9 +21,7 @@ FRACTAL_OUTPUTS, FRACTAL_INPUTS = 16, 64
 KRONECKER_FACTOR_LIMIT = 256
 KRONECKER_RIGHT_MULTIPLE = INT4_PER_WORD
 KRONECKER_TOKENS = 262144
-"""Tokens in one call of npu_kronecker_quant (aclnnFlatQuant)."""
-KRONECKER_TOKENS_OLD_CANN = 32768
-"""The same before the CANN release of November 2025."""
+"""Tokens in one call of npu_kronecker_quant (aclnnFlatQuant), from CANN 8.5 on."""
 
 MATMUL_AXIS_LIMIT = 65535
 """Largest input size of npu_quant_matmul (aclnnQuantMatmulV4) with int4."""

@@ -93,11 +93,11 @@ def make_operands(
     return Operands(
         x=integers(-9, 9, tokens, input_size).to(dtype),
         weight=integers(INT4_MIN, INT4_MAX, rows, input_size).to(torch.int8),
-        weight_scale=torch.rand(output_size, generator=generator) * 0.02 + 1e-3,
+        weight_scale=torch.rand(output_size, generator=generator, dtype=torch.float32) * 0.02 + 1e-3,
         left_trans=factor(factors[0]),
         right_trans=factor(factors[1]),
         clip_ratio=clip_ratio,
-        bias=torch.randn(output_size, generator=generator) * 100 if has_bias else None,
+        bias=torch.randn(output_size, generator=generator, dtype=torch.float32) * 100 if has_bias else None,
     )
 
 
@@ -122,7 +122,7 @@ class DeviceLinear:
         self.left = None if left is None else left.to(device, self.dtype).contiguous()
         self.right = None if right is None else right.to(device, self.dtype)
         self.bias = None if operands.bias is None else operands.bias.to(device)
-        self.clip_ratio = torch.tensor([operands.clip_ratio], device=device)
+        self.clip_ratio = torch.tensor([operands.clip_ratio], dtype=torch.float32, device=device)
         self.clip_slot = cann.new_clip_slot()
         cann.set_clip_ratio(self.clip_slot, operands.clip_ratio)
 
@@ -188,7 +188,7 @@ def quantize_nudged(kernel: Kernel, operands: Operands, error: float) -> Tensor:
 def expected_output(q: Tensor, scale: Tensor, operands: Operands) -> Tensor:
     """float32 [tokens, out] of the reference for these int4 values and scales."""
     rows, outputs = operands.weight.shape[0], operands.weight_scale.shape[0]
-    sums = reference.int4_linear(q, torch.ones_like(scale), operands.weight, torch.ones(rows))
+    sums = reference.int4_linear(q, torch.ones_like(scale), operands.weight, torch.ones(rows, dtype=torch.float32))
     y = sums.repeat(1, -(-outputs // rows))[:, :outputs] * operands.weight_scale * scale[:, None]
     return y if operands.bias is None else y + operands.bias
 

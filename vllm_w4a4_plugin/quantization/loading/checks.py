@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from vllm.logger import init_logger
 
 from vllm_w4a4_plugin.checkpoint import CheckpointError
-from vllm_w4a4_plugin.checkpoint.accounting import useless_reason
+from vllm_w4a4_plugin.checkpoint.accounting import NPU_BIAS, useless_reason
 from vllm_w4a4_plugin.checkpoint.inventory import Inventory
 from vllm_w4a4_plugin.checkpoint.types import QuantType
 from vllm_w4a4_plugin.checkpoint.verify import value_finding
@@ -42,7 +42,7 @@ class TensorChecks:
         dropped: Counter[str] = Counter()
         for name, tensor in self._taken(weights):
             reason = useless_reason(name, self.inventory.config)
-            if reason and self.drops_useless:
+            if reason == NPU_BIAS or (reason and self.drops_useless):
                 dropped[reason] += 1
                 continue
             self._current = (name, list(tensor.shape))

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 import torch
 
-from vllm_w4a4_plugin.ops.npu import cann
+from vllm_w4a4_plugin.ops.npu import cann, fused
 from vllm_w4a4_plugin.ops.npu.select import INT4_PER_WORD
 
 from .base import PackedParameter
@@ -13,16 +13,21 @@ from .shared import TransformParameter
 
 
 class NpuInt4Parameter(PackedParameter):
-    """An int4 weight [output_size, input_size] as int32 [output_size, input_size / 8]."""
+    """An int4 weight [output_size, input_size], loaded as int32 [output_size, input_size / 8]."""
 
     @classmethod
-    def zeros(cls, sizes: tuple[int, int], **kwargs: Any) -> Self:
-        """Storage for a weight of `sizes`."""
+    def zeros(cls, sizes: tuple[int, int], *, is_fused: bool, **kwargs: Any) -> Self:
+        """Storage for a weight of `sizes`, in the shape of the fused kernel's or of CANN's form."""
         output_size, input_size = sizes
-        return cls(torch.zeros(output_size, input_size // INT4_PER_WORD, dtype=torch.int32), sizes=sizes, **kwargs)
+        shape = fused.fractals_shape(*sizes) if is_fused else (output_size, input_size // INT4_PER_WORD)
+        return cls(torch.zeros(shape, dtype=torch.int32), sizes=sizes, **kwargs)
+
+    def as_rows(self) -> torch.Tensor:
+        """The memory as int32 [output_size, input_size / 8]."""
+        return self.data.view(self.output_size, self.input_size // INT4_PER_WORD)
 
     def _rows(self, first_row: int, rows: int) -> torch.Tensor:
-        return self.data.narrow(0, first_row, rows)
+        return self.as_rows().narrow(0, first_row, rows)
 
     def _pack(self, matrix: torch.Tensor, first_row: int) -> None:
         self._rows(first_row, matrix.shape[0]).copy_(cann.pack_int4(matrix, self.device))

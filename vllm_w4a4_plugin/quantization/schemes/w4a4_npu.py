@@ -18,6 +18,7 @@ from vllm_w4a4_plugin.quantization.parameters.base import ZeroOffsetParameter
 from vllm_w4a4_plugin.quantization.parameters.npu import NpuInt4Parameter, NpuTransformParameter
 from vllm_w4a4_plugin.quantization.parameters.shared import ClipRatioParameter
 
+from . import compiled_graphs
 from .base import Layer, LayerShape, LinearScheme
 from .registry import register_scheme
 
@@ -59,6 +60,7 @@ class W4A4NpuScheme(LinearScheme):
                 f"layer {self.plan.prefix}: {self.reason}. Quantize this layer with another type"
                 f"{' or use a smaller --tensor-parallel-size' if shape.is_row_parallel else ''}."
             )
+        compiled_graphs.kernels[self.plan.prefix] = self.kernel
         self.gathers = shape.is_row_parallel and self.has_transform
         if self.gathers and layer.tp_size != get_tensor_model_parallel_world_size():
             raise CheckpointError(
@@ -68,6 +70,7 @@ class W4A4NpuScheme(LinearScheme):
             )
         weight = NpuInt4Parameter.zeros(
             shape.sizes,
+            is_fused=self.kernel is Kernel.FUSED,
             input_parts=shape.input_parts,
             plan=self.plan,
             suffix=WEIGHT,
@@ -79,7 +82,6 @@ class W4A4NpuScheme(LinearScheme):
         if self.has_transform:
             self._register_transform(layer, shape.params_dtype, weight_loader)
         config = get_current_vllm_config_or_none()
-        self.max_tokens = config.scheduler_config.max_num_batched_tokens if config else 0
         self.captures_graphs = bool(config) and config.compilation_config.cudagraph_mode not in (
             None,
             CUDAGraphMode.NONE,
@@ -87,10 +89,8 @@ class W4A4NpuScheme(LinearScheme):
 
     def process_weights_after_loading(self, layer: Layer) -> None:
         self._set_clip_ratio(layer.clip_ratio[0].item() if self.has_transform else 1.0)
-        if self.kernel is Kernel.KRONECKER:
-            cann.find_token_limit(self.max_tokens, layer.weight.device)
-        elif self.kernel is Kernel.FUSED:
-            fused.arrange_weight_(layer.weight.data)
+        if self.kernel is Kernel.FUSED:
+            fused.arrange_weight_(layer.weight.as_rows())
 
     def apply(self, layer: Layer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         left: Any = None

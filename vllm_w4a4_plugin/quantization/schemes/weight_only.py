@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""W8A16 and W4A16: integer weights with scales and offsets per channel or per group, float activations."""
+"""W8A16 and W4A16: integer weights with scales and offsets per channel or per group, float activations.
+
+msModelSlim's documents describe W8A16. Of W4A16 they say nothing: its layers are taken to have the same tensors, with
+one int4 value in each int8; other forms are refused.
+"""
 
 from collections.abc import Callable
 from typing import Any

@@ -11,7 +11,7 @@ from torch import Tensor
 
 KRONECKER_FACTOR_LIMIT = 256
 kronecker_token_limit = 262144
-"""Tokens per call; CANN before November 2025 took 32768. Tests change it."""
+"""Tokens per call, in CANN 8.5 to 9.1. Tests change it."""
 
 MATMUL_AXIS_LIMIT = 65535
 _HALVES = (torch.float16, torch.bfloat16)
