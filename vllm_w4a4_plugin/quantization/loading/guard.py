@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from vllm.config import ModelConfig
 from vllm.logger import init_logger
-from vllm.model_executor.layers.fused_moe import MoERunner
+from vllm.model_executor.layers.fused_moe import RoutedExperts
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.model_executor.models.utils import PPMissingLayer
@@ -155,8 +155,9 @@ class LoadGuard:
                 return False
             if isinstance(module, (PPMissingLayer, StageMissingLayer)):
                 return True  # another rank has it, or the model is served without it
-            if isinstance(module, MoERunner):
-                return _is_of_another_rank(module.routed_experts.expert_map, parts[end])
+            experts = getattr(module, "routed_experts", module)  # vLLM 0.23 has no runner around them
+            if isinstance(experts, RoutedExperts):
+                return _is_of_another_rank(experts.expert_map, parts[end])
         return False
 
     def _refuse_incomplete(self, missing: list[str]) -> None:
