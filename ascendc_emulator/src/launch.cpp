@@ -5,8 +5,15 @@
 
 #include <cstring>
 #include <new>
+#include <utility>
 
 #include "machine/machine.h"
+
+// The linker's bounds of the section that __schedmode__(1) puts kernels into; null if there are none.
+extern "C" {
+__attribute__((weak)) extern const char __start_ascendc_schedmode_1[];
+__attribute__((weak)) extern const char __stop_ascendc_schedmode_1[];
+}
 
 namespace ascendc_emulator {
 namespace {
@@ -57,12 +64,27 @@ uint8_t* DeviceMemory::copy(const void* values, uint64_t bytes, const std::strin
 uint8_t* DeviceMemory::reserve(uint64_t bytes, const std::string& name) { return add(bytes, false, false, name); }
 
 Report Launch(uint32_t block_dim, const std::function<void()>& kernel, const Options& options) {
+  return LaunchOnStreams({{0, block_dim, kernel, true}}, options);
+}
+
+Report LaunchOnStreams(const std::vector<StreamLaunch>& launches, const Options& options) {
   const bool is_prediction = options.mode == Mode::kCostOnly;
-  if (is_prediction) Machine(block_dim, options, L2Lines::Pass::kCount, allocations()).Run(kernel);
-  Machine machine(block_dim, options, is_prediction ? L2Lines::Pass::kCharge : L2Lines::Pass::kOnly, allocations());
-  Report report = machine.Run(kernel);
+  if (is_prediction) Machine(launches, options, L2Lines::Pass::kCount, allocations()).Run();
+  Machine machine(launches, options, is_prediction ? L2Lines::Pass::kCharge : L2Lines::Pass::kOnly, allocations());
+  Report report = machine.Run();
   issued += report.cost.instructions;
   return report;
+}
+
+bool is_batch_kernel(const void* kernel) {
+  const char* address = static_cast<const char*>(kernel);
+  return address >= __start_ascendc_schedmode_1 && address < __stop_ascendc_schedmode_1;
+}
+
+Report LaunchQueue::Synchronize(const Options& options) {
+  const std::vector<StreamLaunch> launches = std::move(launches_);
+  launches_.clear();
+  return LaunchOnStreams(launches, options);
 }
 
 uint64_t instructions_issued() { return issued; }

@@ -123,4 +123,4 @@ def test_emulator_configures_alone(tmp_path: Path) -> None:
     listed = subprocess.run(
         ["ctest", "--test-dir", str(tmp_path / "build"), "--show-only"], capture_output=True, text=True, env=environment
     )
-    assert "Total Tests: 8" in listed.stdout
+    assert "Total Tests: 9" in listed.stdout

@@ -50,3 +50,22 @@ def test_nested_mutations(generate: ModuleType) -> None:
     assert len(mutants) == 4
     assert text.count("(") == text.count(")")
     assert "if (mutation::is(2) ? true : (w)) (mutation::is(1) ? void() : AscendC::PipeBarrier<PIPE_M>());" in text
+
+
+def test_flags_between_cores(generate: ModuleType) -> None:
+    mutants: list[object] = []
+    text = generate.mutate("AscendC::CrossCoreWaitFlag(kGrid);\n", "a.h", mutants)
+    assert [mutant.kind for mutant in mutants] == ["CrossCoreWaitFlag", "wrong id", "wrong id"]
+    other = "(mutation::is(2) ? kTokensReady : mutation::is(3) ? kSumsReady : kGrid)"
+    assert text == f"(mutation::is(1) ? void() : AscendC::CrossCoreWaitFlag({other}));\n"
+    with pytest.raises(ValueError, match="add the flag kNew to COUNTED_BY"):
+        generate.mutate("AscendC::CrossCoreWaitFlag(kNew);\n", "a.h", [])
+
+
+def test_shared_ids(generate: ModuleType) -> None:
+    mutants: list[object] = []
+    ids = ["kTokensFree = 1", "kActivationsReady = 3", "kSumsFree = 5"]
+    text = generate.mutate("".join(f"inline constexpr uint16_t {one};\n" for one in ids), "a.h", mutants)
+    assert [mutant.kind for mutant in mutants] == ["shared id"] * 3
+    assert text.splitlines()[0].startswith("inline const mutation::Flag kTokensFree(1, {{1, 3}, {2, 5}});")
+    assert text.splitlines()[1].startswith("inline const mutation::Flag kActivationsReady(3, {{3, 5}});")

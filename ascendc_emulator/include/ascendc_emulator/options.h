@@ -45,11 +45,23 @@ enum class Mode : uint8_t {
   kCostOnly  // moves no data and checks only bounds, parameters and flags: for predictions of large shapes
 };
 
+// How a result that leaves L0C is rounded to 16 bits.
+enum class FixpipeRounding : uint8_t { kNearestEven, kNearestAway, kTowardsZero };
+
 struct Options {
   Mode mode = Mode::kFull;
   Rates rates;
   bool is_l2_warm = false;    // what earlier launches accessed need not come from the HBM
-  uint32_t device_cores = 0;  // cube cores that share the HBM; 0: as many as are launched
+  uint32_t device_cores = 0;  // cube cores that share the HBM and run blocks; 0: as many as are launched
+
+  // What no document promises. A kernel should be run with several values of each.
+  //
+  // In which order things happen that the hardware does not order: the flags that a core sets with several
+  // CrossCoreSetFlag, the cores themselves, and the start of blocks. 0: each core runs until it has to wait, and flags
+  // complete at once; every other number stands for a random order.
+  uint64_t order = 0;
+  int division_ulps = 0;  // units of the last place by which Div misses the correctly rounded quotient
+  FixpipeRounding fixpipe_rounding = FixpipeRounding::kNearestEven;
 };
 
 }  // namespace ascendc_emulator

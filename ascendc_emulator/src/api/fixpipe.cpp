@@ -13,6 +13,16 @@ namespace {
 // The scale as the hardware holds it: a float32 with 10 fraction bits.
 float scale_of(uint64_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) & 0xffffe000u); }
 
+// What increments the bits that are kept, by Options::fixpipe_rounding.
+struct Rounding {
+  FixpipeRounding mode;
+  bool operator()(uint64_t kept, uint64_t lost, uint64_t half, bool is_negative) const {
+    if (mode == FixpipeRounding::kTowardsZero) return false;
+    if (mode == FixpipeRounding::kNearestAway) return half != 0 && lost >= half;
+    return NearestEven{}(kept, lost, half, is_negative);
+  }
+};
+
 }  // namespace
 
 void store_result(const FixpipeTarget& target, ElementType to, const Region& source, ElementType from,
@@ -50,6 +60,7 @@ void store_result(const FixpipeTarget& target, ElementType to, const Region& sou
     store.Check(scales->memory == Memory::kL1, Detector::kParameter, "the scales must be in L1");
     scale_values = store.Read(scales->memory, scales->begin, uint64_t{n} * 8, scales->end);
   }
+  const Rounding rounding{fixpipe_rounding()};
   const uint32_t blocks = ceil_div(n, kFractalRows), size = size_of(to);
   static std::vector<uint8_t> rows;
   rows.resize(size_t{m} * n * size);
@@ -80,7 +91,8 @@ void store_result(const FixpipeTarget& target, ElementType to, const Region& sou
           value *= scale_of(scale);
         }
         if (p.reluEn) value = std::max(value, 0.0f);
-        const uint16_t narrowed = to == ElementType::kBFloat16 ? bfloat16_bits(value) : half_bits(value, is_scaling);
+        const uint16_t narrowed = to == ElementType::kBFloat16 ? narrow<7, 8>(value, false, rounding)
+                                                               : narrow<10, 5>(value, is_scaling, rounding);
         std::memcpy(out, &narrowed, 2);
       }
     }

@@ -18,6 +18,7 @@ namespace ascendc_emulator {
 inline constexpr uint32_t kEventIds = 8;
 inline constexpr uint32_t kCrossCoreIds = 16;
 inline constexpr uint32_t kCrossCoreModes = 3;
+inline constexpr uint32_t kCoresPerBlock = 3;    // an AIC and two AIVs
 inline constexpr uint32_t kMaxOutstanding = 15;  // of a cross-core flag
 
 enum class CoreKind : uint8_t { kCube, kVector };
@@ -52,11 +53,31 @@ struct EventFlag {
   Location set_at;
 };
 
+// A CrossCoreSetFlag that has been issued; the scheduling module of the device has not acted on it yet.
+struct FlagInFlight {
+  uint32_t mode;
+  uint32_t id;
+  Pipe pipe;
+  Completion completion;
+  Location at;
+  bool is_slow = false;  // takes effect when nothing else can happen
+  // Flags in flight may overtake each other, unless they are the same one.
+  bool IsSame(const FlagInFlight& other) const { return mode == other.mode && id == other.id && pipe == other.pipe; }
+};
+
+// One count of a flag that the core can wait for.
+struct FlagCount {
+  uint32_t mode;
+  Completion completion;
+};
+
 struct Core {
-  uint32_t index;  // among all cores of the launch
-  uint32_t block;
+  uint32_t index;   // among all cores
+  uint32_t launch;  // of those that are under way at the same time
+  uint32_t block;   // of its launch
   CoreKind kind;
-  uint32_t sub_block;  // of an AIV in its block
+  uint32_t sub_block;     // of an AIV in its block
+  std::string of_launch;  // for reports, if there are several
 
   std::vector<uint8_t> data[kMemories], valid[kMemories];
   LocalShadow shadow[kMemories];
@@ -66,9 +87,11 @@ struct Core {
   uint64_t scalar_version = 1;  // changes whenever the scalar unit learns that something has finished
 
   std::map<uint32_t, EventFlag> flags;  // by event * kEventIds + id
-  std::deque<Completion> counters[kCrossCoreIds];
+  std::deque<FlagInFlight> in_flight;
+  std::deque<FlagCount> counters[kCrossCoreIds];
   std::deque<Completion> pending[kCrossCoreModes][kCrossCoreIds];  // set here, but not yet by the rest of the group
 
+  bool is_started = false;
   bool is_finished = false;
   int waits_for = -1;  // cross-core flag
   Location waits_at;

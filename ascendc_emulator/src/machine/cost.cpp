@@ -24,7 +24,7 @@ bool is_global(Path path) {
 }  // namespace
 
 void Instruction::CountGlobal(Allocation& allocation, uint64_t offset, uint64_t bytes) {
-  hbm_bytes_ += allocation.lines.Access(offset, bytes, allocation.bytes, core_.block);
+  hbm_bytes_ += allocation.lines.Access(offset, bytes, allocation.bytes, core_.index / kCoresPerBlock);
 }
 
 void Instruction::Occupy(double microseconds, double latency) {

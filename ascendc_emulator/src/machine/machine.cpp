@@ -5,6 +5,7 @@
 
 #include "ascendc_emulator/api/field.h"
 #include "ascendc_emulator/machine/running_core.h"
+#include "scheduler.h"
 
 namespace ascendc_emulator {
 namespace {
@@ -15,26 +16,14 @@ constexpr uint8_t kPoison = 0xA5;  // what uninitialised memory holds
 
 Machine* Machine::current_ = nullptr;
 
-Machine::Machine(uint32_t blocks, const Options& options, L2Lines::Pass pass, Allocations& allocations)
-    : blocks_(blocks), options_(options), allocations_(allocations) {
-  const uint32_t cores_per_block = 1 + kVectorCoresPerBlock;
-  for (uint32_t index = 0; index < blocks * cores_per_block; ++index) {
-    auto core = std::make_unique<Core>();
-    const uint32_t in_block = index % cores_per_block;
-    core->index = index;
-    core->block = index / cores_per_block;
-    core->kind = in_block == 0 ? CoreKind::kCube : CoreKind::kVector;
-    core->sub_block = in_block == 0 ? 0 : in_block - 1;
-    for (PipeState& pipe : core->pipes) pipe.clock.assign(size_t{blocks} * cores_per_block * kPipes, 0);
-    if (is_full()) {
-      for (uint32_t memory = 0; memory < kMemories; ++memory) {
-        if ((static_cast<Memory>(memory) == Memory::kUb) != (core->kind == CoreKind::kVector)) continue;
-        core->data[memory].assign(kMemoryBytes[memory], kPoison);
-        core->valid[memory].assign(kMemoryBytes[memory], 0);
-        core->shadow[memory].Resize(kMemoryBytes[memory]);
-      }
+Machine::Machine(const std::vector<StreamLaunch>& launches, const Options& options, L2Lines::Pass pass,
+                 Allocations& allocations)
+    : launches_(launches), options_(options), allocations_(allocations) {
+  for (const StreamLaunch& launch : launches_) blocks_ += launch.block_dim;
+  for (uint32_t launch = 0; launch < launches_.size(); ++launch) {
+    for (uint32_t in_launch = 0; in_launch < launches_[launch].block_dim * kCoresPerBlock; ++in_launch) {
+      AddCore(launch, in_launch / kCoresPerBlock, in_launch % kCoresPerBlock);
     }
-    cores_.push_back(std::move(core));
   }
   for (auto& [begin, allocation] : allocations_) {
     allocation.shadow.Clear();  // earlier launches have finished
@@ -42,30 +31,44 @@ Machine::Machine(uint32_t blocks, const Options& options, L2Lines::Pass pass, Al
   }
 }
 
-Report Machine::Run(const std::function<void()>& kernel) {
-  current_ = this;
-  Fibers fibers(static_cast<uint32_t>(cores_.size()), [&](uint32_t index) {
-    kernel();
-    Finish(*cores_[index]);
-  });
-  fibers_ = &fibers;
-  for (bool is_progressing = true; is_progressing;) {
-    is_progressing = false;
-    for (auto& core : cores_) {
-      if (!CanRun(*core)) continue;
-      is_progressing = true;
-      core_ = core.get();
-      fibers.Resume(core->index);
+void Machine::AddCore(uint32_t launch, uint32_t block, uint32_t in_block) {
+  auto core = std::make_unique<Core>();
+  core->index = static_cast<uint32_t>(cores_.size());
+  core->launch = launch;
+  core->block = block;
+  core->kind = in_block == 0 ? CoreKind::kCube : CoreKind::kVector;
+  core->sub_block = in_block == 0 ? 0 : in_block - 1;
+  if (launches_.size() > 1) core->of_launch = " of launch " + std::to_string(launch);
+  for (PipeState& pipe : core->pipes) pipe.clock.assign(size_t{blocks_} * kCoresPerBlock * kPipes, 0);
+  if (is_full()) {
+    for (uint32_t memory = 0; memory < kMemories; ++memory) {
+      if ((static_cast<Memory>(memory) == Memory::kUb) != (core->kind == CoreKind::kVector)) continue;
+      core->data[memory].assign(kMemoryBytes[memory], kPoison);
+      core->valid[memory].assign(kMemoryBytes[memory], 0);
+      core->shadow[memory].Resize(kMemoryBytes[memory]);
     }
   }
+  cores_.push_back(std::move(core));
+}
+
+Report Machine::Run() {
+  current_ = this;
+  Fibers fibers(static_cast<uint32_t>(cores_.size()), [&](uint32_t index) {
+    Core& core = *cores_[index];
+    launches_[core.launch].kernel();
+    Finish(core);
+  });
+  fibers_ = &fibers;
+  Scheduler(*this).Run();
   CheckLeftOver();
   SummarizeCost();
   current_ = nullptr;
   return {violations_.Take(), cost_};
 }
 
-bool Machine::CanRun(const Core& core) const {
-  return !core.is_finished && (core.waits_for < 0 || !core.counters[core.waits_for].empty());
+void Machine::Resume(Core& core) {
+  Select(core);
+  fibers_->Resume(core.index);
 }
 
 void Machine::Yield() { fibers_->Yield(); }
@@ -79,11 +82,22 @@ void Machine::Finish(Core& core) {
   core.is_finished = true;
 }
 
-// Cores that wait for ever; if there are none, cross-core flags that nothing waited for.
+// Blocks that never start and cores that wait for ever; if there are none, cross-core flags that nothing waited for.
 void Machine::CheckLeftOver() {
   bool is_dead = false;
+  for (uint32_t launch = 0; launch < launches_.size(); ++launch) {
+    uint32_t unstarted = 0;
+    for (const auto& core : cores_) unstarted += core->launch == launch && !core->is_started;
+    if (unstarted == 0) continue;
+    is_dead = true;
+    violations_.Add(
+        Detector::kDeadlock, "launch " + std::to_string(launch),
+        std::to_string(unstarted / kCoresPerBlock) + " of its " + std::to_string(launches_[launch].block_dim) +
+            " blocks never start, since blocks that wait for ever hold the cores, or the device has too few",
+        Location());
+  }
   for (auto& core : cores_) {
-    if (core->is_finished) continue;
+    if (core->is_finished || !core->is_started) continue;
     core_ = core.get();
     is_dead = true;
     ReportViolation(Detector::kDeadlock, "waits for ever for flag " + std::to_string(core->waits_for), core->waits_at);
@@ -133,8 +147,9 @@ bool Core::has_pipe(Pipe which) const {
 }
 
 std::string Core::text() const {
-  return kind == CoreKind::kCube ? "AIC " + std::to_string(block)
-                                 : "AIV " + std::to_string(block * kVectorCoresPerBlock + sub_block);
+  return (kind == CoreKind::kCube ? "AIC " + std::to_string(block)
+                                  : "AIV " + std::to_string(block * kVectorCoresPerBlock + sub_block)) +
+         of_launch;
 }
 
 void report_truncated(int64_t value, int64_t largest, const Location& at) {

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The machine that a launch runs on. Its cores are fibers; instructions run in program order, one core until it has to
-// wait for another. What the hardware may reorder is found by vector clocks, not by chance: a pipe's clock says up to
-// which instruction of every pipe of every core everything has finished before the pipe's next instruction starts.
+// The machine that launches run on. Its cores are fibers; instructions run in program order, one core until it has to
+// wait for another (scheduler.h). What the hardware may reorder is found by vector clocks, not by chance: a pipe's
+// clock says up to which instruction of every pipe of every core everything has finished before the pipe's next
+// instruction starts. Launches that are under way at the same time have cores of their own, whatever cores the device
+// has.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "ascendc_emulator/options.h"
+#include "ascendc_emulator/launch.h"
 #include "core.h"
 #include "fibers.h"
 #include "global_memory.h"
@@ -20,15 +22,17 @@ namespace ascendc_emulator {
 
 class Machine {
  public:
-  Machine(uint32_t blocks, const Options& options, L2Lines::Pass pass, Allocations& allocations);
+  Machine(const std::vector<StreamLaunch>& launches, const Options& options, L2Lines::Pass pass,
+          Allocations& allocations);
 
-  Report Run(const std::function<void()>& kernel);
+  Report Run();
 
   static Machine& current() { return *current_; }
   static bool is_running() { return current_ != nullptr; }
   const Options& options() const { return options_; }
   bool is_full() const { return options_.mode == Mode::kFull; }
-  uint32_t blocks() const { return blocks_; }
+  const std::vector<StreamLaunch>& launches() const { return launches_; }
+  const StreamLaunch& launch() const { return launches_[core_->launch]; }  // of the running core
   uint32_t device_cores() const { return options_.device_cores ? options_.device_cores : blocks_; }
   Core& core() { return *core_; }  // the running one
   Core& core(uint32_t index) { return *cores_[index]; }
@@ -38,7 +42,9 @@ class Machine {
   void ReportViolation(Detector detector, const std::string& what, const Location& at) {
     violations_.Add(detector, core_->text(), what, at);
   }
-  void Yield();  // the running core, until a cross-core flag that it waits for is set
+  void Select(Core& core) { core_ = &core; }  // as the one that violations are reported of
+  void Resume(Core& core);                    // until it waits for a cross-core flag or ends
+  void Yield();                               // the running core, until a cross-core flag that it waits for is set
   Allocation* Find(const uint8_t* address);
   // For operands outside their buffer. Several may share it: their values do not matter any more.
   uint8_t* Scratch(uint64_t bytes);
@@ -50,13 +56,14 @@ class Machine {
   void Join(std::vector<uint32_t>& clock, const std::vector<uint32_t>& other) const;
 
  private:
-  bool CanRun(const Core& core) const;
+  void AddCore(uint32_t launch, uint32_t block, uint32_t in_block);
   void Finish(Core& core);
   void CheckLeftOver();
   void SummarizeCost();
 
   static Machine* current_;
-  const uint32_t blocks_;
+  const std::vector<StreamLaunch> launches_;
+  uint32_t blocks_ = 0;  // of all launches
   const Options options_;
   Allocations& allocations_;
   Allocation* last_found_ = nullptr;

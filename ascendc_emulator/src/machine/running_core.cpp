@@ -6,9 +6,12 @@
 namespace ascendc_emulator {
 
 bool is_cube_core() { return Machine::current().core().kind == CoreKind::kCube; }
-uint32_t block_count() { return Machine::current().blocks(); }
+uint32_t block_count() { return Machine::current().launch().block_dim; }
 uint32_t block_index() { return Machine::current().core().block; }
 uint32_t sub_block_index() { return Machine::current().core().sub_block; }
+
+int division_ulps() { return Machine::current().options().division_ulps; }
+FixpipeRounding fixpipe_rounding() { return Machine::current().options().fixpipe_rounding; }
 
 uint32_t allocate(Memory memory, uint32_t bytes, const Location& at) {
   Machine& machine = Machine::current();

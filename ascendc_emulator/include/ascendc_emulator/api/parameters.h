@@ -14,7 +14,8 @@ enum QuantMode_t : uint8_t { NoQuant, F322F16, F322BF16, DEQF16, VDEQF16, QF322B
 using GM_ADDR = uint8_t*;
 #define __aicore__
 #define __global__
-#define __schedmode__(mode)
+// Keeps the mode with the kernel, for is_batch_kernel().
+#define __schedmode__(mode) __attribute__((section("ascendc_schedmode_" #mode)))
 #define __gm__
 
 namespace AscendC {

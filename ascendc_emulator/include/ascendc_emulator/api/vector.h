@@ -29,7 +29,7 @@ namespace AscendC {
 ASCENDC_EMULATOR_BINARY(Add, a + b, ascendc_emulator::kIsVectorNumber<T>)
 ASCENDC_EMULATOR_BINARY(Sub, a - b, ascendc_emulator::kIsVectorNumber<T>)
 ASCENDC_EMULATOR_BINARY(Mul, a* b, ascendc_emulator::kIsVectorNumber<T>)
-ASCENDC_EMULATOR_BINARY(Div, a / b, ascendc_emulator::kIsVectorFloat<T>)
+ASCENDC_EMULATOR_BINARY(Div, ascendc_emulator::quotient(a, b), ascendc_emulator::kIsVectorFloat<T>)
 ASCENDC_EMULATOR_BINARY(Max, a > b ? a : b, ascendc_emulator::kIsVectorNumber<T>)
 ASCENDC_EMULATOR_BINARY(Min, a < b ? a : b, ascendc_emulator::kIsVectorNumber<T>)
 #undef ASCENDC_EMULATOR_BINARY

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "../options.h"
 #include "../report.h"
 #include "location.h"
 #include "memory.h"
@@ -16,6 +17,10 @@ bool is_cube_core();
 uint32_t block_count();
 uint32_t block_index();
 uint32_t sub_block_index();  // of an AIV in its block
+
+// Options of the launch.
+int division_ulps();
+FixpipeRounding fixpipe_rounding();
 
 // Flags between two pipes of a core: each pair of pipes, an `event`, has flags with the ids 0 to 7.
 void set_flag(uint32_t event, Pipe from, int id, const Location& at);

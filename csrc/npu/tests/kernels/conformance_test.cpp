@@ -3,7 +3,10 @@
 // order, and always from the int4 activations on.
 //
 //   conformance_test [SECTION...]    all sections by default: models full tokens tails factors pipelined groups
-//                                  values realistic
+//                                  values realistic rounding
+//
+// Each linear runs in the order of the program, and once more (small ones three times) in a random order of everything
+// that the hardware does not order (Options::order), flags between cores among it.
 #include <cstdlib>
 #include <functional>
 #include <set>
@@ -17,17 +20,34 @@ using w4a4::npu::LinearShape;
 
 namespace {
 
+constexpr double kSmall = 1e7;  // products
+uint64_t next_order = 1;        // each run in a random order has one of its own
+
+std::string text_of(const Linear16& linear, uint32_t cores, Launch launch, uint64_t order) {
+  return linear.text() + ", " + std::to_string(cores) + " cores" +
+         (launch == Launch::kTwo         ? ", two launches"
+          : launch == Launch::kPipelined ? ", pipelined"
+                                         : "") +
+         ", order " + std::to_string(order);
+}
+
 void check_equal(const Linear16& linear, uint32_t cores, Launch launch = Launch::kFused) {
-  const std::string what = linear.text() + ", " + std::to_string(cores) + " cores" +
-                           (launch == Launch::kTwo         ? ", two launches"
-                            : launch == Launch::kPipelined ? ", pipelined"
-                                                           : "");
-  const Result found = run_linear(linear, cores, launch);
   const Quantized16 activations = reference_quantize(linear, reference_transform(linear));
-  check(found.activations.scale == activations.scale, what + ": token scales");
-  check(found.activations.q == activations.q, what + ": int4 activations");
-  check(found.y == reference_multiply(linear, activations), what + ": y");
-  check(found.report.empty(), what + ": breaks rules of the hardware:\n" + found.report);
+  const std::vector<uint16_t> y = reference_multiply(linear, activations);
+  const double products = static_cast<double>(linear.weight.size() +
+                                              linear.shape.in_features * (linear.left_size() + linear.right_size())) *
+                          linear.shape.tokens;
+  const int random_orders = products < kSmall ? 3 : 1;
+  for (int i = 0; i <= random_orders; ++i) {
+    ascendc_emulator::Options options;
+    if (i > 0) options.order = next_order++;
+    const std::string what = text_of(linear, cores, launch, options.order);
+    const Result found = run_linear(linear, cores, launch, options);
+    check(found.activations.scale == activations.scale, what + ": token scales");
+    check(found.activations.q == activations.q, what + ": int4 activations");
+    check(found.y == y, what + ": y");
+    check(found.report.empty(), what + ": breaks rules of the hardware:\n" + found.report);
+  }
 }
 
 Linear16 exact(const LinearShape& shape, Dtype dtype, uint32_t seed = 1) {
@@ -195,7 +215,7 @@ void test_realistic() {
       check(found.y == reference_multiply(linear, found.activations), linear.text() + ": y, realistic");
       check(found.report.empty(), linear.text() + ": breaks rules of the hardware:\n" + found.report);
 
-      const std::vector<float> z = reference_transform(linear, false);
+      const std::vector<float> z = reference_transform(linear, ProductRounding::kNone);
       const Quantized16 unrounded = reference_quantize(linear, z);
       std::vector<double> found_error(z.size()), best_error(z.size());
       int64_t flips = 0;
@@ -213,13 +233,79 @@ void test_realistic() {
   }
 }
 
+// How Div rounds on A2 is not specified. If it misses the nearest quotient by one unit of the last place, the int4
+// value next to a tie may be one step away, and nothing else: the scale has no division, and products are exact.
+void check_division(const Linear16& linear, uint32_t cores, int ulps, int64_t& steps) {
+  ascendc_emulator::Options options;
+  options.division_ulps = ulps;
+  const Result found = run_linear(linear, cores, Launch::kFused, options);
+  const std::string what = linear.text() + ", Div off by " + std::to_string(ulps);
+  const std::vector<float> z = reference_transform(linear);
+  const Quantized16 nearest = reference_quantize(linear, z);
+  check(found.report.empty(), what + ": breaks rules of the hardware:\n" + found.report);
+  check(found.activations.scale == nearest.scale, what + ": token scales");
+  for (size_t i = 0; i < z.size(); ++i) {
+    const int difference = found.activations.q[i] - nearest.q[i];
+    if (difference == 0) continue;
+    ++steps;
+    // Between the two values, in float64: z / scale is within two units of the last place of float32 of the tie.
+    const size_t token = i / linear.shape.in_features;
+    const double exact = static_cast<double>(z[i]) / (static_cast<double>(nearest.scale[token]));
+    const double tie = (found.activations.q[i] + nearest.q[i]) / 2.0;
+    const bool is_tie = std::abs(difference) == 1 && std::fabs(exact - tie) <= std::ldexp(std::fabs(tie), -21);
+    if (!is_tie) check(false, what + ": int4 activation " + std::to_string(i) + " is not at a tie");
+  }
+  check(found.y == reference_multiply(linear, found.activations), what + ": y");
+}
+
+// What no document specifies: Div, and how Fixpipe rounds X R to 16 bits.
+void test_rounding() {
+  // Every tie, exactly: z * (7 / max) is k + 1/2.
+  Linear16 halves = exact({1, 64, 16, 0, 0}, Dtype::kHalf);
+  for (int i = 0; i < 64; ++i) halves.x[i] = to_bits(halves.dtype, i < 29 ? (i - 14) / 2.0f : 0.0f);
+  for (const int ulps : {-1, 1}) {
+    int64_t steps = 0;
+    check_division(halves, 1, ulps, steps);
+    // Of the 14 ties, +-1/2 to +-13/2, those whose even neighbour is on the side that Div moves away from.
+    check(steps == (ulps > 0 ? 8 : 6),
+          "Div off by " + std::to_string(ulps) + ": " + std::to_string(steps) + " of 14 ties move");
+    int64_t more = 0;
+    for (const Dtype dtype : {Dtype::kHalf, Dtype::kBFloat16}) {
+      for (const LinearShape& shape :
+           {LinearShape{1, 192, 40, 12, 16}, LinearShape{40, 384, 50, 16, 24, 1, true, 0.75f},
+            LinearShape{12, 2048, 40, 16, 0}, LinearShape{20, 1024, 100, 32, 32, 4, true, 0.5f},
+            LinearShape{300, 384, 24, 0, 0}}) {
+        check_division(exact(shape, dtype), 2, ulps, more);
+      }
+    }
+    std::printf("Div off by %d: %lld more activations one step away, all at ties\n", ulps,
+                static_cast<long long>(more));
+  }
+  using ascendc_emulator::FixpipeRounding;
+  for (const auto& [fixpipe, product] : {std::pair{FixpipeRounding::kNearestEven, ProductRounding::kNearestEven},
+                                         std::pair{FixpipeRounding::kNearestAway, ProductRounding::kNearestAway},
+                                         std::pair{FixpipeRounding::kTowardsZero, ProductRounding::kTowardsZero}}) {
+    ascendc_emulator::Options options;
+    options.fixpipe_rounding = fixpipe;
+    for (const Dtype dtype : {Dtype::kHalf, Dtype::kBFloat16}) {
+      const Linear16 linear = exact({5, 5120, 40, 64, 80}, dtype);
+      const std::string what = linear.text() + ", Fixpipe rounding " + std::to_string(static_cast<int>(fixpipe));
+      const Result found = run_linear(linear, 2, Launch::kFused, options);
+      const Quantized16 activations = reference_quantize(linear, reference_transform(linear, product));
+      check(found.activations.scale == activations.scale, what + ": token scales");
+      check(found.activations.q == activations.q, what + ": int4 activations");
+      check(found.y == reference_multiply(linear, activations), what + ": y");
+    }
+  }
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
   const std::vector<std::pair<std::string, std::function<void()>>> sections = {
-      {"models", test_models}, {"full", test_full},       {"tokens", test_tokens},
-      {"tails", test_tails},   {"factors", test_factors}, {"pipelined", test_pipelined},
-      {"groups", test_groups}, {"values", test_values},   {"realistic", test_realistic},
+      {"models", test_models},       {"full", test_full},           {"tokens", test_tokens}, {"tails", test_tails},
+      {"factors", test_factors},     {"pipelined", test_pipelined}, {"groups", test_groups}, {"values", test_values},
+      {"realistic", test_realistic}, {"rounding", test_rounding},
   };
   for (const auto& [name, run] : sections) {
     bool wanted = count == 1;

@@ -15,8 +15,23 @@ struct Quantized16 {
   std::vector<float> scale;  // [tokens]
 };
 
-// X' = L^T (X R), X R rounded to the dtype if a product with L follows it (`rounds`); the result as float32.
-inline std::vector<float> reference_transform(const Linear16& linear, bool rounds = true) {
+// How X R is rounded to the dtype if a product with L follows it.
+enum class ProductRounding { kNearestEven, kNearestAway, kTowardsZero, kNone };
+
+inline double rounded_product(Dtype dtype, double value, ProductRounding rounding) {
+  if (rounding == ProductRounding::kNone) return value;
+  const double nearest = from_bits(dtype, to_bits(dtype, static_cast<float>(value)));
+  if (rounding == ProductRounding::kNearestEven || nearest == value || value == 0) return nearest;
+  // The neighbours are 2^-fraction bits of the value's power of two apart.
+  const double unit = std::ldexp(1.0, std::ilogb(value) - (dtype == Dtype::kHalf ? 10 : 7));
+  const double magnitude = std::fabs(value) / unit;
+  const double whole = rounding == ProductRounding::kTowardsZero ? std::floor(magnitude) : std::floor(magnitude + 0.5);
+  return std::copysign(whole * unit, value);
+}
+
+// X' = L^T (X R); the result as float32.
+inline std::vector<float> reference_transform(const Linear16& linear,
+                                              ProductRounding rounding = ProductRounding::kNearestEven) {
   const int64_t left = linear.left_size(), right = linear.right_size(), size = left * right;
   std::vector<float> result(linear.x.size());
   std::vector<double> x(size), y(size), l(left * left), r(right * right);
@@ -32,8 +47,8 @@ inline std::vector<float> reference_transform(const Linear16& linear, bool round
           for (int64_t n = 0; n < right; ++n) y[m * right + n] += x[m * right + k] * r[k * right + n];
         }
       }
-      if (!linear.left.empty() && rounds) {
-        for (double& value : y) value = from_bits(linear.dtype, to_bits(linear.dtype, static_cast<float>(value)));
+      if (!linear.left.empty()) {
+        for (double& value : y) value = rounded_product(linear.dtype, value, rounding);
       }
     }
     x = y;

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Mutates the NPU kernels: leaves out every flag, barrier, guard and clamp, one at a time, and swaps scale factors.
+"""Mutates the NPU kernels: leaves out every flag, barrier, guard and clamp, one at a time, confuses flags between cores
+and swaps scale factors.
 
 All mutants go into one copy of the sources, switched at run time by `mutation::active`, so that they are compiled once:
 
@@ -9,8 +10,10 @@ All mutants go into one copy of the sources, switched at run time by `mutation::
     early exit      if (passes == 0) return;  ->  if (mutation::is(9) ? false : (passes == 0)) return;
     clamp           Min(kChunk, left)         ->  (mutation::is(10) ? (kChunk) : Min(kChunk, left))
     formula         tiling_.scale_factor      ->  (mutation::is(11) ? tiling_.inverse_factor : tiling_.scale_factor)
+    wrong id        CrossCoreWaitFlag(kA)     ->  CrossCoreWaitFlag((mutation::is(12) ? kB : kA))
+    shared id       constexpr uint16_t kA = 0 ->  const mutation::Flag kA(0, {{13, 1}}), kB's id
 
-`if constexpr` selects between kernels, so it is not a guard.
+`if constexpr` selects between kernels, so it is not a guard. Ids are confused with those that the same cores count.
 """
 
 from __future__ import annotations
@@ -27,6 +30,13 @@ SYNCHRONIZATION = re.compile(
 GUARD = re.compile(r"\bif \(")
 CLAMP = re.compile(r"(?<![\w:])Min\(")
 FORMULA = re.compile(r"\btiling_\.(scale_factor|inverse_factor)\b")
+FLAG = re.compile(r"\bAscendC::CrossCore(?:Set|Wait)Flag(?:<[^;()]*>)?\((k\w+)\)")
+FLAG_ID = re.compile(r"\binline constexpr uint16_t (k\w+) = (\d+)(?=;)")
+COUNTED_BY = {
+    "AIV": ("kTokensReady", "kGrid", "kSumsReady"),
+    "AIC": ("kTokensFree", "kActivationsReady", "kSumsFree"),
+}
+"""The kernels' flags between cores, by the cores that wait for them."""
 EARLY_EXIT = re.compile(r"\s*(return|continue|break)\b")
 
 
@@ -38,6 +48,14 @@ class Mutant:
     file: str
     line: int
     text: str
+
+
+def confused_with(flag: str) -> list[str]:
+    """The other flags that the same cores wait for."""
+    for flags in COUNTED_BY.values():
+        if flag in flags:
+            return [other for other in flags if other != flag]
+    raise ValueError(f"add the flag {flag} to COUNTED_BY")
 
 
 def closing(text: str, opening: int) -> int:
@@ -99,6 +117,18 @@ def mutate(text: str, file: str, mutants: list[Mutant]) -> str:
         number = add("formula", match.start(), match.end())
         other = "inverse_factor" if match.group(1) == "scale_factor" else "scale_factor"
         insertions += [(match.start(), 0, f"(mutation::is({number}) ? tiling_.{other} : "), (match.end(), 0, ")")]
+    for match in FLAG.finditer(code):
+        other_flags = "".join(
+            f"mutation::is({add('wrong id', *match.span())}) ? {other} : " for other in confused_with(match.group(1))
+        )
+        insertions += [(match.start(1), 0, f"({other_flags}"), (match.end(1), -1, ")")]
+    ids = {match.group(1): match for match in FLAG_ID.finditer(code)}
+    for name, match in ids.items():
+        later = [other for other in confused_with(name) if other in ids and ids[other].start() > match.start()]
+        shared = ", ".join(f"{{{add('shared id', *match.span())}, {ids[other].group(2)}}}" for other in later)
+        insertions.append(
+            (match.start(), 0, f"inline const mutation::Flag {name}({match.group(2)}, {{{shared}}});  // ")
+        )
     for position, _, inserted in sorted(insertions, key=lambda item: item[:2], reverse=True):
         text = text[:position] + inserted + text[position:]
     return text.replace("#pragma once\n", '#pragma once\n\n#include "mutation_switch.h"\n', 1)

@@ -12,6 +12,21 @@ constexpr bool kIsVectorNumber =
 template <typename T>
 constexpr bool kIsVectorFloat = std::is_same_v<T, float> || std::is_same_v<T, half>;
 
+// a / b as the vector unit computes it: Options::division_ulps away from the correctly rounded quotient.
+template <typename T>
+T quotient(T a, T b) {
+  T result = a / b;
+  const float value = result;
+  if (value == 0 || !std::isfinite(value)) return result;
+  // Neighbours of one sign have neighbouring bits.
+  if constexpr (std::is_same_v<T, half>) {
+    result.bits = static_cast<uint16_t>(result.bits + division_ulps());
+    return result;
+  } else {
+    return std::bit_cast<float>(static_cast<uint32_t>(std::bit_cast<int32_t>(result) + division_ulps()));
+  }
+}
+
 template <typename T, typename Operation>
 void unary(const char* name, const Region& dst, const Strides& dst_strides, const Region& src,
            const Strides& src_strides, const Repeats& r, const Location& at, Operation operation) {
