@@ -81,4 +81,4 @@ logging.getLogger("vllm.plugins.w4a4").addFilter(lambda record: records.append(r
 vllm_w4a4_plugin.register()
 print(records)
 """
-    assert "tested with vLLM 0.23 to 0.32, this is vLLM 0.99.1" in run_python(code)
+    assert "tested with vLLM 0.23 to 0.33, this is vLLM 0.99.1" in run_python(code)

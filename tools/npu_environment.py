@@ -75,29 +75,42 @@ def vllm_ascend(release: str = DEFAULT) -> Path:
     if RELEASES[release].has_wheel:
         return install(place, [f"vllm-ascend=={version}"], ANY_MACHINE)
     if not (place / ".complete").exists():
-        unpack_sources(place, f"vllm-ascend=={version}")
+        # vllm-ascend disables its own operators where it cannot import its C extension. The egg-info has the entry
+        # points. Its setup.py needs the name of a device.
+        parts = ("vllm_ascend/", "vllm_ascend.egg-info/")
+        unpack_sources(place, f"vllm-ascend=={version}", parts, SOC_VERSION="ascend910b1")
+        (place / "vllm_ascend" / "_build_info.py").write_text(BUILT_FOR_A2)
         (place / ".complete").touch()
     return place
 
 
-def unpack_sources(place: Path, requirement: str) -> None:
-    """Put the Python tree of a source distribution of vllm-ascend into `place`, without building its C extension.
+def vllm_sources(version: str) -> Path:
+    """Directory with the Python tree of a vLLM of which there is no CPU build, from its sources (47 MB).
 
-    vllm-ascend disables its own operators where it cannot import the extension.
+    Without its metadata, so that vLLM still finds that of the environment, whose version says that it is for CPUs.
     """
-    # pip asks the sources for their metadata, for which their setup.py needs setuptools-scm and a device's name.
-    scm = install(Path(sys.prefix) / "setuptools-scm", ["setuptools-scm==8.*"], [])
+    place = Path(sys.prefix) / f"vllm-{version}-sources"
+    if not (place / ".complete").exists():
+        unpack_sources(place, f"vllm=={version}", ("vllm/",), VLLM_TARGET_DEVICE="empty", VLLM_VERSION_OVERRIDE=version)
+        (place / ".complete").touch()
+    return place
+
+
+def unpack_sources(place: Path, requirement: str, parts: tuple[str, ...], **variables: str) -> None:
+    """Put `parts` of a source distribution into `place`, without building anything."""
+    # pip asks the sources for their metadata, for which their setup.py imports these.
+    build = install(
+        Path(sys.prefix) / "build-requirements", ["setuptools-scm==8.*", "setuptools-rust==1.*", "semantic-version"], []
+    )
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-binary=:all:"]
     with tempfile.TemporaryDirectory() as directory:
-        run_pip("download", *options, "--dest", directory, requirement, PYTHONPATH=str(scm), SOC_VERSION="ascend910b1")
+        run_pip("download", *options, "--dest", directory, requirement, PYTHONPATH=str(build), **variables)
         (archive,) = Path(directory).glob("*.tar.gz")
         with tarfile.open(archive) as tar:
             for member in tar.getmembers():
-                # The egg-info has the entry points.
                 member.name = member.name.partition("/")[2]
-                if member.isfile() and member.name.startswith(("vllm_ascend/", "vllm_ascend.egg-info/")):
+                if member.isfile() and member.name.startswith(parts):
                     tar.extract(member, place, filter="data")
-    (place / "vllm_ascend" / "_build_info.py").write_text(BUILT_FOR_A2)
 
 
 def environment(release: str = DEFAULT) -> Mapping[str, str]:

@@ -16,8 +16,8 @@ INDEX_SUFFIX = ".safetensors.index.json"
 LOAD_FORMAT = "w4a4"
 """Name of our model loader among vLLM's load formats."""
 
-TESTED_VLLM = ("0.23", "0.32")
-"""First and last minor version of vLLM that the tests run with."""
+TESTED_VLLM = ("0.23", "0.33")
+"""First and last minor version of vLLM that the tests run with; these two without a C extension, so without engines."""
 
 SUPPORTED_VLLM_ASCEND = ("0.20", "0.30")
 """First and last minor version of vllm-ascend that has all that we use; 0.18 and 0.19 pin torch 2.9. The tests run

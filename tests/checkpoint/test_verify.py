@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.conftest import MICRO
-from vllm_w4a4_plugin.checkpoint import CheckpointReader
+from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader
 from vllm_w4a4_plugin.checkpoint.verify import header_findings, value_findings
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -42,3 +44,11 @@ def test_description_and_weights_must_name_the_same_tensors(
     found = findings(micro_copy)
     assert any(f"{Q}.weight_scale has no entry" in text for text in found)
     assert any("input_layernorm.weight is described as FLOAT but is in none" in text for text in found)
+
+
+def test_values_need_torch_and_headers_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    reader = CheckpointReader(MICRO)
+    assert list(header_findings(reader)) == []
+    with pytest.raises(CheckpointError, match=r"needs torch, which .* cannot import\. Install vLLM or torch there\."):
+        list(value_findings(reader))

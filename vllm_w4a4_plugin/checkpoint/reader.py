@@ -2,6 +2,7 @@
 """The safetensors files of a checkpoint directory: names, dtypes and shapes from the headers, tensors on demand."""
 
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -126,10 +127,23 @@ class CheckpointReader:
         return tensors
 
     def load(self, name: str) -> "torch.Tensor":
-        """Read one tensor into memory."""
+        """Read one tensor into memory.
+
+        Raises:
+            CheckpointError: torch is not installed; everything else here does without it.
+        """
         info = self.tensors[name]
-        with safe_open(self.directory / info.file, framework="pt") as shard:
-            return shard.get_tensor(name)
+        try:
+            with safe_open(self.directory / info.file, framework="pt") as shard:
+                return shard.get_tensor(name)
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            raise CheckpointError(
+                f"{self.directory / info.file}: reading the values of tensor {name} needs torch, which "
+                f"{sys.executable} cannot import. Install vLLM or torch there. "
+                "`vllm-w4a4 inspect` and `doctor` need neither."
+            ) from None
 
     def _weight_map(self) -> dict[str, str]:
         if self.index_file is None:
