@@ -94,6 +94,7 @@ def _register_fakes() -> None:
         bias: Tensor | None = None,
         weight_offset: Tensor | None = None,
         activation_bits: int = 4,
+        token_maximum: Tensor | None = None,
     ) -> Tensor:
         return x.new_empty((*x.shape[:-1], weight_scale.shape[0]))
 
@@ -104,6 +105,7 @@ def _register_fakes() -> None:
         right_trans: Tensor | None,
         clip_ratio: Tensor,
         activation_bits: int = 4,
+        token_maximum: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         return x.new_empty(x.shape, dtype=torch.int8), x.new_empty(x.shape[:-1], dtype=torch.float32)
 
@@ -151,6 +153,7 @@ def _register_fakes() -> None:
         left_trans: Tensor | None = None,
         right_trans: Tensor | None = None,
         clip_ratio: Tensor | None = None,
+        token_maximum: Tensor | None = None,
     ) -> Tensor:
         return x.new_empty((*x.shape[:-1], weight_scale.shape[0]))
 

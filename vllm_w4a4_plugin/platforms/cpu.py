@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(LOGGER)
 
-DEFAULT_ACTIVATION_BITS = 4
+TRACED_VARIABLES = {"VLLM_W4A4_ACTIVATION_BITS": 4, "VLLM_W4A4_LOCAL_SCALES": False}
+"""Variables on which compiled graphs depend, with their defaults."""
 
 LOAD_FORMATS = ("auto", "hf", "safetensors", LOAD_FORMAT)
 """Load formats that load each tensor of the checkpoint under its own name; our loader replaces them."""
@@ -78,19 +79,22 @@ class W4A4CpuPlatform(CpuPlatform):
 
     @classmethod
     def _tell_compile_cache(cls, vllm_config: "VllmConfig") -> None:
-        """Let vLLM's cache of compiled graphs tell those of 8-bit activations, a constant in them, from others.
+        """Let vLLM's cache of compiled graphs tell graphs apart in which variables of ours are constants.
 
         The key of the cache has no variables of plugins, but it has `additional_config`.
         """
-        bits = envs.VLLM_W4A4_ACTIVATION_BITS
-        if bits == DEFAULT_ACTIVATION_BITS:
+        constants = {
+            name: value for name, default in TRACED_VARIABLES.items() if (value := getattr(envs, name)) != default
+        }
+        if not constants:
             return
         if not isinstance(vllm_config.additional_config, dict):
+            name, value = next(iter(constants.items()))
             raise CheckpointError(
-                f"VLLM_W4A4_ACTIVATION_BITS={bits} needs a dictionary as additional_config, found "
+                f"{name}={int(value)} needs a dictionary as additional_config, found "
                 f"{type(vllm_config.additional_config).__name__}."
             )
-        vllm_config.additional_config = {**vllm_config.additional_config, "w4a4_activation_bits": bits}
+        vllm_config.additional_config = {**vllm_config.additional_config, **constants}
 
     @classmethod
     def _detect(cls, vllm_config: "VllmConfig") -> None:

@@ -62,7 +62,9 @@ class LoadReport:
         if scheme.plan.prefix not in self._expected:
             return
         self._expected.discard(scheme.plan.prefix)
-        key = (scheme.spec.quant_type.value, scheme.operator, scheme.remark)
+        sent = f"row-parallel: sends {scheme.sent_bytes} bytes per token and layer" if scheme.sent_bytes else ""
+        remark = "; ".join(filter(None, (sent, scheme.remark)))
+        key = (scheme.spec.quant_type.value, scheme.operator, remark)
         self._add(key, scheme.weight_bytes(layer))
         if not self._expected and get_tensor_model_parallel_rank() == 0:
             logger.info("W4A4 plugin: layers of this model\n%s", self.table())
