@@ -2,6 +2,7 @@
 """Names, versions and ranges that more than one part of the package needs. Imports nothing."""
 
 VERSION = "0.1.0"
+DISTRIBUTION = "vllm-w4a4-plugin"
 """Version of this package; the build reads it from here."""
 
 METHOD = "ascend"

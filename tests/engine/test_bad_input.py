@@ -12,14 +12,14 @@ import torch
 
 from tests.conftest import DESCRIPTION, INDEX, MICRO, WEIGHTS
 from tests.loading import engine_config, loaded_model
-from vllm_w4a4_plugin.checkpoint import CheckpointReader
+from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader
 
 ATTENTION = "model.layers.0.self_attn"
 MLP = "model.layers.1.mlp"
 
 
 def refused(directory: Path, *words: str, **arguments: Any) -> None:
-    with pytest.raises(ValueError) as caught, loaded_model(directory, **arguments):  # noqa: PT011 - words are checked
+    with pytest.raises(CheckpointError) as caught, loaded_model(directory, **arguments):
         pass
     text = str(caught.value)
     assert all(word in text for word in words), text
@@ -231,5 +231,5 @@ def test_unsupported_platform_is_named(micro_copy: Path, monkeypatch: pytest.Mon
             return False
 
     monkeypatch.setattr(config, "current_platform", OtherPlatform)
-    with pytest.raises(ValueError, match=r"runs on CPUs .* and on Ascend NPUs .*this vLLM runs on cuda"):
+    with pytest.raises(CheckpointError, match=r"runs on CPUs .* and on Ascend NPUs .*this vLLM runs on cuda"):
         engine_config(micro_copy)

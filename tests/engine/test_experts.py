@@ -171,7 +171,7 @@ def test_faults_are_found_by_verify_and_by_loading(change: Change, spoiled: Call
     found = findings(directory)
     assert any(all(part in finding for part in FAULTS[change]) for finding in found), found
     assert all("\n" not in finding for finding in found)
-    with pytest.raises(ValueError) as error, loaded_model(directory):  # noqa: PT011 - pydantic wraps some
+    with pytest.raises(CheckpointError) as error, loaded_model(directory):
         pass
     assert all(part in str(error.value) for part in FAULTS[change])
 

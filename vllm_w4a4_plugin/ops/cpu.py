@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loads the native library, which registers `torch.ops.vllm_w4a4.*`, and adds the fake implementations."""
 
-import sysconfig
 from collections.abc import Iterable
+from importlib.metadata import distributions
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from vllm_w4a4_plugin.constants import DISTRIBUTION
 
 from .layout import INT4_BLOCK_BYTES, INT4_GROUP_MULTIPLE, INT4_TILE_ROWS, packed_int4_shape
 
@@ -74,10 +76,11 @@ def cpu_available_instruction_sets() -> list[str]:
 
 def library_places(name: str) -> Iterable[Path]:
     """The paths at which a shared library of this package may be installed."""
-    # An editable installation keeps the Python files in the source tree and the library in site-packages.
+    # An editable installation keeps the Python files in the source tree and the library in site-packages, which may be
+    # those of another environment that this one adds to its path.
     directories = [
         Path(__file__).parent.parent,
-        *(Path(sysconfig.get_path(key)) / "vllm_w4a4_plugin" for key in ("platlib", "purelib")),
+        *(Path(str(found.locate_file("vllm_w4a4_plugin"))) for found in distributions(name=DISTRIBUTION)),
     ]
     return (directory / name for directory in dict.fromkeys(directories))
 
