@@ -17,6 +17,9 @@ INDEX_SUFFIX = ".safetensors.index.json"
 LOAD_FORMAT = "w4a4"
 """Name of our model loader among vLLM's load formats."""
 
+STREAMED_LOAD_FORMAT = "w4a4-runai"
+"""The same with Run:ai's streamer reading the files."""
+
 TESTED_VLLM = ("0.23", "0.32")
 """First and last minor version of vLLM that the tests run with."""
 

@@ -216,8 +216,33 @@ def test_quantized_kv_cache(micro_copy: Path, edit_json: Callable[..., None]) ->
     refused(micro_copy, "kv_quant_type is 'C8'", "cannot be run on CPU")
 
 
-def test_load_format_that_bypasses_the_checkpoints_tensors(micro_copy: Path) -> None:
-    refused(micro_copy, "load format 'sharded_state'", load_format="sharded_state")
+@pytest.mark.parametrize(
+    ("load_format", "reason"),
+    [
+        pytest.param(
+            "sharded_state",
+            "its files hold the model's parameters after loading",
+            marks=pytest.mark.feature("`--load-format sharded_state`", refused=True),
+        ),
+        pytest.param(
+            "fastsafetensors",
+            "vLLM's loader for it puts tensors on a CUDA device",
+            marks=pytest.mark.feature("`--load-format fastsafetensors`", refused=True),
+        ),
+        pytest.param(
+            "tensorizer",
+            "it does not load the checkpoint's own tensors",
+            marks=pytest.mark.feature("`--load-format tensorizer`", refused=True),
+        ),
+        pytest.param(
+            "pt",
+            "it does not load the checkpoint's own tensors",
+            marks=pytest.mark.feature("`--load-format pt`", refused=True),
+        ),
+    ],
+)
+def test_load_formats_that_cannot_be_used(micro_copy: Path, load_format: str, reason: str) -> None:
+    refused(micro_copy, f"load format '{load_format}' cannot be used here: {reason}", load_format=load_format)
 
 
 def test_unsupported_platform_is_named(micro_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

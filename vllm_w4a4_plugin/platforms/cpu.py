@@ -9,7 +9,7 @@ from vllm.platforms.cpu import CpuPlatform
 
 from vllm_w4a4_plugin import envs
 from vllm_w4a4_plugin.checkpoint import CheckpointError
-from vllm_w4a4_plugin.constants import DESCRIPTION_FILE, LOAD_FORMAT, LOGGER, METHOD
+from vllm_w4a4_plugin.constants import DESCRIPTION_FILE, LOAD_FORMAT, LOGGER, METHOD, STREAMED_LOAD_FORMAT
 
 from . import dtype as dtypes
 from . import requested_dtype
@@ -25,14 +25,25 @@ logger = logging.getLogger(LOGGER)
 TRACED_VARIABLES = {"VLLM_W4A4_ACTIVATION_BITS": 4, "VLLM_W4A4_LOCAL_SCALES": False}
 """Variables on which compiled graphs depend, with their defaults."""
 
-LOAD_FORMATS = ("auto", "hf", "safetensors", LOAD_FORMAT)
-"""Load formats that load each tensor of the checkpoint under its own name; our loader replaces them."""
+LOAD_FORMATS = {
+    **dict.fromkeys(("auto", "hf", "safetensors", LOAD_FORMAT), LOAD_FORMAT),
+    **dict.fromkeys(("runai_streamer", STREAMED_LOAD_FORMAT), STREAMED_LOAD_FORMAT),
+}
+"""Load formats that load each tensor of the checkpoint under its own name, and ours that replaces each."""
+
+WHY_REFUSED = {
+    "fastsafetensors": "vLLM's loader for it puts tensors on a CUDA device, which a CPU does not have",
+    "sharded_state": "its files hold the model's parameters after loading, whose packed form depends on the ranks",
+}
 
 PIPELINE_WORKER = "vllm_w4a4_plugin.platforms.worker.PipelineCpuWorker"
 
 
 class W4A4CpuPlatform(CpuPlatform):
     """Adds the choice `--quantization ascend`, detects checkpoints without it, and checks the configuration early."""
+
+    ray_device_key = "GPU"
+    """The resource of Ray that each rank takes one of. vLLM asks for its number, and Ray numbers only accelerators."""
 
     @classmethod
     def pre_register_and_update(cls, parser: "FlexibleArgumentParser | None" = None) -> None:
@@ -56,7 +67,7 @@ class W4A4CpuPlatform(CpuPlatform):
             extra = vllm_config.load_config.model_loader_extra_config
             if vllm_config.load_config.load_format in LOAD_FORMATS and isinstance(extra, dict):
                 extra.setdefault("enable_weights_track", True)
-                vllm_config.load_config.load_format = LOAD_FORMAT
+                vllm_config.load_config.load_format = LOAD_FORMATS[vllm_config.load_config.load_format]
             cls._choose_dtype(vllm_config)
 
     @classmethod
@@ -66,14 +77,20 @@ class W4A4CpuPlatform(CpuPlatform):
             parallel_config.worker_cls = PIPELINE_WORKER
         super().check_and_update_config(vllm_config)
         bind_ranks(parallel_config)
+        if parallel_config.distributed_executor_backend == "ray":
+            logger.info(
+                "Each rank takes one GPU of Ray's resources, which stands for a share of the cores: start Ray with "
+                "`ray start --num-gpus=N` for N ranks on the node."
+            )
         model_config = vllm_config.model_config
         if model_config is None or model_config.quantization != METHOD:
             return
         load_format = vllm_config.load_config.load_format
         if load_format not in (*LOAD_FORMATS, "dummy"):
+            reason = WHY_REFUSED.get(load_format, "it does not load the checkpoint's own tensors")
             raise CheckpointError(
-                f"{model_config.model}: load format {load_format!r} does not load the checkpoint's own tensors. "
-                f"Use --load-format {' or '.join(LOAD_FORMATS)}."
+                f"{model_config.model}: load format {load_format!r} cannot be used here: {reason}. "
+                "Use --load-format auto, safetensors or runai_streamer."
             )
         cls._tell_compile_cache(vllm_config)
 

@@ -96,7 +96,7 @@ class LinearScheme(ABC):
 
     @property
     def packs_weights(self) -> bool:
-        """Whether the weight is a `PackedParameter`, whose packing the progress bar counts."""
+        """Whether the weight is a `PackedParameter`, whose packing the progress counts."""
         return True
 
     @property

@@ -7,7 +7,9 @@ that vLLM chooses is tried once on a small product, and if it fails our exact on
 Drop that when oneDNN's int8 matmul is exact on AVX2.
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -28,6 +30,8 @@ from .registry import register_scheme
 from .whole_tokens import LOCAL_SCALES_REMARK, MAXIMUM_BYTES, shares_maximum, token_maximum
 
 logger = init_logger(LOGGER)
+
+KERNEL_LOGGER = "vllm.model_executor.kernels.linear"
 
 TOLERATED_ERROR = 0.02
 """Relative error of a product in bfloat16 that is put down to rounding; saturation gives over 0.1."""
@@ -57,7 +61,7 @@ class W8A8DynamicScheme(LinearScheme):
                 on_packed=self.on_packed,
             )
         else:
-            self.kernel = _new_vllm_kernel(layer, layer.output_partition_sizes)
+            self.kernel = _new_vllm_kernel(layer, layer.output_partition_sizes, type(self).__name__)
             weight = MatrixParameter(
                 torch.zeros(shape.sizes, dtype=torch.int8),
                 sizes=shape.sizes,
@@ -72,6 +76,8 @@ class W8A8DynamicScheme(LinearScheme):
     def process_weights_after_loading(self, layer: Layer) -> None:
         if not self.fault:
             _pack(self.kernel, layer, self.shape.params_dtype, self.shares_maximum)
+            if layer.weight is None:  # vLLM's LoRA layers ask the weight for its device
+                layer.weight = torch.nn.Parameter(torch.empty(0, dtype=torch.int8), requires_grad=False)
 
     def apply(self, layer: Layer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         maximum = token_maximum(x) if self.shares_maximum else None
@@ -107,6 +113,21 @@ class W8A8DynamicScheme(LinearScheme):
         return self.shape.output_size_per_partition * self.shape.input_size_per_partition
 
 
+@contextmanager
+def _silent(name: str) -> Iterator[None]:
+    """Nothing is logged to the logger with this name."""
+    filtered = logging.getLogger(name)
+    filtered.addFilter(_nothing)
+    try:
+        yield
+    finally:
+        filtered.removeFilter(_nothing)
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    return False
+
+
 @cache
 def fault_of_vllm_kernel(dtype: torch.dtype, for_given_scales: bool) -> str:
     """What is wrong with vLLM's int8 kernel on this machine, "" if nothing is.
@@ -125,7 +146,8 @@ def fault_of_vllm_kernel(dtype: torch.dtype, for_given_scales: bool) -> str:
         layer.register_parameter("weight", torch.nn.Parameter(weight.clone(), requires_grad=False))
         layer.register_parameter("weight_scale", torch.nn.Parameter(scale.clone(), requires_grad=False))
         layer.register_parameter("bias", None)
-        kernel = _new_vllm_kernel(layer, [256])
+        with _silent(KERNEL_LOGGER):  # vLLM logs its choice, which may not be ours
+            kernel = _new_vllm_kernel(layer, [256], "a trial")
         _pack(kernel, layer, dtype, for_given_scales)
         errors = []
         for tokens in (1, 17):
@@ -143,13 +165,13 @@ def fault_of_vllm_kernel(dtype: torch.dtype, for_given_scales: bool) -> str:
     return f"inexact on this CPU (error {max(errors):.0%})" if max(errors) > TOLERATED_ERROR else ""
 
 
-def _new_vllm_kernel(layer: Layer, widths: list[int]) -> Any:
-    """vLLM's int8 kernel for this platform, and on `layer` the attributes that it reads."""
+def _new_vllm_kernel(layer: Layer, widths: list[int], user: str) -> Any:
+    """vLLM's int8 kernel for this platform, and on `layer` the attributes that it reads; the log names `user`, once."""
     layer.logical_widths = widths
     for absent in ("input_scale", "input_zero_point", "azp_adj"):
         layer.register_parameter(absent, None)
     return init_int8_linear_kernel(
-        is_channelwise=True, is_static_input_scheme=False, input_symmetric=True, module_name=W8A8DynamicScheme.__name__
+        is_channelwise=True, is_static_input_scheme=False, input_symmetric=True, module_name=user
     )
 
 
