@@ -52,6 +52,16 @@ def prompt_logprobs(
 
     `change` is made to the model first.
     """
+    model = reference_model(directory)
+    if change is not None:
+        change(model)
+    with torch.inference_mode():
+        logits = model(torch.tensor([tokens])).logits[0]
+    return logits[:-1].log_softmax(-1)[torch.arange(len(tokens) - 1), tokens[1:]]
+
+
+def reference_model(directory: Path) -> Any:
+    """The whole model."""
     reader = CheckpointReader(directory)
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory), dtype=torch.float32).eval()
     for name in experts_layers(Inventory.of(reader)):
@@ -70,11 +80,7 @@ def prompt_logprobs(
     missing, unexpected = model.load_state_dict(floats, strict=False)
     assert not unexpected
     assert not missing
-    if change is not None:
-        change(model)
-    with torch.inference_mode():
-        logits = model(torch.tensor([tokens])).logits[0]
-    return logits[:-1].log_softmax(-1)[torch.arange(len(tokens) - 1), tokens[1:]]
+    return model
 
 
 def engine_logprobs(llm: LLM, tokens: list[int], **arguments: Any) -> torch.Tensor:

@@ -222,27 +222,39 @@ def test_quantized_kv_cache(micro_copy: Path, edit_json: Callable[..., None]) ->
         pytest.param(
             "sharded_state",
             "its files hold the model's parameters after loading",
-            marks=pytest.mark.feature("`--load-format sharded_state`", refused=True),
+            marks=pytest.mark.feature(
+                "`--load-format sharded_state`", refused="its files hold the parameters in packed form"
+            ),
         ),
         pytest.param(
             "fastsafetensors",
             "vLLM's loader for it puts tensors on a CUDA device",
-            marks=pytest.mark.feature("`--load-format fastsafetensors`", refused=True),
+            marks=pytest.mark.feature(
+                "`--load-format fastsafetensors`", refused="vLLM puts its tensors on a CUDA device"
+            ),
         ),
         pytest.param(
             "tensorizer",
             "it does not load the checkpoint's own tensors",
-            marks=pytest.mark.feature("`--load-format tensorizer`", refused=True),
+            marks=pytest.mark.feature(
+                "`--load-format tensorizer`", refused="it does not load the checkpoint's own tensors"
+            ),
         ),
         pytest.param(
             "pt",
             "it does not load the checkpoint's own tensors",
-            marks=pytest.mark.feature("`--load-format pt`", refused=True),
+            marks=pytest.mark.feature("`--load-format pt`", refused="it does not load the checkpoint's own tensors"),
         ),
     ],
 )
 def test_load_formats_that_cannot_be_used(micro_copy: Path, load_format: str, reason: str) -> None:
     refused(micro_copy, f"load format '{load_format}' cannot be used here: {reason}", load_format=load_format)
+
+
+@pytest.mark.feature("sleep mode", refused="vLLM's CPU platform has none")
+def test_sleep_mode(micro_copy: Path) -> None:
+    with pytest.raises(ValueError, match="Sleep mode is not supported on current platform"):
+        engine_config(micro_copy, enable_sleep_mode=True)
 
 
 def test_unsupported_platform_is_named(micro_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

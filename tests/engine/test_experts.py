@@ -58,6 +58,7 @@ def test_each_layer_computes_what_its_tensors_say(mixture: Path) -> None:
                 assert error.max() < 0.1, KINDS[layer]  # an activation that is rounded the other way
 
 
+@pytest.mark.feature("mixtures of experts")
 @pytest.mark.engine
 def test_the_served_model_is_that_of_the_formula(mixture: Path) -> None:
     difference = (log_probabilities(mixture, PROMPT) - prompt_logprobs(mixture, PROMPT)).abs()

@@ -3,6 +3,8 @@
 
 import gc
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +13,7 @@ from vllm import LLM
 from tests.conftest import MICRO
 from tests.engine.oracle import engine_logprobs, prompt_logprobs
 from tests.engine.texts import prompts
+from tools.demo import free_port
 
 pytestmark = [
     pytest.mark.engine,
@@ -20,13 +23,14 @@ pytestmark = [
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What `ray start --head --num-gpus=2` makes."""
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_gpus": 2, "num_cpus": 2, "include_dashboard": False})
-    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-    yield
-    cluster.shutdown()
+    """A Ray node for two ranks, started as docs/several-processes.md says."""
+    port = free_port()
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", f"--port={port}", "--num-gpus=2"]
+    options = ["--block", "--include-dashboard=false", "--disable-usage-stats"]
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    with subprocess.Popen([*command, *options]) as node:
+        yield
+        node.terminate()
 
 
 @pytest.mark.feature("Ray (`--distributed-executor-backend ray`), one node", flag="W4A4_RAY")

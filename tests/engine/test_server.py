@@ -58,6 +58,7 @@ def test_the_tutorials_curl_command(port: int) -> None:
     check_answer(result.stdout)
 
 
+@pytest.mark.feature("`vllm serve`: completions, streaming, `AsyncLLM`")
 def test_the_same_request_without_curl(port: int) -> None:
     body = CURL.partition("-d '")[2].rpartition("'")[0].encode()
     url = f"http://localhost:{port}/v1/completions"
