@@ -5,6 +5,7 @@ import gc
 import json
 import re
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,14 @@ def test_a_prompt_as_embeddings(llm: LLM) -> None:
 @pytest.mark.feature("structured output: xgrammar")
 def test_structured_output(llm: LLM) -> None:
     assert re.fullmatch(NUMBER, structured_number(llm))
+
+
+@pytest.mark.feature(
+    "structured output: lm-format-enforcer", refused="the package does not find this version of vLLM, with any model"
+)
+def test_a_backend_that_does_not_know_this_vllm() -> None:
+    with pytest.raises(ImportError, match="vllm is not installed"):
+        import_module("lmformatenforcer.integrations.vllm")
 
 
 @pytest.mark.feature("LoRA adapters")
