@@ -43,6 +43,15 @@ w4a4::Transform make_transform(int64_t features, const OptionalTensor& left_tran
   return transform;
 }
 
+// The largest magnitudes of whole tokens, where x has `tokens` parts of them; null if x has whole ones.
+const float* maxima_or_null(const OptionalTensor& token_maximum, int64_t tokens) {
+  if (!token_maximum) return nullptr;
+  check_float32(*token_maximum, "token_maximum");
+  STD_TORCH_CHECK(token_maximum->numel() == tokens, "token_maximum: expected one value for each of ", tokens,
+                  " tokens, found ", shape_text(*token_maximum));
+  return floats_or_null(token_maximum);
+}
+
 w4a4::ActivationRange activation_range(int64_t bits) {
   STD_TORCH_CHECK(bits == 4 || bits == 8, "activation_bits: expected 4 or 8, found ", bits);
   return bits == 4 ? w4a4::kInt4Range : w4a4::kInt8Range;
@@ -106,10 +115,12 @@ Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, ScalarT
 
 Tensor flatquant_linear(const Tensor& x, const Tensor& packed, const Tensor& weight_scale,
                         const OptionalTensor& left_trans, const OptionalTensor& right_trans, const Tensor& clip_ratio,
-                        const OptionalTensor& bias, const OptionalTensor& weight_offset, int64_t activation_bits) {
+                        const OptionalTensor& bias, const OptionalTensor& weight_offset, int64_t activation_bits,
+                        const OptionalTensor& token_maximum) {
   const int64_t features = check_tokens(x, "x");
   const w4a4::Dtype dtype = float_dtype(x, "x");
-  const w4a4::Transform transform = make_transform(features, left_trans, right_trans, clip_ratio);
+  w4a4::Transform transform = make_transform(features, left_trans, right_trans, clip_ratio);
+  transform.token_maximum = maxima_or_null(token_maximum, x.numel() / features);
   const w4a4::Weight weight = make_weight(features, packed, w4a4::kBlockBytes, weight_scale, bias, weight_offset);
   Tensor y = new_tensor(x, with_last(x, weight.out_features), x.scalar_type());
   w4a4::flatquant_linear(x.const_data_ptr(), dtype, x.numel() / features, transform, activation_range(activation_bits),
@@ -119,10 +130,11 @@ Tensor flatquant_linear(const Tensor& x, const Tensor& packed, const Tensor& wei
 
 std::tuple<Tensor, Tensor> kronecker_quant(const Tensor& x, const OptionalTensor& left_trans,
                                            const OptionalTensor& right_trans, const Tensor& clip_ratio,
-                                           int64_t activation_bits) {
+                                           int64_t activation_bits, const OptionalTensor& token_maximum) {
   const int64_t features = check_tokens(x, "x");
   const w4a4::Dtype dtype = float_dtype(x, "x");
-  const w4a4::Transform transform = make_transform(features, left_trans, right_trans, clip_ratio);
+  w4a4::Transform transform = make_transform(features, left_trans, right_trans, clip_ratio);
+  transform.token_maximum = maxima_or_null(token_maximum, x.numel() / features);
   Tensor q = new_tensor(x, with_last(x, features), ScalarType::Char);
   std::vector<int64_t> scale_shape = with_last(x, 0);
   scale_shape.pop_back();
@@ -194,12 +206,13 @@ Tensor weight_only_linear(const Tensor& x, const Tensor& packed, const Tensor& w
 
 Tensor w8a8_linear(const Tensor& x, const Tensor& packed, const Tensor& weight_scale, const OptionalTensor& bias,
                    const OptionalTensor& left_trans, const OptionalTensor& right_trans,
-                   const OptionalTensor& clip_ratio) {
+                   const OptionalTensor& clip_ratio, const OptionalTensor& token_maximum) {
   const int64_t features = check_tokens(x, "x");
   const w4a4::Dtype dtype = float_dtype(x, "x");
   const w4a4::Weight weight = make_int8_weight(features, packed, weight_scale, bias);
-  const w4a4::Transform transform = clip_ratio ? make_transform(features, left_trans, right_trans, *clip_ratio)
-                                               : w4a4::Transform{1, features, nullptr, nullptr, 1.0f};
+  w4a4::Transform transform = clip_ratio ? make_transform(features, left_trans, right_trans, *clip_ratio)
+                                         : w4a4::Transform{1, features, nullptr, nullptr, 1.0f};
+  transform.token_maximum = maxima_or_null(token_maximum, x.numel() / features);
   Tensor y = new_tensor(x, with_last(x, weight.out_features), x.scalar_type());
   w4a4::w8a8_linear(x.const_data_ptr(), dtype, x.numel() / features, transform, weight, y.mutable_data_ptr(),
                     w4a4::kernels(), torch_pool());
@@ -286,10 +299,11 @@ std::vector<int64_t> int4_layout() { return {w4a4::kTileRows, w4a4::kBlockFeatur
 STABLE_TORCH_LIBRARY(vllm_w4a4, m) {
   m.def(
       "flatquant_linear(Tensor x, Tensor weight_packed, Tensor weight_scale, Tensor? left_trans, Tensor? right_trans, "
-      "Tensor clip_ratio, Tensor? bias=None, Tensor? weight_offset=None, int activation_bits=4) -> Tensor");
+      "Tensor clip_ratio, Tensor? bias=None, Tensor? weight_offset=None, int activation_bits=4, "
+      "Tensor? token_maximum=None) -> Tensor");
   m.def(
-      "kronecker_quant(Tensor x, Tensor? left_trans, Tensor? right_trans, Tensor clip_ratio, int activation_bits=4) "
-      "-> (Tensor, Tensor)");
+      "kronecker_quant(Tensor x, Tensor? left_trans, Tensor? right_trans, Tensor clip_ratio, int activation_bits=4, "
+      "Tensor? token_maximum=None) -> (Tensor, Tensor)");
   m.def(
       "int4_linear(Tensor q, Tensor scale, Tensor weight_packed, Tensor weight_scale, Tensor? bias, "
       "Tensor? weight_offset, ScalarType out_dtype, int activation_bits=4) -> Tensor");
@@ -303,7 +317,7 @@ STABLE_TORCH_LIBRARY(vllm_w4a4, m) {
   m.def("pack_int4_rows_(Tensor(a!) packed, Tensor weight, int first_row) -> ()");
   m.def(
       "w8a8_linear(Tensor x, Tensor weight_packed, Tensor weight_scale, Tensor? bias=None, Tensor? left_trans=None, "
-      "Tensor? right_trans=None, Tensor? clip_ratio=None) -> Tensor");
+      "Tensor? right_trans=None, Tensor? clip_ratio=None, Tensor? token_maximum=None) -> Tensor");
   m.def("pack_int8_rows_(Tensor(a!) packed, Tensor weight, int first_row) -> ()");
   m.def("unpack_int4(Tensor packed, int out_features, int in_features) -> Tensor");
   m.def("cpu_instruction_set() -> str");

@@ -17,6 +17,7 @@ SWITCHES = {
     # name -> value if unset, empty, "0", "1"
     "VLLM_W4A4_DISABLE": (False, False, False, True),
     "VLLM_W4A4_FORCE": (False, False, False, True),
+    "VLLM_W4A4_LOCAL_SCALES": (False, False, False, True),
     "VLLM_W4A4_NPU_FUSED": (True, True, False, True),
     "VLLM_W4A4_SELF_CHECK": (True, True, False, True),
 }

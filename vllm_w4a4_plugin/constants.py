@@ -2,6 +2,7 @@
 """Names, versions and ranges that more than one part of the package needs. Imports nothing."""
 
 VERSION = "0.1.0"
+DISTRIBUTION = "vllm-w4a4-plugin"
 """Version of this package; the build reads it from here."""
 
 METHOD = "ascend"
@@ -15,6 +16,9 @@ INDEX_SUFFIX = ".safetensors.index.json"
 
 LOAD_FORMAT = "w4a4"
 """Name of our model loader among vLLM's load formats."""
+
+STREAMED_LOAD_FORMAT = "w4a4-runai"
+"""The same with Run:ai's streamer reading the files."""
 
 TESTED_VLLM = ("0.23", "0.33")
 """First and last minor version of vLLM that the tests run with; these two without a C extension, so without engines."""

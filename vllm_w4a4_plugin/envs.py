@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     VLLM_W4A4_DISABLE: bool
     VLLM_W4A4_ISA: str | None
     VLLM_W4A4_ACTIVATION_BITS: int
+    VLLM_W4A4_LOCAL_SCALES: bool
     VLLM_W4A4_FORCE: bool
     VLLM_W4A4_NPU_FUSED: bool
     VLLM_W4A4_SELF_CHECK: bool
@@ -72,6 +73,14 @@ VARIABLES = {
             "4",
             "`8` runs W4A4 layers on CPUs with 8-bit activations that are not clipped (see "
             "[8-bit activations](../explanation/activation-bits.md)).",
+        ),
+        Variable(
+            "VLLM_W4A4_LOCAL_SCALES",
+            _off_unless_set,
+            "0",
+            "`1` lets each rank of a row-parallel layer without transform quantize its part of a token with a scale of "
+            "its own, as vllm-ascend does. It saves an exchange of 4 bytes per token and layer, but results then "
+            "depend on the number of ranks.",
         ),
         Variable(
             "VLLM_W4A4_FORCE",

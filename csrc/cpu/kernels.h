@@ -20,7 +20,8 @@ inline int64_t dtype_size(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2
 // as X [left, right], becomes X' = left_trans^T (X right_trans); a null factor is the identity. scale = clip * max|X'|
 // / q_max and q = clamp(round_half_even(X' / scale), q_min, q_max). Where the scale is 0 (an all-zero token, or one of
 // values so small that the scale rounds to 0) q is 0. Where max|X'| is not finite the scale is NaN and q is 0: whatever
-// is computed from the token is NaN.
+// is computed from the token is NaN. With a token_maximum, which is for tokens that are parts of longer ones, max|X'|
+// is at least that.
 struct QuantizeArgs {
   const void* x;  // [tokens, features], row-major, of type `dtype`
   Dtype dtype;
@@ -31,8 +32,9 @@ struct QuantizeArgs {
   int64_t padded_right;      // row stride of right_trans and of the scratch, a multiple of kTransformPadding
   float clip;
   float q_min, q_max;
-  int64_t groups;  // sums of q are wanted for each of this many equal parts of a token
-  int8_t* q;       // [tokens, q_stride]; bytes beyond `features` are set to 0
+  const float* token_maximum;  // [tokens] or null
+  int64_t groups;              // sums of q are wanted for each of this many equal parts of a token
+  int8_t* q;                   // [tokens, q_stride]; bytes beyond `features` are set to 0
   int64_t q_stride;
   float* scale;     // [tokens]
   int32_t* q_sums;  // [tokens, groups], or null

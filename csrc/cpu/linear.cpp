@@ -91,6 +91,7 @@ void linear(const void* x, Dtype dtype, int64_t tokens, QuantizeArgs quantize, G
     const int64_t count = std::min(chunk, tokens - begin);
     quantize.x = static_cast<const char*>(x) + begin * args.in_features * dtype_size(dtype);
     quantize_tokens(quantize, count, kernels, pool);
+    if (quantize.token_maximum != nullptr) quantize.token_maximum += count;
     args.panels = Panels(count, gemm.panel_tokens);
     args.q = make_panels(quantize.q, stride, args.panels, gemm, pool);
     args.y = row_of(y, dtype, args.out_features, begin);

@@ -24,6 +24,8 @@ struct Transform {
   const float* left_trans;   // [left, left]
   const float* right_trans;  // [right, right]
   float clip;
+  // [tokens] or null: the largest magnitude of each whole token, where x has a part of it.
+  const float* token_maximum = nullptr;
 };
 
 // Range of quantized activations.

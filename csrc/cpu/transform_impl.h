@@ -99,7 +99,7 @@ void transform_left(const QuantizeArgs& args, int64_t row_begin, int64_t row_end
 
 void quantize_transformed(const QuantizeArgs& args, int64_t token, const float* scratch) {
   const float* z = transformed(args, scratch);
-  int32_t largest = 0;
+  int32_t largest = args.token_maximum != nullptr ? magnitude_bits(args.token_maximum[token]) : 0;
   for (int64_t m = 0; m < args.left; ++m) {
     largest = std::max(largest, max_magnitude_bits(z + m * args.padded_right, args.padded_right));
   }

@@ -111,6 +111,13 @@ inline void store_floats(const float* source, int64_t count, Dtype dtype, void* 
   }
 }
 
+// The bits of |value|, for which the next function's order holds.
+inline int32_t magnitude_bits(float value) {
+  int32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits & 0x7FFFFFFF;
+}
+
 // The bits of the largest magnitude; `count` is a multiple of kVector. As integers, the bits of floats without their
 // sign are ordered as the magnitudes are, infinity above all finite ones and NaN above infinity: nothing that is not
 // finite gets lost, as it would in a comparison of floats.

@@ -160,6 +160,53 @@ void test_w8a8(const w4a4::Kernels& kernels, int64_t features, int64_t out, int6
   check(is_right, std::string(kernels.name) + " w8a8, " + std::to_string(features) + " -> " + std::to_string(out));
 }
 
+// Parts of tokens, quantized with the largest magnitudes of the whole ones, are to the bit what they are in these. So
+// many tokens that a linear takes several chunks of them.
+void test_parts(const w4a4::Kernels& kernels, w4a4::ActivationRange range, w4a4::Dtype dtype, float clip) {
+  constexpr int64_t kTokens = 1100, kFeatures = 192, kParts = 3, kPart = kFeatures / kParts, kOut = 33;
+  Random random(3);
+  std::vector<float> x = from_dtype(to_dtype(random.reals(kTokens * kFeatures, -3, 3), dtype), dtype);
+  std::fill_n(x.begin() + kFeatures, kFeatures, 0.0f);
+  std::vector<float> maxima(kTokens);
+  for (int64_t i = 0; i < kTokens * kFeatures; ++i) {
+    maxima[i / kFeatures] = std::max(maxima[i / kFeatures], std::fabs(x[i]));
+  }
+  maxima[5] = -NAN;
+  std::vector<int8_t> whole(x.size());
+  std::vector<float> whole_scale(kTokens), scale(kTokens);
+  const w4a4::Pool pool = make_pool(2);
+  w4a4::kronecker_quant(to_dtype(x, dtype).data(), dtype, kTokens, kFeatures, {1, kFeatures, nullptr, nullptr, clip},
+                        range, whole.data(), whole_scale.data(), kernels, pool);
+  const auto packed = pack(random.bytes(kOut * kPart, -8, 7), kOut, kPart);
+  const std::vector<float> weight_scale = random.reals(kOut, 0.01f, 0.1f);
+  const w4a4::Weight weight{
+      packed.data(), weight_scale.data(), nullptr, nullptr, w4a4::Dtype::kFloat32, kOut, kPart, 1};
+  bool is_same = true, is_same_product = true;
+  for (int64_t part = 0; part < kParts; ++part) {
+    std::vector<float> values;
+    std::vector<int8_t> expected;
+    for (int64_t t = 0; t < kTokens; ++t) {
+      const int64_t first = t * kFeatures + part * kPart;
+      values.insert(values.end(), x.begin() + first, x.begin() + first + kPart);
+      expected.insert(expected.end(), whole.begin() + first, whole.begin() + first + kPart);
+    }
+    std::fill_n(expected.begin() + 5 * kPart, kPart, int8_t{0});
+    const auto input = to_dtype(values, dtype);
+    const w4a4::Transform transform{1, kPart, nullptr, nullptr, clip, maxima.data()};
+    std::vector<int8_t> q(expected.size());
+    w4a4::kronecker_quant(input.data(), dtype, kTokens, kPart, transform, range, q.data(), scale.data(), kernels, pool);
+    is_same &= q == expected && std::isnan(scale[5]);
+    for (int64_t t = 0; t < kTokens; ++t) is_same &= t == 5 || scale[t] == whole_scale[t];
+    std::vector<uint8_t> y(kTokens * kOut * w4a4::dtype_size(dtype)), separate(y.size());
+    w4a4::flatquant_linear(input.data(), dtype, kTokens, transform, range, weight, y.data(), kernels, pool);
+    w4a4::int4_linear(q.data(), scale.data(), kTokens, range, weight, separate.data(), dtype, kernels, pool);
+    is_same_product &= y == separate;
+  }
+  const std::string what = std::string(kernels.name) + " parts of tokens, " + std::to_string(int(range.max));
+  check(is_same, what + ": activations");
+  check(is_same_product, what + ": outputs");
+}
+
 // The largest sums there can be; accumulators of 16 bits must be widened in time.
 void test_extremes(const w4a4::Kernels& kernels) {
   constexpr int64_t kFeatures = 25600, kOut = 17, kTokens = 13;
@@ -210,6 +257,9 @@ void test(const w4a4::Kernels& kernels) {
     test_w8a8(kernels, 192, 50, tokens);
     test_w8a8(kernels, 77, 1, tokens);
   }
+  test_parts(kernels, w4a4::kInt4Range, w4a4::Dtype::kFloat32, 1.0f);
+  test_parts(kernels, w4a4::kInt4Range, w4a4::Dtype::kBFloat16, 0.9f);
+  test_parts(kernels, w4a4::kInt8Range, w4a4::Dtype::kFloat16, 1.0f);
   test_extremes(kernels);
   test_wide(kernels);
 }

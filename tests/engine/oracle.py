@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A whole quantized Qwen3 in transformers, its linears computed by the reference: the oracle of the engine tests."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -43,8 +45,23 @@ class ReferenceLinear(torch.nn.Module):
         return reference.flatquant_linear(x, v["weight"], scale, *transform, bias, weight_offset=offset)
 
 
-def prompt_logprobs(directory: Path, tokens: list[int]) -> torch.Tensor:
-    """Log probability, float32 [len(tokens) - 1], of each token but the first given those before it."""
+def prompt_logprobs(
+    directory: Path, tokens: list[int], change: Callable[[torch.nn.Module], None] | None = None
+) -> torch.Tensor:
+    """Log probability, float32 [len(tokens) - 1], of each token but the first given those before it.
+
+    `change` is made to the model first.
+    """
+    model = reference_model(directory)
+    if change is not None:
+        change(model)
+    with torch.inference_mode():
+        logits = model(torch.tensor([tokens])).logits[0]
+    return logits[:-1].log_softmax(-1)[torch.arange(len(tokens) - 1), tokens[1:]]
+
+
+def reference_model(directory: Path) -> Any:
+    """The whole model."""
     reader = CheckpointReader(directory)
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory), dtype=torch.float32).eval()
     for name in experts_layers(Inventory.of(reader)):
@@ -63,14 +80,12 @@ def prompt_logprobs(directory: Path, tokens: list[int]) -> torch.Tensor:
     missing, unexpected = model.load_state_dict(floats, strict=False)
     assert not unexpected
     assert not missing
-    with torch.inference_mode():
-        logits = model(torch.tensor([tokens])).logits[0]
-    return logits[:-1].log_softmax(-1)[torch.arange(len(tokens) - 1), tokens[1:]]
+    return model
 
 
-def engine_logprobs(llm: LLM, tokens: list[int]) -> torch.Tensor:
-    """The same from a vLLM engine."""
+def engine_logprobs(llm: LLM, tokens: list[int], **arguments: Any) -> torch.Tensor:
+    """The same from a vLLM engine; `arguments` are for `LLM.generate`."""
     params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
-    output = llm.generate([{"prompt_token_ids": tokens}], params, use_tqdm=False)[0]
+    output = llm.generate([{"prompt_token_ids": tokens}], params, use_tqdm=False, **arguments)[0]
     entries = output.prompt_logprobs[1:]
     return torch.tensor([entry[token].logprob for entry, token in zip(entries, tokens[1:], strict=True)])

@@ -12,14 +12,14 @@ import torch
 
 from tests.conftest import DESCRIPTION, INDEX, MICRO, WEIGHTS
 from tests.loading import engine_config, loaded_model
-from vllm_w4a4_plugin.checkpoint import CheckpointReader
+from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader
 
 ATTENTION = "model.layers.0.self_attn"
 MLP = "model.layers.1.mlp"
 
 
 def refused(directory: Path, *words: str, **arguments: Any) -> None:
-    with pytest.raises(ValueError) as caught, loaded_model(directory, **arguments):  # noqa: PT011 - words are checked
+    with pytest.raises(CheckpointError) as caught, loaded_model(directory, **arguments):
         pass
     text = str(caught.value)
     assert all(word in text for word in words), text
@@ -216,8 +216,45 @@ def test_quantized_kv_cache(micro_copy: Path, edit_json: Callable[..., None]) ->
     refused(micro_copy, "kv_quant_type is 'C8'", "cannot be run on CPU")
 
 
-def test_load_format_that_bypasses_the_checkpoints_tensors(micro_copy: Path) -> None:
-    refused(micro_copy, "load format 'sharded_state'", load_format="sharded_state")
+@pytest.mark.parametrize(
+    ("load_format", "reason"),
+    [
+        pytest.param(
+            "sharded_state",
+            "its files hold the model's parameters after loading",
+            marks=pytest.mark.feature(
+                "`--load-format sharded_state`", refused="its files hold the parameters in packed form"
+            ),
+        ),
+        pytest.param(
+            "fastsafetensors",
+            "vLLM's loader for it puts tensors on a CUDA device",
+            marks=pytest.mark.feature(
+                "`--load-format fastsafetensors`", refused="vLLM puts its tensors on a CUDA device"
+            ),
+        ),
+        pytest.param(
+            "tensorizer",
+            "it does not load the checkpoint's own tensors",
+            marks=pytest.mark.feature(
+                "`--load-format tensorizer`", refused="it does not load the checkpoint's own tensors"
+            ),
+        ),
+        pytest.param(
+            "pt",
+            "it does not load the checkpoint's own tensors",
+            marks=pytest.mark.feature("`--load-format pt`", refused="it does not load the checkpoint's own tensors"),
+        ),
+    ],
+)
+def test_load_formats_that_cannot_be_used(micro_copy: Path, load_format: str, reason: str) -> None:
+    refused(micro_copy, f"load format '{load_format}' cannot be used here: {reason}", load_format=load_format)
+
+
+@pytest.mark.feature("sleep mode", refused="vLLM's CPU platform has none")
+def test_sleep_mode(micro_copy: Path) -> None:
+    with pytest.raises(ValueError, match="Sleep mode is not supported on current platform"):
+        engine_config(micro_copy, enable_sleep_mode=True)
 
 
 def test_unsupported_platform_is_named(micro_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,5 +268,5 @@ def test_unsupported_platform_is_named(micro_copy: Path, monkeypatch: pytest.Mon
             return False
 
     monkeypatch.setattr(config, "current_platform", OtherPlatform)
-    with pytest.raises(ValueError, match=r"runs on CPUs .* and on Ascend NPUs .*this vLLM runs on cuda"):
+    with pytest.raises(CheckpointError, match=r"runs on CPUs .* and on Ascend NPUs .*this vLLM runs on cuda"):
         engine_config(micro_copy)

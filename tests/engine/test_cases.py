@@ -13,7 +13,7 @@ from vllm import LLM
 
 from tests.cases import NAMES, write_case
 from tests.engine.oracle import engine_logprobs, prompt_logprobs
-from vllm_w4a4_plugin.checkpoint import CheckpointReader
+from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader
 from vllm_w4a4_plugin.checkpoint.verify import header_findings, value_findings
 
 REFUSED = {
@@ -69,5 +69,5 @@ def test_what_verify_calls_good_has_the_right_numbers(name: str, tmp_path: Path)
 def test_what_cannot_be_right_is_refused_by_both(name: str, tmp_path: Path) -> None:
     write_case(name, tmp_path)
     assert any(REFUSED[name] in finding for finding in findings(tmp_path))
-    with pytest.raises(ValueError, match=REFUSED[name].replace("(", r"\(")):
+    with pytest.raises(CheckpointError, match=REFUSED[name].replace("(", r"\(")):
         log_probabilities(tmp_path, [1, 2])

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model with dummy weights computes, and its numbers have ordinary sizes."""
 
+import pytest
 import torch
 from vllm.model_executor.layers.linear import LinearBase
 
@@ -9,6 +10,7 @@ from tests.loading import loaded_model
 from vllm_w4a4_plugin.quantization.linear import AscendW4A4LinearMethod
 
 
+@pytest.mark.feature("`--load-format dummy`")
 def test_every_quantized_layer_computes() -> None:
     with loaded_model(MICRO, load_format="dummy") as model:
         methods = (module for module in model.modules() if isinstance(module, LinearBase))

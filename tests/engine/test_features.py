@@ -3,6 +3,7 @@
 
 import gc
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from vllm import LLM, SamplingParams
 
 from tests.conftest import MICRO
 from tests.engine.oracle import engine_logprobs, prompt_logprobs
+from tests.engine.texts import NUMBER, greedy, structured_number
 from vllm_w4a4_plugin.constants import METHOD
 
 pytestmark = pytest.mark.engine
@@ -41,14 +43,21 @@ def engine(directory: Path, **arguments: Any) -> Iterator[LLM]:
         gc.collect()
 
 
+@pytest.mark.feature("structured output: outlines")
+@pytest.mark.feature("pipeline parallelism (`--pipeline-parallel-size`), eager")
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_pipeline() -> None:
     """In eager mode, where vLLM by itself does not allocate what the second stage receives into."""
-    with engine(MICRO, quantization=METHOD, pipeline_parallel_size=2) as llm:
+    with engine(
+        MICRO, quantization=METHOD, pipeline_parallel_size=2, structured_outputs_config={"backend": "outlines"}
+    ) as llm:
+        number = structured_number(llm)
         difference = engine_logprobs(llm, TOKENS) - prompt_logprobs(MICRO, TOKENS)
     assert difference.abs().median() < 0.02
+    assert re.fullmatch(NUMBER, number)
 
 
+@pytest.mark.feature("speculative decoding: draft model")
 def test_draft_model() -> None:
     """The draft is the model itself, read a second time: all that it proposes is accepted."""
     draft = {"model": str(MICRO), "method": "draft_model", "num_speculative_tokens": 3}
@@ -58,3 +67,24 @@ def test_draft_model() -> None:
     proposed = counts["vllm:spec_decode_num_draft_tokens"]
     assert proposed >= 9
     assert counts["vllm:spec_decode_num_accepted_tokens"] == proposed
+
+
+@pytest.mark.feature("structured output: guidance")
+@pytest.mark.feature("speculative decoding: n-gram")
+def test_ngram() -> None:
+    """Tokens are those without speculation, and some proposals are accepted: the prompt repeats itself."""
+    ngram = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
+    repeating = [TOKENS[:12] * 4, TOKENS[:6] * 8]
+    with engine(
+        MICRO, quantization=METHOD, speculative_config=ngram, structured_outputs_config={"backend": "guidance"}
+    ) as llm:
+        found = greedy(llm, repeating, 48)
+        number = structured_number(llm)
+        counts = {metric.name: getattr(metric, "value", None) for metric in llm.get_metrics()}
+    assert re.fullmatch(NUMBER, number)
+    assert counts["vllm:spec_decode_num_accepted_tokens"] > 0
+    for prompt, completion in zip(repeating, found, strict=True):
+        logprobs = [e[t].logprob for e, t in zip(completion.logprobs, completion.token_ids, strict=True)]
+        expected = prompt_logprobs(MICRO, prompt + list(completion.token_ids))[-48:]
+        assert (torch.tensor(logprobs) - expected).abs().median() < 0.02
+        assert all(entry[t].rank == 1 for entry, t in zip(completion.logprobs, completion.token_ids, strict=True))

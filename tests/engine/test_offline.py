@@ -47,16 +47,20 @@ def assert_same_model(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert (found - expected).abs().median() < TYPICAL_DIFFERENCE
 
 
+@pytest.mark.feature("eager mode and `torch.compile`")
 def test_log_probabilities(llm: LLM) -> None:
     assert_same_model(engine_logprobs(llm, TOKENS), prompt_logprobs(MICRO, TOKENS))
 
 
+@pytest.mark.feature("`LLM`, offline")
+@pytest.mark.feature("greedy decoding and sampling, batches of mixed lengths")
 def test_batches_and_sampling(llm: LLM) -> None:
     prompts = [{"prompt_token_ids": TOKENS[:n]} for n in (1, 5, 40, 96)]
     outputs = llm.generate(prompts, SamplingParams(max_tokens=8, temperature=0.6, seed=1), use_tqdm=False)
     assert [len(output.outputs[0].token_ids) for output in outputs] == [8] * 4
 
 
+@pytest.mark.feature("reloading weights (`reload_weights`)")
 def test_reloading_weights(llm: LLM, micro_copy: Path, edit_tensors: Callable[..., None]) -> None:
     """Another checkpoint's weights, then the first one's again: each time the outputs are those of what was loaded."""
     # The other weights have offsets, which those of MICRO have not: compiled graphs must take them all the same.

@@ -12,7 +12,7 @@ import torch
 
 from tests.conftest import DESCRIPTION
 from tests.loading import engine_config
-from vllm_w4a4_plugin.checkpoint import CheckpointReader
+from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader
 from vllm_w4a4_plugin.checkpoint.verify import header_findings
 
 O_PROJ, K_PROJ = "model.layers.0.self_attn.o_proj", "model.layers.1.self_attn.k_proj"
@@ -23,7 +23,7 @@ NPUS = "vllm-ascend runs it on NPUs"
 def refused(directory: Path, *words: str) -> None:
     findings = list(header_findings(CheckpointReader(directory)))
     assert any(all(word in finding for word in words) for finding in findings), findings
-    with pytest.raises(ValueError, match=re.escape(findings[0])):
+    with pytest.raises(CheckpointError, match=re.escape(findings[0])):
         engine_config(directory)
 
 

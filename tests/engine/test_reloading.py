@@ -46,6 +46,7 @@ def other(micro_copy: Path, edit_tensors: Callable[..., None]) -> Iterator[dict[
     return tensors(micro_copy)
 
 
+@pytest.mark.feature("weights loaded in place, also in portions, by a trainer")
 def test_a_trainer_loads_in_place_any_number_of_times(other: dict[str, torch.Tensor], micro_copy: Path) -> None:
     with loaded_model(micro_copy) as model:
         expected_other = results(model)

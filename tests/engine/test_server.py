@@ -6,13 +6,13 @@ import shutil
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import MICRO
+from tests.conftest import DESCRIPTION, MICRO
 from tools.demo import MODEST_MEMORY, free_port, running, wait_until_healthy
 
 pytestmark = pytest.mark.engine
@@ -58,6 +58,7 @@ def test_the_tutorials_curl_command(port: int) -> None:
     check_answer(result.stdout)
 
 
+@pytest.mark.feature("`vllm serve`: completions, streaming, `AsyncLLM`")
 def test_the_same_request_without_curl(port: int) -> None:
     body = CURL.partition("-d '")[2].rpartition("'")[0].encode()
     url = f"http://localhost:{port}/v1/completions"
@@ -74,3 +75,14 @@ def test_streaming(port: int) -> None:
         lines = [line for line in response.read().decode().splitlines() if line.startswith("data: ")]
     assert lines[-1] == "data: [DONE]"
     assert len(lines) >= 2
+
+
+def test_a_refusal_ends_in_one_readable_line(micro_copy: Path, edit_json: Callable[..., None]) -> None:
+    edit_json(DESCRIPTION, {"model.layers.1.mlp.down_proj.weight": "W5A5"})
+    command = [str(Path(sys.executable).parent / "vllm"), "serve", str(micro_copy), "--quantization", "ascend"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode != 0
+    last = result.stderr.strip().splitlines()[-1]
+    assert "CheckpointError: " in last
+    assert "unknown quant type 'W5A5'" in last
+    assert "pydantic" not in result.stderr.partition("CheckpointError: ")[2]

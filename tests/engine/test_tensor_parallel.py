@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two ranks, one core each, on the checkpoint of the real tool, and weights reloaded on both."""
+"""Two ranks, one core each, and one rank give the same texts; weights reloaded on both ranks."""
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,42 +13,66 @@ from vllm import LLM
 
 from tests.conftest import MICRO, swapped_layers
 from tests.engine.oracle import engine_logprobs, prompt_logprobs
+from tests.engine.requantized import ALL_DYNAMIC, ALL_W4A4, requantize
+from tests.engine.texts import assert_same_texts, greedy, prompts
 
-pytestmark = pytest.mark.engine
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores"),
+]
 
-BOUND = 0.15
+TYPICAL_DIFFERENCE = 0.02
 OFFSET = "model.layers.0.self_attn.q_proj.weight_offset"  # which MICRO does not have: its weights are symmetric
 TOKENS = torch.randint(3, 500, (96,), generator=torch.Generator().manual_seed(0)).tolist()
+PROMPTS, LENGTH = prompts(20), 64
+ALL = os.environ.get("W4A4_RANKS") == "1"
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
-def test_two_ranks(micro_copy: Path, edit_tensors: Callable[..., None]) -> None:
-    """Each rank quantizes its part of o_proj's int8 activations with a scale of its own, hence the wider bound.
-
-    Also on a machine with one NUMA node, where vLLM by itself does not start two ranks.
-    """
+@contextmanager
+def engine(directory: Path, ranks: int) -> Iterator[LLM]:
     llm = LLM(
-        str(MICRO),
+        str(directory),
         quantization="ascend",
         max_model_len=128,
         dtype="float32",
         enforce_eager=True,
         enable_prefix_caching=False,
-        tensor_parallel_size=2,
-        gpu_memory_utilization=0.3,
+        tensor_parallel_size=ranks,
+        gpu_memory_utilization=0.2,
     )
-    edit_tensors({**swapped_layers(), OFFSET: torch.full((256, 1), 0.5)})
     try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+        del llm
+        gc.collect()
+
+
+@pytest.mark.feature("tensor parallelism (`--tensor-parallel-size`), also on one NUMA node")
+def test_the_tutorials_types_and_reloading(micro_copy: Path, edit_tensors: Callable[..., None]) -> None:
+    """Also on a machine with one NUMA node, where vLLM by itself does not start two ranks."""
+    edit_tensors({**swapped_layers(), OFFSET: torch.full((256, 1), 0.5)})
+    with engine(MICRO, 2) as llm:
+        texts = greedy(llm, PROMPTS, LENGTH)
         first = engine_logprobs(llm, TOKENS)
         llm.collective_rpc("reload_weights", kwargs={"weights_path": str(micro_copy)})
         other = engine_logprobs(llm, TOKENS)
         llm.collective_rpc("reload_weights", kwargs={"weights_path": str(MICRO)})
         again = engine_logprobs(llm, TOKENS)
-    finally:
-        llm.llm_engine.engine_core.shutdown()
-        del llm
-        gc.collect()
-    assert (first - prompt_logprobs(MICRO, TOKENS)).abs().median() < BOUND
-    assert (other - prompt_logprobs(micro_copy, TOKENS)).abs().median() < BOUND
-    assert (other - first).abs().median() > 2 * BOUND
+    assert (first - prompt_logprobs(MICRO, TOKENS)).abs().median() < TYPICAL_DIFFERENCE
+    assert (other - prompt_logprobs(micro_copy, TOKENS)).abs().median() < TYPICAL_DIFFERENCE
+    assert (other - first).abs().median() > 10 * TYPICAL_DIFFERENCE
     assert torch.equal(again, first)
+    with engine(MICRO, 1) as llm:
+        assert_same_texts(texts, greedy(llm, PROMPTS, LENGTH))
+
+
+@pytest.mark.skipif(not ALL, reason="four more engines: W4A4_RANKS=1 runs it")
+@pytest.mark.parametrize("kinds", [ALL_W4A4, ALL_DYNAMIC], ids=["all-w4a4", "dynamic"])
+def test_other_types(tmp_path: Path, kinds: dict[str, str]) -> None:
+    directory = requantize(tmp_path, kinds)
+    texts = []
+    for ranks in (1, 2):
+        with engine(directory, ranks) as llm:
+            texts.append(greedy(llm, PROMPTS, LENGTH))
+    assert_same_texts(texts[1], texts[0])

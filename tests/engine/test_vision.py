@@ -86,6 +86,7 @@ def log_probabilities(
     return logits[:-1].log_softmax(-1)[torch.arange(len(ids) - 1), ids[1:]]
 
 
+@pytest.mark.feature("vision-language models")
 @pytest.mark.engine
 def test_text_has_the_log_probabilities_of_the_torch_model(model: tuple[str, Path, LLM]) -> None:
     name, directory, llm = model

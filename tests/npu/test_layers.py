@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.linears import load, relative_error
 from tests.npu.linears import (
     DYNAMIC,
+    FLATQUANT,
     OTHER_ROUNDINGS,
     SAME_ROUNDINGS,
     Linear,
@@ -157,15 +158,21 @@ def test_no_token_at_all(column: Callable[..., Any]) -> None:
     assert output(column(Linear(48, 192, kind=DYNAMIC)), inputs(192, 0)).shape == (0, 48)
 
 
-def test_row_parallel_layers_gather_before_they_quantize(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [FLATQUANT, DYNAMIC])
+def test_row_parallel_layers_quantize_as_one_device_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, calls: list[Any]
+) -> None:
+    """With a transform each device gathers the tokens, without one only their largest magnitudes."""
     from vllm.model_executor import parameter
     from vllm_ascend.ops.linear import AscendRowParallelLinear
     from vllm_ascend.quantization import method_adapters
 
-    from vllm_w4a4_plugin.quantization.schemes import w4a4_npu
+    from vllm_w4a4_plugin.quantization.schemes import w4a4_npu, whole_tokens
 
-    linear = Linear(48, 192, bias=True)
+    linear = Linear(48, 192, bias=True, kind=kind)
     x = inputs(192)
+    x[:, :96] *= 8  # on the first device
+    maxima = torch.cat([half.abs().amax(-1, keepdim=True).float() for half in x.chunk(2, -1)], -1)
     parts = []
     for rank in range(2):
         monkeypatch.setattr("vllm_ascend.ops.linear.get_parallel_op", lambda *a, rank=rank: (None, rank, 2))
@@ -174,6 +181,7 @@ def test_row_parallel_layers_gather_before_they_quantize(tmp_path: Path, monkeyp
         monkeypatch.setattr(parameter, "get_tensor_model_parallel_world_size", lambda: 2)
         monkeypatch.setattr(w4a4_npu, "get_tensor_model_parallel_world_size", lambda: 2)
         monkeypatch.setattr(w4a4_npu, "tensor_model_parallel_all_gather", lambda part: x)
+        monkeypatch.setattr(whole_tokens, "tensor_model_parallel_all_gather", lambda maximum: maxima)
         layer = AscendRowParallelLinear(
             192,
             48,
@@ -187,7 +195,37 @@ def test_row_parallel_layers_gather_before_they_quantize(tmp_path: Path, monkeyp
         columns = slice(96 * rank, 96 * (rank + 1))
         bias = layer.bias if rank == 0 else None
         parts.append(layer.quant_method.apply(layer, x[:, columns].contiguous(), bias).float())
-    assert relative_error((parts[0] + parts[1]).bfloat16(), linear.expected(x)) < SAME_ROUNDINGS
+    expected = linear.expected(x, with_npu_roundings=kind == FLATQUANT)
+    assert relative_error((parts[0] + parts[1]).bfloat16(), expected) < SAME_ROUNDINGS
+
+
+def test_devices_may_have_scales_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is gathered: nobody pretends that there is another device."""
+    from vllm.model_executor import parameter
+    from vllm_ascend.ops.linear import AscendRowParallelLinear
+    from vllm_ascend.quantization import method_adapters
+
+    monkeypatch.setenv("VLLM_W4A4_LOCAL_SCALES", "1")
+    monkeypatch.setattr("vllm_ascend.ops.linear.get_parallel_op", lambda *a: (None, 0, 2))
+    for module in (parameter, method_adapters):
+        monkeypatch.setattr(module, "get_tensor_model_parallel_rank", lambda: 0)
+    monkeypatch.setattr(parameter, "get_tensor_model_parallel_world_size", lambda: 2)
+    linear = Linear(48, 192, kind=DYNAMIC)
+    layer = AscendRowParallelLinear(
+        192,
+        48,
+        False,
+        params_dtype=torch.bfloat16,
+        quant_config=open_config(tmp_path, {"mlp.down": linear}),
+        prefix="model.layers.0.mlp.down",
+    )
+    load(layer, {None: linear})
+    x = inputs(96)
+    half = Linear(48, 96, kind=DYNAMIC)
+    half.values["weight"] = linear.values["weight"][:, :96]
+    half.values["weight_scale"] = linear.values["weight_scale"]
+    expected = half.expected(x, with_npu_roundings=False)
+    assert relative_error(layer.quant_method.apply(layer, x, None), expected) < SAME_ROUNDINGS
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ def test_float32_replaces_what_the_cpu_lacks(quantization: str | None) -> None:
     assert config.model_config.dtype == torch.float32
 
 
+@pytest.mark.feature("`--dtype` by name")
 @pytest.mark.usefixtures("slow_bfloat16")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_dtype_asked_for_by_name_stays(dtype: torch.dtype) -> None:

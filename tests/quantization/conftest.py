@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.model_executor.layers import linear as vllm_linear
 
@@ -45,4 +46,18 @@ def at_rank(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
         monkeypatch.setattr(vllm_linear, "tensor_model_parallel_all_reduce", lambda x: x)
 
     pretend(0, 1)
+    return pretend
+
+
+@pytest.fixture
+def all_ranks_have(monkeypatch: pytest.MonkeyPatch) -> Callable[[torch.Tensor, int], None]:
+    """Pretend that these tokens are spread over so many ranks, which take part in what this rank gathers."""
+
+    def pretend(tokens: torch.Tensor, size: int) -> None:
+        from vllm_w4a4_plugin.quantization.schemes import transform, whole_tokens
+
+        maxima = torch.cat([part.abs().amax(-1, keepdim=True).float() for part in tokens.chunk(size, -1)], -1)
+        monkeypatch.setattr(transform, "tensor_model_parallel_all_gather", lambda part: tokens)
+        monkeypatch.setattr(whole_tokens, "tensor_model_parallel_all_gather", lambda maximum: maxima)
+
     return pretend

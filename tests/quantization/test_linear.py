@@ -12,13 +12,10 @@ from vllm.model_executor.layers.linear import (
     MergedColumnParallelLinear,
     QKVParallelLinear,
     ReplicatedLinear,
-    RowParallelLinear,
 )
 
 from tests.linears import load
 from tests.quantization.linears import IN, KINDS, Linear, assert_near, column_layer, inputs
-from vllm_w4a4_plugin.ops import reference
-from vllm_w4a4_plugin.quantization.schemes import transform
 
 pytestmark = pytest.mark.usefixtures("vllm_context")
 
@@ -94,43 +91,6 @@ def test_replicated(make_config: Any, at_rank: Any, bias: bool) -> None:
         layer = ReplicatedLinear(IN, 40, bias=bias, params_dtype=torch.float32, quant_config=config, prefix="m.proj")
         load(layer, {None: linear})
         assert_near(layer(inputs())[0], linear.expected(inputs()))
-
-
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("size", [1, 2])
-def test_row_parallel_flatquant(
-    make_config: Any, at_rank: Any, monkeypatch: pytest.MonkeyPatch, size: int, bias: bool
-) -> None:
-    """The ranks' outputs add up to the whole layer's, with the same int4 values as on one rank; bias counts once."""
-    linear = Linear(40, "W4A4_FLATQUANT_DYNAMIC", 0, bias=bias)
-    config = make_config(proj=linear)
-    monkeypatch.setattr(transform, "tensor_model_parallel_all_gather", lambda x: inputs())
-    total = torch.zeros(9, 40)
-    for rank in range(size):
-        at_rank(rank, size)
-        layer = RowParallelLinear(
-            IN, 40, bias=bias, params_dtype=torch.float32, quant_config=config, prefix="m.proj", input_is_parallel=True
-        )
-        load(layer, {None: linear})
-        total += layer(inputs().chunk(size, -1)[rank].contiguous())[0]
-    assert_near(total, linear.expected(inputs()))
-
-
-@pytest.mark.parametrize("groups", [1, 2])
-def test_row_parallel_dynamic_quantizes_each_ranks_part(make_config: Any, at_rank: Any, groups: int) -> None:
-    linear = Linear(40, "W4A4_DYNAMIC", 0, groups=groups)
-    config = make_config(proj=linear)
-    half = IN // 2
-    for rank in range(2):
-        at_rank(rank, 2)
-        layer = RowParallelLinear(IN, 40, bias=False, params_dtype=torch.float32, quant_config=config, prefix="m.proj")
-        load(layer, {None: linear})
-        x = inputs()[:, rank * half : (rank + 1) * half].contiguous()
-        scale = linear.weight_scale[:, rank : rank + 1] if groups == 2 else linear.weight_scale
-        expected = reference.flatquant_linear(
-            x, linear.weight[:, rank * half : (rank + 1) * half], scale.squeeze(1), None, None
-        )
-        assert_near(layer.quant_method.apply(layer, x), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)

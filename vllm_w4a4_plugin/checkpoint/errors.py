@@ -5,9 +5,10 @@ DAMAGED = "The checkpoint is damaged or does not fit config.json; copy or quanti
 """What to do about values and shapes that no quantization makes."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(Exception):
     """A checkpoint cannot be used as it stands.
 
     The message names the file, the layer and the tensor as far as they are known, what was expected and what
-    was found, and what to do about it.
+    was found, and what to do about it. It is no ValueError: vLLM builds its configuration inside pydantic, which hides
+    those in lines of its own.
     """

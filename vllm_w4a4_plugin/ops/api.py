@@ -31,6 +31,7 @@ def flatquant_linear(
     *,
     weight_offset: Tensor | None = None,
     activation_bits: int = 4,
+    token_maximum: Tensor | None = None,
 ) -> Tensor:
     """Transform, quantize per token, multiply in integers, dequantize: a W4A4 or W4A8 linear in one call.
 
@@ -44,6 +45,8 @@ def flatquant_linear(
         weight_offset: float32, shaped like weight_scale, subtracted from the int4 weights; None for symmetric ones.
         activation_bits: 4 for q in [-8, 7] and scale clip_ratio * max|x'| / 7, or 8 for q in [-127, 127] and scale
             clip_ratio * max|x'| / 127.
+        token_maximum: float32 [...], or None: where x has a part of each token, max|x'| of the whole one, whose scale
+            the part then gets. One that is not finite makes the outputs NaN.
 
     Returns:
         [..., out] in x's dtype.
@@ -52,16 +55,9 @@ def flatquant_linear(
         RuntimeError: an argument has a wrong dtype, shape or value; the message names it and says what was expected.
     """
     load_library()
+    transform = (left_trans, right_trans, _as_tensor(clip_ratio))
     return torch.ops.vllm_w4a4.flatquant_linear(
-        x,
-        weight_packed,
-        weight_scale,
-        left_trans,
-        right_trans,
-        _as_tensor(clip_ratio),
-        bias,
-        weight_offset,
-        activation_bits,
+        x, weight_packed, weight_scale, *transform, bias, weight_offset, activation_bits, token_maximum
     )
 
 
@@ -72,6 +68,7 @@ def kronecker_quant(
     clip_ratio: Tensor | float = 1.0,
     *,
     activation_bits: int = 4,
+    token_maximum: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The activation half of `flatquant_linear`.
 
@@ -80,7 +77,8 @@ def kronecker_quant(
         A token that is not finite has scale NaN and q 0.
     """
     load_library()
-    return torch.ops.vllm_w4a4.kronecker_quant(x, left_trans, right_trans, _as_tensor(clip_ratio), activation_bits)
+    clip = _as_tensor(clip_ratio)
+    return torch.ops.vllm_w4a4.kronecker_quant(x, left_trans, right_trans, clip, activation_bits, token_maximum)
 
 
 def int4_linear(
@@ -184,6 +182,8 @@ def w8a8_linear(
     left_trans: Tensor | None = None,
     right_trans: Tensor | None = None,
     clip_ratio: Tensor | float = 1.0,
+    *,
+    token_maximum: Tensor | None = None,
 ) -> Tensor:
     """int8 weights and int8 activations in one call, with exact integer sums; without a transform, W8A8_DYNAMIC.
 
@@ -193,14 +193,14 @@ def w8a8_linear(
         weight_packed: filled by `pack_int8_rows_`, int8 `packed_int8_shape(out, in)`.
         weight_scale: float32 [out].
         bias: [out], any float dtype, or None.
-        left_trans, right_trans, clip_ratio: as for `flatquant_linear`.
+        left_trans, right_trans, clip_ratio, token_maximum: as for `flatquant_linear`.
 
     Returns:
         [..., out] in x's dtype.
     """
     load_library()
     return torch.ops.vllm_w4a4.w8a8_linear(
-        x, weight_packed, weight_scale, bias, left_trans, right_trans, _as_tensor(clip_ratio)
+        x, weight_packed, weight_scale, bias, left_trans, right_trans, _as_tensor(clip_ratio), token_maximum
     )
 
 

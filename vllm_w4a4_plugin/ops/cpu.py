@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loads the native library, which registers `torch.ops.vllm_w4a4.*`, and adds the fake implementations."""
 
-import sysconfig
 from collections.abc import Iterable
+from importlib.metadata import distributions
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from vllm_w4a4_plugin.constants import DISTRIBUTION
 
 from .layout import INT4_BLOCK_BYTES, INT4_GROUP_MULTIPLE, INT4_TILE_ROWS, packed_int4_shape
 
@@ -74,10 +76,11 @@ def cpu_available_instruction_sets() -> list[str]:
 
 def library_places(name: str) -> Iterable[Path]:
     """The paths at which a shared library of this package may be installed."""
-    # An editable installation keeps the Python files in the source tree and the library in site-packages.
+    # An editable installation keeps the Python files in the source tree and the library in site-packages, which may be
+    # those of another environment that this one adds to its path.
     directories = [
         Path(__file__).parent.parent,
-        *(Path(sysconfig.get_path(key)) / "vllm_w4a4_plugin" for key in ("platlib", "purelib")),
+        *(Path(str(found.locate_file("vllm_w4a4_plugin"))) for found in distributions(name=DISTRIBUTION)),
     ]
     return (directory / name for directory in dict.fromkeys(directories))
 
@@ -94,6 +97,7 @@ def _register_fakes() -> None:
         bias: Tensor | None = None,
         weight_offset: Tensor | None = None,
         activation_bits: int = 4,
+        token_maximum: Tensor | None = None,
     ) -> Tensor:
         return x.new_empty((*x.shape[:-1], weight_scale.shape[0]))
 
@@ -104,6 +108,7 @@ def _register_fakes() -> None:
         right_trans: Tensor | None,
         clip_ratio: Tensor,
         activation_bits: int = 4,
+        token_maximum: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         return x.new_empty(x.shape, dtype=torch.int8), x.new_empty(x.shape[:-1], dtype=torch.float32)
 
@@ -151,6 +156,7 @@ def _register_fakes() -> None:
         left_trans: Tensor | None = None,
         right_trans: Tensor | None = None,
         clip_ratio: Tensor | None = None,
+        token_maximum: Tensor | None = None,
     ) -> Tensor:
         return x.new_empty((*x.shape[:-1], weight_scale.shape[0]))
 

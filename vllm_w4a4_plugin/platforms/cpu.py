@@ -9,7 +9,7 @@ from vllm.platforms.cpu import CpuPlatform
 
 from vllm_w4a4_plugin import envs
 from vllm_w4a4_plugin.checkpoint import CheckpointError
-from vllm_w4a4_plugin.constants import DESCRIPTION_FILE, LOAD_FORMAT, LOGGER, METHOD
+from vllm_w4a4_plugin.constants import DESCRIPTION_FILE, LOAD_FORMAT, LOGGER, METHOD, STREAMED_LOAD_FORMAT
 
 from . import dtype as dtypes
 from . import requested_dtype
@@ -22,16 +22,28 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(LOGGER)
 
-DEFAULT_ACTIVATION_BITS = 4
+TRACED_VARIABLES = {"VLLM_W4A4_ACTIVATION_BITS": 4, "VLLM_W4A4_LOCAL_SCALES": False}
+"""Variables on which compiled graphs depend, with their defaults."""
 
-LOAD_FORMATS = ("auto", "hf", "safetensors", LOAD_FORMAT)
-"""Load formats that load each tensor of the checkpoint under its own name; our loader replaces them."""
+LOAD_FORMATS = {
+    **dict.fromkeys(("auto", "hf", "safetensors", LOAD_FORMAT), LOAD_FORMAT),
+    **dict.fromkeys(("runai_streamer", STREAMED_LOAD_FORMAT), STREAMED_LOAD_FORMAT),
+}
+"""Load formats that load each tensor of the checkpoint under its own name, and ours that replaces each."""
+
+WHY_REFUSED = {
+    "fastsafetensors": "vLLM's loader for it puts tensors on a CUDA device, which a CPU does not have",
+    "sharded_state": "its files hold the model's parameters after loading, whose packed form depends on the ranks",
+}
 
 PIPELINE_WORKER = "vllm_w4a4_plugin.platforms.worker.PipelineCpuWorker"
 
 
 class W4A4CpuPlatform(CpuPlatform):
     """Adds the choice `--quantization ascend`, detects checkpoints without it, and checks the configuration early."""
+
+    ray_device_key = "GPU"
+    """The resource of Ray that each rank takes one of. vLLM asks for its number, and Ray numbers only accelerators."""
 
     @classmethod
     def pre_register_and_update(cls, parser: "FlexibleArgumentParser | None" = None) -> None:
@@ -55,7 +67,7 @@ class W4A4CpuPlatform(CpuPlatform):
             extra = vllm_config.load_config.model_loader_extra_config
             if vllm_config.load_config.load_format in LOAD_FORMATS and isinstance(extra, dict):
                 extra.setdefault("enable_weights_track", True)
-                vllm_config.load_config.load_format = LOAD_FORMAT
+                vllm_config.load_config.load_format = LOAD_FORMATS[vllm_config.load_config.load_format]
             cls._choose_dtype(vllm_config)
 
     @classmethod
@@ -65,32 +77,41 @@ class W4A4CpuPlatform(CpuPlatform):
             parallel_config.worker_cls = PIPELINE_WORKER
         super().check_and_update_config(vllm_config)
         bind_ranks(parallel_config)
+        if parallel_config.distributed_executor_backend == "ray":
+            logger.info(
+                "Each rank takes one GPU of Ray's resources, which stands for a share of the cores: start Ray with "
+                "`ray start --num-gpus=N` for N ranks on the node."
+            )
         model_config = vllm_config.model_config
         if model_config is None or model_config.quantization != METHOD:
             return
         load_format = vllm_config.load_config.load_format
         if load_format not in (*LOAD_FORMATS, "dummy"):
+            reason = WHY_REFUSED.get(load_format, "it does not load the checkpoint's own tensors")
             raise CheckpointError(
-                f"{model_config.model}: load format {load_format!r} does not load the checkpoint's own tensors. "
-                f"Use --load-format {' or '.join(LOAD_FORMATS)}."
+                f"{model_config.model}: load format {load_format!r} cannot be used here: {reason}. "
+                "Use --load-format auto, safetensors or runai_streamer."
             )
         cls._tell_compile_cache(vllm_config)
 
     @classmethod
     def _tell_compile_cache(cls, vllm_config: "VllmConfig") -> None:
-        """Let vLLM's cache of compiled graphs tell those of 8-bit activations, a constant in them, from others.
+        """Let vLLM's cache of compiled graphs tell graphs apart in which variables of ours are constants.
 
         The key of the cache has no variables of plugins, but it has `additional_config`.
         """
-        bits = envs.VLLM_W4A4_ACTIVATION_BITS
-        if bits == DEFAULT_ACTIVATION_BITS:
+        constants = {
+            name: value for name, default in TRACED_VARIABLES.items() if (value := getattr(envs, name)) != default
+        }
+        if not constants:
             return
         if not isinstance(vllm_config.additional_config, dict):
+            name, value = next(iter(constants.items()))
             raise CheckpointError(
-                f"VLLM_W4A4_ACTIVATION_BITS={bits} needs a dictionary as additional_config, found "
+                f"{name}={int(value)} needs a dictionary as additional_config, found "
                 f"{type(vllm_config.additional_config).__name__}."
             )
-        vllm_config.additional_config = {**vllm_config.additional_config, "w4a4_activation_bits": bits}
+        vllm_config.additional_config = {**vllm_config.additional_config, **constants}
 
     @classmethod
     def _detect(cls, vllm_config: "VllmConfig") -> None:

@@ -19,6 +19,7 @@ from vllm_w4a4_plugin.checkpoint.plan import plan_layer
 from vllm_w4a4_plugin.checkpoint.resolve import checkpoint_name, module_type
 from vllm_w4a4_plugin.checkpoint.runnable import Kind, kind_of, unsupported_reason
 from vllm_w4a4_plugin.constants import LOGGER, METHOD
+from vllm_w4a4_plugin.ops.cpu import load_library
 
 from .experts import AscendW4A4ExpertsMethod
 from .linear import AscendW4A4LinearMethod
@@ -86,9 +87,11 @@ class AscendW4A4Config(QuantizationConfig):
 
         Raises:
             CheckpointError: anything that would keep the model from loading, or a platform that cannot run it.
+            RuntimeError: the CPU kernels were not built, or not for this environment.
         """
         if not current_platform.is_cpu():
             raise CheckpointError(where_it_runs())
+        load_library()
         self.model = model_name
         self.inventory = open_checkpoint(model_name, revision)
         if assumed := self.inventory.assumed_float:

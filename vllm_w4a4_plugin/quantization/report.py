@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user sees while a checkpoint loads: a progress bar of packing, then a table of layers and operators."""
+"""What the user sees while a checkpoint loads: how far packing is, then a table of layers and operators."""
 
+import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.logger import init_logger
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 logger = init_logger(LOGGER)
 
+PROGRESS_INTERVAL_S = 10.0
+"""Time between two lines about packing. They are lines because vLLM has a progress bar of its own meanwhile."""
+
 HEADER = ("quant type", "layers", "weights", "operator", "remark")
 
 
@@ -28,10 +31,10 @@ class LoadReport:
 
     def __init__(self) -> None:
         self._expected: set[str] = set()
-        self._tensors = 0
+        self._tensors = self._packed = 0
+        self._last_line: float | None = None
         self._rows: Counter[tuple[str, str, str]] = Counter()
         self._bytes: Counter[tuple[str, str, str]] = Counter()
-        self._bar: Any = None
 
     def expect(self, scheme: "LinearScheme | ExpertsScheme") -> None:
         """A quantized layer was created and will be loaded."""
@@ -49,20 +52,24 @@ class LoadReport:
 
     def packed(self) -> None:
         """A weight tensor was packed."""
-        if self._bar is None:
-            quiet = get_tensor_model_parallel_rank() != 0
-            self._bar = tqdm(total=self._tensors, desc="Packing weights", unit=" tensors", disable=quiet)
-        self._bar.update()
-        if self._bar.n >= self._bar.total:
-            self._bar.close()
-            self._bar = None
+        now = time.monotonic()
+        if self._last_line is None:
+            self._last_line = now
+        self._packed += 1
+        if self._packed >= self._tensors:
+            self._packed, self._last_line = 0, None
+        elif now - self._last_line >= PROGRESS_INTERVAL_S and get_tensor_model_parallel_rank() == 0:
+            self._last_line = now
+            logger.info("Packed %d of %d weight tensors", self._packed, self._tensors)
 
     def ready(self, scheme: "LinearScheme | ExpertsScheme", layer: "torch.nn.Module") -> None:
         """A quantized layer is loaded; after the last one the table is logged, once."""
         if scheme.plan.prefix not in self._expected:
             return
         self._expected.discard(scheme.plan.prefix)
-        key = (scheme.spec.quant_type.value, scheme.operator, scheme.remark)
+        sent = f"row-parallel: sends {scheme.sent_bytes} bytes per token and layer" if scheme.sent_bytes else ""
+        remark = "; ".join(filter(None, (sent, scheme.remark)))
+        key = (scheme.spec.quant_type.value, scheme.operator, remark)
         self._add(key, scheme.weight_bytes(layer))
         if not self._expected and get_tensor_model_parallel_rank() == 0:
             logger.info("W4A4 plugin: layers of this model\n%s", self.table())
@@ -78,7 +85,3 @@ class LoadReport:
     def _add(self, key: tuple[str, str, str], weight_bytes: int) -> None:
         self._rows[key] += 1
         self._bytes[key] += weight_bytes
-
-    def __getstate__(self) -> dict[str, Any]:
-        # vLLM pickles its configuration, which contains this, for worker processes; a progress bar cannot be pickled.
-        return {**self.__dict__, "_bar": None}

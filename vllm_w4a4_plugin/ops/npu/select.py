@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 
+from vllm_w4a4_plugin import envs
 from vllm_w4a4_plugin.checkpoint.spec import LinearSpec
 from vllm_w4a4_plugin.checkpoint.types import NPU, QuantType
 
@@ -155,6 +156,8 @@ def fused_unsupported_reason(shape: RankShape) -> str:
     outputs, inputs = shape.output_size, shape.input_size
     if shape.is_row_parallel and shape.quant_type.spec.has_transform:
         return "fused kernel: tokens of a row-parallel layer are quantized before they are split"
+    if shape.is_row_parallel and not envs.VLLM_W4A4_LOCAL_SCALES:
+        return "fused kernel: a row-parallel layer needs the scale of the whole token, which it cannot take"
     if outputs % FRACTAL_OUTPUTS or inputs % FRACTAL_INPUTS:
         return f"fused kernel: weight {outputs} x {inputs} is not made of {FRACTAL_OUTPUTS} x {FRACTAL_INPUTS} fractals"
     if outputs > FUSED_OUTPUT_LIMIT or inputs > FUSED_INPUT_LIMIT:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's model loader for checkpoints with a description: it reads the checked files and accounts for their tensors."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,22 +12,27 @@ from vllm.config.load import LoadConfig
 from vllm.logger import init_logger
 from vllm.model_executor.model_loader import _LOAD_FORMAT_TO_MODEL_LOADER
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.model_executor.model_loader.runai_streamer_loader import RunaiModelStreamerLoader
+from vllm.model_executor.model_loader.weight_utils import runai_safetensors_weights_iterator
 
 from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader
 from vllm_w4a4_plugin.checkpoint.inventory import Inventory
 from vllm_w4a4_plugin.checkpoint.types import BIAS
 from vllm_w4a4_plugin.checkpoint.verify import check_headers, tied_head_findings
-from vllm_w4a4_plugin.constants import DESCRIPTION_FILE, LOAD_FORMAT, LOGGER
+from vllm_w4a4_plugin.constants import DESCRIPTION_FILE, LOAD_FORMAT, LOGGER, STREAMED_LOAD_FORMAT
 
 from .biases import add_missing_biases
 from .guard import LoadGuard
 
 logger = init_logger(LOGGER)
 
+STREAMER_OPTIONS = ("distributed", "concurrency", "memory_limit")
+
 
 def register_loader() -> None:
-    """Make the load format known in this process. Idempotent."""
+    """Make the load formats known in this process. Idempotent."""
     _LOAD_FORMAT_TO_MODEL_LOADER[LOAD_FORMAT] = W4A4ModelLoader
+    _LOAD_FORMAT_TO_MODEL_LOADER[STREAMED_LOAD_FORMAT] = StreamingLoader
 
 
 class W4A4ModelLoader(DefaultModelLoader):
@@ -73,6 +79,23 @@ class W4A4ModelLoader(DefaultModelLoader):
             reader = CheckpointReader(folder)
             files = [str(reader.directory / name) for name in sorted({i.file for i in reader.tensors.values()})]
         return folder, files, *rest
+
+
+class StreamingLoader(W4A4ModelLoader):
+    """The same, with Run:ai's streamer reading the files; its own options are in `model_loader_extra_config`."""
+
+    def __init__(self, load_config: LoadConfig) -> None:
+        options = dict(load_config.model_loader_extra_config)
+        theirs = {name: options.pop(name) for name in STREAMER_OPTIONS if name in options}
+        super().__init__(replace(load_config, model_loader_extra_config=options))
+        self.streamer = RunaiModelStreamerLoader(replace(load_config, model_loader_extra_config=theirs))
+
+    def _get_weights_iterator(self, source: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        files = self._prepare_weights(source.model_or_path, source.subfolder, source.revision, False, None)[1]
+        weights = runai_safetensors_weights_iterator(
+            files, self.load_config.use_tqdm_on_load, self.streamer._is_distributed
+        )
+        return ((source.prefix + name, tensor) for name, tensor in weights)
 
 
 def _zero_norm_biases(reader: CheckpointReader) -> list[str]:

@@ -50,6 +50,11 @@ class LayerShape:
         return self.input_size // self.input_size_per_partition
 
     @property
+    def part_bytes(self) -> int:
+        """Bytes of this rank's part of a token in a row-parallel layer, 0 in others."""
+        return self.input_size_per_partition * self.params_dtype.itemsize if self.is_row_parallel else 0
+
+    @property
     def is_row_parallel(self) -> bool:
         """Whether the input features are split over ranks."""
         return self.input_parts > 1
@@ -62,6 +67,9 @@ class LinearScheme(ABC):
         plan: of the layer; its `spec` is not None.
         on_packed: called after each weight tensor that was packed.
     """
+
+    sent_bytes = 0
+    """Bytes per token that a rank sends to each other one before the product."""
 
     def __init__(self, plan: LayerPlan, on_packed: Callable[[], None]) -> None:
         self.plan, self.on_packed = plan, on_packed
@@ -88,7 +96,7 @@ class LinearScheme(ABC):
 
     @property
     def packs_weights(self) -> bool:
-        """Whether the weight is a `PackedParameter`, whose packing the progress bar counts."""
+        """Whether the weight is a `PackedParameter`, whose packing the progress counts."""
         return True
 
     @property

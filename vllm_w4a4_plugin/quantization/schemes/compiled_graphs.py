@@ -8,6 +8,7 @@ works, and variables of ours.
 
 import vllm.envs
 
+from vllm_w4a4_plugin import envs
 from vllm_w4a4_plugin.ops.npu.select import Kernel
 
 HASHED = "W4A4_NPU_KERNELS"
@@ -19,4 +20,4 @@ kernels: dict[str, Kernel] = {}
 
 def hash_kernels() -> None:
     """Let vLLM hash `kernels`. Idempotent."""
-    vllm.envs.environment_variables[HASHED] = lambda: str(sorted(kernels.items()))
+    vllm.envs.environment_variables[HASHED] = lambda: str((envs.VLLM_W4A4_LOCAL_SCALES, sorted(kernels.items())))

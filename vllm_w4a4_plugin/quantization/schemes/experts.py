@@ -62,6 +62,8 @@ class ExpertsScheme:
 
     packs_weights = True
 
+    sent_bytes = 0
+
     def __init__(self, plan: ExpertsPlan, on_packed: Callable[[], None]) -> None:
         self.plan, self.on_packed = plan, on_packed
         self.is_int4 = plan.quant_type.spec.weight_bits == 4

@@ -23,6 +23,7 @@ class W4A4FlatQuantDynamicScheme(W4A4Scheme):
         super().create_weights(layer, shape, weight_loader)
         self.is_row_parallel = shape.is_row_parallel
         register_transform(self, layer, weight_loader)
+        self.sent_bytes = shape.part_bytes
 
     def apply(self, layer: Layer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         clip = 1.0 if self.is_widened else layer.clip_ratio

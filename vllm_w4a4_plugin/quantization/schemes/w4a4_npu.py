@@ -21,6 +21,7 @@ from vllm_w4a4_plugin.quantization.parameters.shared import ClipRatioParameter
 from . import compiled_graphs
 from .base import Layer, LayerShape, LinearScheme
 from .registry import register_scheme
+from .whole_tokens import MAXIMUM_BYTES, shares_maximum, token_maximum
 
 BROKEN_ADVICE = (
     "Run `vllm-w4a4 doctor --device-check` to find out why. VLLM_W4A4_SELF_CHECK=0 skips the self check, "
@@ -34,7 +35,8 @@ class W4A4NpuScheme(LinearScheme):
 
     Parameters are loaded straight into the forms that the operators take, so they can be loaded again. In a
     row-parallel layer with a transform, each rank gathers the whole token, quantizes it and multiplies its own part of
-    it, as on CPUs.
+    it, as on CPUs. In one without, npu_dynamic_quant finds the largest magnitude of the whole token, which the ranks
+    have told each other, in columns that are appended to the rank's part.
     """
 
     def __init__(self, plan: LayerPlan, on_packed: Callable[[], None]) -> None:
@@ -62,7 +64,9 @@ class W4A4NpuScheme(LinearScheme):
             )
         compiled_graphs.kernels[self.plan.prefix] = self.kernel
         self.gathers = shape.is_row_parallel and self.has_transform
-        if self.gathers and layer.tp_size != get_tensor_model_parallel_world_size():
+        self.shares_maximum = shares_maximum(shape) and not self.has_transform
+        self.sent_bytes = MAXIMUM_BYTES if self.shares_maximum else shape.part_bytes if self.gathers else 0
+        if (self.gathers or self.shares_maximum) and layer.tp_size != get_tensor_model_parallel_world_size():
             raise CheckpointError(
                 f"layer {self.plan.prefix} is split over a group of {layer.tp_size} ranks that is not the "
                 "tensor-parallel group, over which its activations have to be gathered. Turn off vllm-ascend's "
@@ -101,15 +105,21 @@ class W4A4NpuScheme(LinearScheme):
         if self.kernel is Kernel.FUSED:
             return fused.flatquant_linear(x, layer.weight, layer.weight_scale, left, right, self.clip_slot, bias)
         columns = x.shape[-1] // INT4_PER_WORD
+        dtype = x.dtype
         if self.gathers:
             x = tensor_model_parallel_all_gather(x)
+        if self.shares_maximum:
+            maximum = token_maximum(x).to(dtype)[..., None]
+            x = torch.cat((x, maximum.expand(*x.shape[:-1], INT4_PER_WORD)), -1)
         if self.kernel is Kernel.KRONECKER:
             q, scale = cann.kronecker_quant(x, left, right, self.clip_slot)
         else:
             q, scale = cann.unfused_quant(x, left, right, clip)
         if self.gathers:
             q = q.narrow(-1, layer.tp_rank * columns, columns).contiguous()
-        return cann.int4_linear(q, scale, layer.weight, layer.weight_scale, bias, x.dtype)
+        if self.shares_maximum:
+            q = q.narrow(-1, 0, columns).contiguous()
+        return cann.int4_linear(q, scale, layer.weight, layer.weight_scale, bias, dtype)
 
     @property
     def operator(self) -> str:

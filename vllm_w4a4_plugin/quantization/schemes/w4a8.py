@@ -25,7 +25,7 @@ class SymmetricInt4(W4A4Scheme):
 
 @register_scheme(QuantType.W4A8_DYNAMIC)
 class W4A8DynamicScheme(SymmetricInt4, W4A4DynamicScheme):
-    """In a row-parallel layer each rank quantizes its own part of a token, with its own scale."""
+    """As W4A4_DYNAMIC, with scale max|x| / 127 and activations in [-127, 127]."""
 
     def process_weights_after_loading(self, layer: Layer) -> None:
         # Once after each load: only newly loaded factors are not yet multiplied by the scale of their row.

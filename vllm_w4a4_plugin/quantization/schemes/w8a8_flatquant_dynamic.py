@@ -25,6 +25,7 @@ class W8A8FlatQuantDynamicScheme(Int8Scheme):
         super().create_weights(layer, shape, weight_loader)
         self._register_scales(layer, shape, weight_loader)
         register_transform(self, layer, weight_loader)
+        self.sent_bytes = shape.part_bytes
 
     def apply(self, layer: Layer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         transform = (layer.left_trans, layer.right_trans, layer.clip_ratio)
