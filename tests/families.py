@@ -127,10 +127,13 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
-def write_model(family: str, directory: Path) -> Path:
-    """Write the float model of a family, with the micro checkpoint's tokenizer; norms and biases are random as well."""
+def write_model(family: str, directory: Path, **changes: Any) -> Path:
+    """Write the float model of a family, with the micro checkpoint's tokenizer; norms and biases are random as well.
+
+    `changes` are made to its config.
+    """
     torch.manual_seed(1)
-    config = AutoConfig.for_model(family, **{**COMMON, **FAMILIES[family].changes})
+    config = AutoConfig.for_model(family, **{**COMMON, **FAMILIES[family].changes, **changes})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

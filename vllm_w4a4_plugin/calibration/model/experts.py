@@ -107,6 +107,12 @@ def stored_linear(weights: FloatWeights, name: str) -> str:
     return name
 
 
+def stored_parameter(weights: FloatWeights, name: str) -> str:
+    """The name in the files of the parameter `name`; `name` if it is not there, or not as one tensor."""
+    other = name.replace(f".{_MODULES[0]}.", f".{_MODULES[1]}.")
+    return next((found for found in (name, other) if found in weights.tensors), name)
+
+
 def read_parameter(weights: FloatWeights, name: str) -> Tensor:
     """The parameter `name` of a transformers model, in its stored dtype.
 

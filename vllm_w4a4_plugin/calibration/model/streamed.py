@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CalibrationError
-from .experts import find_experts, read_parameter, separate, stored_linear
+from .experts import find_experts, read_parameter, separate, stored_linear, stored_parameter
 from .folds import Width
 from .skeleton import BlockArguments, BlockStub, build_skeleton, replace_blocks
 from .structure import Experts, Group, head_dim, kv_heads
@@ -102,15 +102,19 @@ class StreamedModel:
 
     def float_names(self) -> list[str]:
         """Full names of the other modules of all blocks that have matrices: they stay FLOAT."""
-        experts = {f"{self.block_name(i)}.{e.name}" for i, found in enumerate(self.experts) for e in found}
-        quantizable = {*self.linear_names(), *experts}
-        names = (
-            f"{self.block_name(index)}.{name}".rpartition(".")[0]
-            for index, block in enumerate(self._blocks)
-            for name, parameter in block.named_parameters()
-            if parameter.ndim > 1
-        )
-        return [name for name in dict.fromkeys(names) if name not in quantizable]
+        return [name for index in range(len(self)) for name in self.float_weights(index)]
+
+    def float_weights(self, index: int) -> dict[str, list[str]]:
+        """Full names of the modules of block `index` that stay FLOAT -> names in the files of their matrices."""
+        linears = {name for group in self.groups[index].values() for name in group.linears}
+        quantizable = {*linears, *(experts.name for experts in self.experts[index])}
+        modules: dict[str, list[str]] = {}
+        for name, parameter in self._blocks[index].named_parameters():
+            module, prefix = name.rpartition(".")[0], self.block_name(index)
+            if parameter.ndim > 1 and module not in quantizable:
+                stored = stored_parameter(self.weights, f"{prefix}.{name}")
+                modules.setdefault(f"{prefix}.{module}", []).append(stored)
+        return modules
 
     def load_block(self, index: int) -> nn.Module:
         """A new copy of block `index` with its weights in float32, on the device, its experts separate."""
