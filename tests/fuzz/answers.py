@@ -21,6 +21,7 @@ from tests.loading import engine_config
 from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader
 from vllm_w4a4_plugin.checkpoint.verify import header_findings, remarks, value_findings
 from vllm_w4a4_plugin.quantization.parameters.cpu import Int4Parameter
+from vllm_w4a4_plugin.quantization.parameters.experts import ExpertsParameter, PackedExpertsParameter
 
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
@@ -95,7 +96,8 @@ def load(directory: Path, **arguments: Any) -> Answer:
             model = get_model(vllm_config=config)
     except Exception as error:
         return Answer(error)
-    return Answer(wrong=tuple(differing(model, CheckpointReader(directory))))
+    reader = CheckpointReader(directory)
+    return Answer(wrong=(*differing(model, reader), *differing_experts(model, reader)))
 
 
 def differing(model: torch.nn.Module, reader: CheckpointReader) -> Iterator[str]:
@@ -117,6 +119,24 @@ def differing(model: torch.nn.Module, reader: CheckpointReader) -> Iterator[str]
         ordered = sorted(stored, key=lambda n: order.index(n.split(".")[-2])) if stored[1:] else stored
         tensors = [reader.load(n) for n in ordered]
         if not _holds(name, parameter, tensors, parameters):
+            yield name
+
+
+def differing_experts(model: torch.nn.Module, reader: CheckpointReader) -> Iterator[str]:
+    """Parameters of experts whose values are not the stored ones; weights are packed again here."""
+    for name, parameter in model.named_parameters():
+        if not isinstance(parameter, ExpertsParameter):
+            continue
+        part = parameter.part
+        stored = [reader.load(part.plan.tensor_name(part.suffix, shard)) for shard in part.shards]
+        whole = torch.stack(stored).unflatten(0, (len(part.places), -1)).flatten(1, 2)
+        expected = torch.zeros_like(parameter.data)
+        for place, matrix in enumerate(whole):
+            if isinstance(parameter, PackedExpertsParameter):
+                parameter.pack_rows(expected[place], matrix.contiguous(), 0)
+            else:
+                expected[place] = matrix.reshape(expected[place].shape)
+        if not expected.equal(parameter.data):
             yield name
 
 

@@ -10,6 +10,7 @@ from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig, FusedMoE
 from vllm_w4a4_plugin.checkpoint import CheckpointError
 from vllm_w4a4_plugin.checkpoint.experts import ExpertsPlan
 
+from .dummy import fill_with_plausible_values
 from .parameters.base import Completeness
 from .schemes.experts import ExpertsScheme
 
@@ -56,10 +57,13 @@ class AscendW4A4ExpertsMethod(FusedMoEMethodBase):
         self._check_model(layer)
         self.expert_map = self._whole_experts() if layer.expert_map is None else layer.expert_map
         here = range(self.plan.count) if self.expert_map is None else self.expert_map.tolist()
-        self.scheme.create_weights(layer, {expert: place for expert, place in enumerate(here) if place >= 0})
+        places = {expert: place for expert, place in enumerate(here) if place >= 0}
+        self.scheme.create_weights(layer, places, params_dtype)
         self.report.expect(self.scheme)
 
     def process_weights_after_loading(self, layer: RoutedExperts) -> None:
+        if not self.expect_weights:
+            fill_with_plausible_values(layer)
         for parameter in layer.parameters(recurse=False):
             if isinstance(parameter, Completeness):
                 if self.expect_weights and (missing := parameter.missing()):

@@ -20,6 +20,7 @@ from vllm_w4a4_plugin.checkpoint.types import (
 )
 from vllm_w4a4_plugin.ops import api, cpu
 from vllm_w4a4_plugin.ops.layout import packed_int4_shape, packed_int8_shape
+from vllm_w4a4_plugin.ops.self_check import require_working_kernels
 from vllm_w4a4_plugin.quantization.parameters.experts import (
     ExpertPart,
     ExpertsParameter,
@@ -28,7 +29,7 @@ from vllm_w4a4_plugin.quantization.parameters.experts import (
     SharedTransformParameter,
 )
 
-from .base import Layer
+from .base import WIDENED, Layer
 
 GATE_UP, DOWN = (0, 1), (2,)
 
@@ -48,6 +49,9 @@ class ExpertsScheme:
     def __init__(self, plan: ExpertsPlan, on_packed: Callable[[], None]) -> None:
         self.plan, self.on_packed = plan, on_packed
         self.is_int4 = plan.quant_type.spec.weight_bits == 4
+        stored = plan.quant_type.spec.activation_bits
+        self.activation_bits = max(stored, envs.VLLM_W4A4_ACTIVATION_BITS)
+        self.is_widened = self.activation_bits > stored
 
     @property
     def spec(self) -> LinearSpec:
@@ -61,13 +65,15 @@ class ExpertsScheme:
         assert self.plan.down_spec is not None
         return self.plan.down_spec
 
-    def create_weights(self, layer: Layer, places: Mapping[int, int]) -> None:
+    def create_weights(self, layer: Layer, places: Mapping[int, int], dtype: torch.dtype) -> None:
         """Register the layer's parameters.
 
         Args:
             layer: gets them.
             places: number of each expert on this rank -> its place here.
+            dtype: of activations.
         """
+        require_working_kernels(dtype, self.plan.quant_type.spec.weight_bits, experts=True)
         self._register_matrices(layer, places, GATE_UP, self.spec)
         self._register_matrices(layer, places, DOWN, self.down_spec)
         if not self.plan.quant_type.spec.has_transform:
@@ -101,7 +107,7 @@ class ExpertsScheme:
 
         `expert_map`: int32, the place here of each expert, -1 for those of other ranks; None if all are here.
         """
-        has_clips = self.plan.quant_type.spec.has_transform
+        has_clips = self.plan.quant_type.spec.has_transform and not self.is_widened
         optional: dict[str, Any] = {
             f"{name}_{key}": getattr(layer, f"{name}_{suffix}", None)
             for name in ("w13", "w2")
@@ -122,6 +128,7 @@ class ExpertsScheme:
             w13_clip_ratio=layer.w13_clip_ratio[:1] if has_clips else 1.0,
             w2_clip_ratio=layer.w2_clip_ratio if has_clips else 1.0,
             expert_map=expert_map,
+            activation_bits=self.activation_bits,
         )
 
     @property
@@ -133,10 +140,10 @@ class ExpertsScheme:
     def remark(self) -> str:
         """Anything that a user should know about how these experts run, "" if nothing."""
         remarks = []
+        if self.is_widened:
+            remarks.append(WIDENED)
         if cpu.cpu_instruction_set() == "portable":
             remarks.append("this CPU has none of the supported instruction sets; portable code is slow")
-        if self.is_int4 and envs.VLLM_W4A4_ACTIVATION_BITS > 4:
-            remarks.append("4-bit activations: VLLM_W4A4_ACTIVATION_BITS=8 is for linear layers only")
         return "; ".join(remarks)
 
     def weight_bytes(self, layer: Layer) -> int:
