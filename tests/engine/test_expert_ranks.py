@@ -52,19 +52,23 @@ def test_two_ranks_add_up_to_one(mixture: Path, arguments: dict[str, Any]) -> No
             layer.mlp.experts.routed_experts.forward_modular(x, weights, ids.int()) for layer in model.model.layers
         ]
     reader = CheckpointReader(mixture)
-    for ranks in outputs(mixture, (x, weights, ids), dtype="float32", **arguments):
-        for layer, (found, one) in enumerate(zip(ranks, single, strict=True)):
+    for first, reversed_, again in outputs(mixture, (x, weights, ids), dtype="float32", **arguments):
+        for layer, (found, one) in enumerate(zip(first, single, strict=True)):
             torch.testing.assert_close(found, one, rtol=1e-5, atol=1e-5)
-            expected = ReferenceExperts(reader, f"model.layers.{layer}.mlp.experts")(x, ids, weights)
+            experts = ReferenceExperts(reader, f"model.layers.{layer}.mlp.experts")
+            expected = experts(x, ids, weights)
             errors = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
             assert errors.median() < 1e-5, KINDS[layer]
+            swapped = experts(x, EXPERTS - 1 - ids, weights)
+            assert ((reversed_[layer] - swapped).norm(dim=-1) / swapped.norm(dim=-1)).median() < 1e-5
+        assert all(torch.equal(found, once) for found, once in zip(again, first, strict=True))
 
 
 def test_seven_experts_on_two_ranks(tmp_path: Path) -> None:
     write_mixture(tmp_path, ["W4A4_FLATQUANT_DYNAMIC"], experts=7)
     x, weights, ids = batch(7)
     expected = ReferenceExperts(CheckpointReader(tmp_path), "model.layers.0.mlp.experts")(x, ids, weights)
-    for (found,) in outputs(tmp_path, (x, weights, ids), dtype="float32"):
+    for (found,), _, _ in outputs(tmp_path, (x, weights, ids), dtype="float32"):
         assert ((found - expected).norm(dim=-1) / expected.norm(dim=-1)).median() < 1e-5
     with pytest.raises(
         CheckpointError, match=r"layers\.0\.mlp\.experts: expected a number of expert-parallel ranks"
