@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vllm_w4a4_plugin.checkpoint.accounting import MTP, useless_reason
+
 from ..errors import CalibrationError
 from .experts import find_experts, read_parameter, separate, stored_linear, stored_parameter
 from .folds import Width
@@ -131,8 +133,16 @@ class StreamedModel:
         return block
 
     def outer_names(self) -> list[str]:
-        """Stored tensors that belong to no block, in stored order."""
-        return [name for name in self.weights.tensors if not name.startswith(self.stored_blocks_name + ".")]
+        """Stored tensors that belong to no block, in stored order; layers for multi-token prediction are no blocks."""
+        prefix = f"{self.stored_blocks_name}."
+        extra = set(self.mtp_names())
+        return [name for name in self.weights.tensors if not name.startswith(prefix) or name in extra]
+
+    def mtp_names(self) -> list[str]:
+        """Stored tensors of layers for multi-token prediction, which transformers' model does not have."""
+        blocks = tuple(f"{self.block_name(index)}." for index in range(len(self)))
+        names = (name for name in self.weights.tensors if not name.startswith(blocks))
+        return [name for name in names if useless_reason(name, self.weights.config) == MTP]
 
     def outer_tensors(self) -> dict[str, Tensor]:
         """The tensors that belong to no block, as they are to be written; a tied head is among them."""
