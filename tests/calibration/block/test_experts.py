@@ -202,5 +202,14 @@ def test_distillation_from_a_checkpoint_is_that_of_one_run(
     assert not torch.equal(CheckpointReader(whole).load(experts), CheckpointReader(start).load(experts))
 
 
+def test_devices_and_files_change_nothing(tmp_path: Path) -> None:
+    source, ids = write_model("qwen2_moe", tmp_path / "float"), calibration_ids()
+    usual = quantize(source, tmp_path / "usual", ids, gradients=True)
+    devices = DevicePool.parse("cpu,cpu")
+    run = Quantization(job(source, ids, gradients=True), tmp_path / "other", devices=devices, activations_on_disk=True)
+    run.run()
+    assert bytes_of(tmp_path / "other") == bytes_of(usual)
+
+
 def calibration_ids() -> torch.Tensor:
     return torch.randint(3, 512, (12, 64), generator=torch.Generator().manual_seed(5))
