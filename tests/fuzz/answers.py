@@ -129,7 +129,9 @@ def differing_experts(model: torch.nn.Module, reader: CheckpointReader) -> Itera
         if not isinstance(parameter, ExpertsParameter):
             continue
         part = parameter.part
-        stored = [reader.load(part.plan.tensor_name(part.suffix, shard)) for shard in part.shards]
+        names = [part.plan.tensor_name(part.suffix, shard) for shard in part.shards]
+        tensors = [reader.load(name).to(parameter.dtype) for name in names]
+        stored = [t.reshape(len(t) if t.ndim else 1, -1) for t in tensors]  # vectors may be columns
         whole = torch.stack(stored).unflatten(0, (len(part.places), -1)).flatten(1, 2)
         expected = torch.zeros_like(parameter.data)
         for place, matrix in enumerate(whole):
