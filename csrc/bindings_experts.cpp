@@ -135,7 +135,7 @@ Tensor experts_mlp(const Tensor& x, const Tensor& topk_weights, const Tensor& to
                    const OptionalTensor& w2_bias, const OptionalTensor& w13_left_trans,
                    const OptionalTensor& w13_right_trans, const Tensor& w13_clip_ratio,
                    const OptionalTensor& w2_left_trans, const OptionalTensor& w2_right_trans,
-                   const Tensor& w2_clip_ratio, const OptionalTensor& expert_map) {
+                   const Tensor& w2_clip_ratio, const OptionalTensor& expert_map, int64_t activation_bits) {
   check_contiguous(x, "x");
   STD_TORCH_CHECK(x.dim() == 2 && x.size(1) > 0, "x: expected [tokens, hidden], found ", shape_text(x));
   const w4a4::Dtype dtype = float_dtype(x, "x");
@@ -146,11 +146,14 @@ Tensor experts_mlp(const Tensor& x, const Tensor& topk_weights, const Tensor& to
   STD_TORCH_CHECK(topk_ids.dim() == 2 && topk_ids.size(0) == tokens && topk_ids.size(1) == topk_weights.size(1),
                   "topk_ids: expected the shape of topk_weights, ", shape_text(topk_weights), ", found ",
                   shape_text(topk_ids));
-  const w4a4::ExpertWeights w13 = make_weights("w13", hidden, w13_packed, w13_scale, w13_offset, w13_bias);
+  STD_TORCH_CHECK(activation_bits == 4 || activation_bits == 8, "activation_bits: expected 4 or 8, found ",
+                  activation_bits);
+  w4a4::ExpertWeights w13 = make_weights("w13", hidden, w13_packed, w13_scale, w13_offset, w13_bias);
   STD_TORCH_CHECK(w13.out_features % 2 == 0, "w13_scale: expected the rows of gate and up, found ",
                   shape_text(w13_scale));
   const int64_t intermediate = w13.out_features / 2;
-  const w4a4::ExpertWeights w2 = make_weights("w2", intermediate, w2_packed, w2_scale, w2_offset, w2_bias);
+  w4a4::ExpertWeights w2 = make_weights("w2", intermediate, w2_packed, w2_scale, w2_offset, w2_bias);
+  w13.wide_activations = w2.wide_activations = activation_bits == 8;
   STD_TORCH_CHECK(w2.experts == w13.experts && w2.out_features == hidden, "w2_scale: expected ", w13.experts,
                   " experts with ", hidden, " output features, found ", shape_text(w2_scale));
   // The input is transformed once for all experts.
@@ -174,7 +177,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(vllm_w4a4, m) {
       "experts_mlp(Tensor x, Tensor topk_weights, Tensor topk_ids, Tensor w13_packed, Tensor w13_scale, "
       "Tensor w2_packed, Tensor w2_scale, Tensor? w13_offset, Tensor? w2_offset, Tensor? w13_bias, Tensor? w2_bias, "
       "Tensor? w13_left_trans, Tensor? w13_right_trans, Tensor w13_clip_ratio, Tensor? w2_left_trans, "
-      "Tensor? w2_right_trans, Tensor w2_clip_ratio, Tensor? expert_map) -> Tensor");
+      "Tensor? w2_right_trans, Tensor w2_clip_ratio, Tensor? expert_map, int activation_bits=4) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vllm_w4a4, CPU, m) { m.impl("experts_mlp", TORCH_BOX(&experts_mlp)); }

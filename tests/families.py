@@ -7,7 +7,7 @@ product, and uses nothing of the package.
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ _SLIDING = {"sliding_window": 16}
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
 _ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 _DENSE = (*_ATTENTION, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+_EXPERT = "mlp.experts"
 _SHARED = tuple(f"mlp.shared_expert.{leaf}_proj" for leaf in ("gate", "up", "down"))
 
 
@@ -52,7 +53,7 @@ class Family:
     Attributes:
         architecture: in config.json.
         changes: of the tiny model's config.
-        quantized: layers of its first block that are quantized.
+        quantized: layers of its first block that are quantized, experts by the name of their module.
         floats: modules of its first block that stay FLOAT.
         plain: roles of its first block whose transforms have no diagonal.
         is_served: whether vLLM's CPU backend computes it in float32, so that its logits can be compared.
@@ -96,16 +97,16 @@ FAMILIES: Mapping[str, Family] = {
     "qwen2_moe": Family(
         "Qwen2MoeForCausalLM",
         {**_EXPERTS, "shared_expert_intermediate_size": 96, "mlp_only_layers": [1]},
-        (*_ATTENTION, *_SHARED),
-        ("mlp.gate", "mlp.experts", "mlp.shared_expert_gate"),
+        (*_ATTENTION, *_SHARED, _EXPERT),
+        ("mlp.gate", "mlp.shared_expert_gate"),
         ("gate_up",),
     ),
-    "qwen3_moe": Family("Qwen3MoeForCausalLM", _EXPERTS, _ATTENTION, ("mlp.experts", "mlp.gate")),
+    "qwen3_moe": Family("Qwen3MoeForCausalLM", _EXPERTS, (*_ATTENTION, _EXPERT), ("mlp.gate",)),
     "mixtral": Family(
         "MixtralForCausalLM",
         {"num_local_experts": 4, "num_experts_per_tok": 2},
-        _ATTENTION,
-        ("mlp.gate", "mlp.experts"),
+        (*_ATTENTION, "block_sparse_moe.experts"),
+        ("mlp.gate",),
     ),
     "qwen3_next": Family(
         "Qwen3NextForCausalLM",
@@ -118,18 +119,21 @@ FAMILIES: Mapping[str, Family] = {
             "linear_num_value_heads": 4,
             "layer_types": ["full_attention", "linear_attention"],
         },
-        (*_ATTENTION, *_SHARED),
-        ("mlp.gate", "mlp.experts", "mlp.shared_expert_gate"),
+        (*_ATTENTION, *_SHARED, _EXPERT),
+        ("mlp.gate", "mlp.shared_expert_gate"),
         ("gate_up",),
         is_served=False,
     ),
 }
 
 
-def write_model(family: str, directory: Path) -> Path:
-    """Write the float model of a family, with the micro checkpoint's tokenizer; norms and biases are random as well."""
+def write_model(family: str, directory: Path, **changes: Any) -> Path:
+    """Write the float model of a family, with the micro checkpoint's tokenizer; norms and biases are random as well.
+
+    `changes` are made to its config.
+    """
     torch.manual_seed(1)
-    config = AutoConfig.for_model(family, **{**COMMON, **FAMILIES[family].changes})
+    config = AutoConfig.for_model(family, **{**COMMON, **FAMILIES[family].changes, **changes})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -151,7 +155,7 @@ class FakeQuantized(nn.Module):
         tensors: as stored, by suffix.
 
     Attributes:
-        margins: how far the latest activations are from those that would be rounded to the next code, in codes.
+        margins: how far activations were from those that would be rounded to the next code, in codes.
     """
 
     def __init__(self, kind: str, tensors: Mapping[str, Tensor]) -> None:
@@ -170,9 +174,26 @@ class FakeQuantized(nn.Module):
         x = x @ self.transform
         scale = (self.clip / self.top) * x.abs().amax(-1, keepdim=True).clamp_min(1e-30)
         codes = x / scale
-        self.margins = (codes - codes.floor() - 0.5).abs()
+        self.margins = torch.cat([self.margins, (codes - codes.floor() - 0.5).abs().flatten()])
         codes = codes.round().clamp(-self.top - 1, self.top)
         return nn.functional.linear(codes * scale, self.weight, None if self.bias is None else self.bias.float())
+
+
+class FakeExperts(nn.Module):
+    """The experts of a layer, from gate, up and down of each; called as transformers calls its own."""
+
+    def __init__(self, experts: Sequence[Sequence[FakeQuantized]]) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.ModuleList(expert) for expert in experts)
+
+    def forward(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        y = torch.zeros_like(x)
+        for token, (chosen, factors) in enumerate(zip(ids.tolist(), weights, strict=True)):
+            for number, factor in zip(chosen, factors, strict=True):
+                gate, up, down = self.experts[number]
+                row = x[token : token + 1]
+                y[token] += factor * down(nn.functional.silu(gate(row)) * up(row))[0]
+        return y
 
 
 def fake_quantized_model(directory: Path, checkpoint: Path) -> tuple[nn.Module, dict[str, str]]:
@@ -213,9 +234,19 @@ def load_fake_quantized(
             state[name].copy_(tensor)
         else:  # experts, which transformers holds in another form
             assert torch.equal(tensor, original[name]), name
+    experts: dict[str, dict[int, dict[str, FakeQuantized]]] = {}
     for module, kind in kinds.items():
         own = {n.rpartition(".")[2]: t for n, t in stored.items() if n.rpartition(".")[0] == module}
-        model.set_submodule(modules[module], FakeQuantized(kind, own))
+        layer = FakeQuantized(kind, own)
+        if ".experts." in module:
+            parent, _, number, leaf = module.rsplit(".", 3)
+            experts.setdefault(parent, {}).setdefault(int(number), {})[leaf] = layer
+        else:
+            model.set_submodule(modules[module], layer)
+    for parent, members in experts.items():
+        leaves = ("w1", "w3", "w2") if "w1" in members[0] else ("gate_proj", "up_proj", "down_proj")
+        fakes = [[members[number][leaf] for leaf in leaves] for number in range(len(members))]
+        model.set_submodule(f"{parent.replace('block_sparse_moe', 'mlp')}.experts", FakeExperts(fakes))
     return kinds
 
 
@@ -236,14 +267,22 @@ def decided_rows(model: nn.Module, vocabulary: int, rows: int = 2, length: int =
         rows, length: of the result.
     """
     generator, found = torch.Generator().manual_seed(6), []
+    layers = [layer for layer in model.modules() if isinstance(layer, FakeQuantized)]
     for _ in range(_ATTEMPTS):
         ids = torch.randint(3, vocabulary, (1, length), generator=generator)
+        for layer in layers:
+            layer.margins = torch.empty(0)
         logits(model, ids)
-        if min(layer.margins.min() for layer in model.modules() if isinstance(layer, FakeQuantized)) > _DECIDED:
+        if torch.cat([layer.margins for layer in layers]).min() > _DECIDED:
             found.append(ids)
         if len(found) == rows:
             return torch.cat(found)
     raise AssertionError(f"{len(found)} of {rows} rows found in {_ATTEMPTS} attempts")
+
+
+def without_numbers(names: Iterable[str]) -> tuple[str, ...]:
+    """The same names, in their order, with one name for all experts of a layer."""
+    return tuple(dict.fromkeys(name.partition(".experts.")[0] + ".experts" * (".experts." in name) for name in names))
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

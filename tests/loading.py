@@ -25,21 +25,22 @@ def engine_config(directory: Path, **arguments: Any) -> VllmConfig:
 
 
 @contextmanager
-def distributed(config: VllmConfig) -> Iterator[None]:
-    """The configuration in force, in a process that is its own tensor-parallel group."""
+def distributed(config: VllmConfig, rank: int = 0, port: int = 0) -> Iterator[None]:
+    """The configuration in force in one process of a tensor-parallel group, by default the only one."""
+    ranks = config.parallel_config.tensor_parallel_size
     with set_current_vllm_config(config):
         try:
-            init_distributed_environment(1, 0, "tcp://127.0.0.1:0", 0, "gloo")
-            ensure_model_parallel_initialized(1, 1, backend="gloo")
+            init_distributed_environment(ranks, rank, f"tcp://127.0.0.1:{port}", rank, "gloo")
+            ensure_model_parallel_initialized(ranks, 1, backend="gloo")
             yield
         finally:
             cleanup_dist_env_and_memory()
 
 
 @contextmanager
-def loaded_model(directory: Path, **arguments: Any) -> Iterator[torch.nn.Module]:
-    """A checkpoint loaded by vLLM's own loader."""
+def loaded_model(directory: Path, rank: int = 0, port: int = 0, **arguments: Any) -> Iterator[torch.nn.Module]:
+    """A checkpoint loaded by vLLM's own loader, as rank `rank` of a group that meets at `port`."""
     config = engine_config(directory, **arguments)
     # vLLM's loader empties the accelerator's cache; its CPU worker, absent here, takes care that there is one.
-    with patch("torch.accelerator.empty_cache"), distributed(config):
+    with patch("torch.accelerator.empty_cache"), distributed(config, rank, port):
         yield get_model(vllm_config=config)

@@ -18,12 +18,14 @@ PER_GROUP = "W4A4_DYNAMIC per group"
 KINDS = ("W4A4_DYNAMIC", "W4A4_FLATQUANT_DYNAMIC", "W8A8_DYNAMIC", PER_GROUP)
 
 
-def write_mixture(directory: Path, kinds: Sequence[str] = KINDS) -> dict[str, torch.Tensor]:
+def write_mixture(
+    directory: Path, kinds: Sequence[str] = KINDS, experts: int = EXPERTS, top_k: int = TOP_K
+) -> dict[str, torch.Tensor]:
     """Write a checkpoint with a layer of experts for each kind, everything else FLOAT; returns its tensors."""
     config = Qwen3MoeConfig(
         vocab_size=256, hidden_size=HIDDEN, intermediate_size=INTERMEDIATE, num_hidden_layers=len(kinds),
         num_attention_heads=4, num_key_value_heads=2, head_dim=48, max_position_embeddings=512,
-        moe_intermediate_size=INTERMEDIATE, num_experts=EXPERTS, num_experts_per_tok=TOP_K, norm_topk_prob=True,
+        moe_intermediate_size=INTERMEDIATE, num_experts=experts, num_experts_per_tok=top_k, norm_topk_prob=True,
         tie_word_embeddings=False, architectures=["Qwen3MoeForCausalLM"], dtype="float32",
     )  # fmt: skip
     torch.manual_seed(0)
@@ -38,7 +40,7 @@ def write_mixture(directory: Path, kinds: Sequence[str] = KINDS) -> dict[str, to
             types[name] = "FLOAT"
     for layer, kind in enumerate(kinds):
         transform = _transform(generator, HIDDEN) if "FLATQUANT" in kind else {}
-        for expert in range(EXPERTS):
+        for expert in range(experts):
             for leaf in ("gate_proj", "up_proj", "down_proj"):
                 shape = (HIDDEN, INTERMEDIATE) if leaf == "down_proj" else (INTERMEDIATE, HIDDEN)
                 linear = _linear(generator, shape, kind)

@@ -98,7 +98,7 @@ VARIABLES = {
             "VLLM_W4A4_SELF_CHECK",
             _on_unless_zero,
             "1",
-            "`0` skips the small linear that each kernel computes, and has compared with the reference, before its "
+            "`0` skips the small layer that each kernel computes, and has compared with the reference, before its "
             "first use in a process.",
         ),
         Variable(

@@ -81,7 +81,14 @@ Pairs new_pairs(int64_t pairs, const ExpertWeights& weights) {
 
 bool is_int4(const ExpertWeights& weights) { return weights.block_bytes == kBlockBytes; }
 
-ActivationRange activation_range(const ExpertWeights& weights) { return is_int4(weights) ? kInt4Range : kInt8Range; }
+ActivationRange activation_range(const ExpertWeights& weights) {
+  return is_int4(weights) && !weights.wide_activations ? kInt4Range : kInt8Range;
+}
+
+const Gemm& gemm_of(const ExpertWeights& weights, const Kernels& kernels) {
+  if (!is_int4(weights)) return kernels.int8;
+  return weights.wide_activations ? kernels.wide_int4 : kernels.int4;
+}
 
 Transform transform_of(const ExpertTransform& transform, int64_t expert) {
   const auto part = [&](const float* factors, int64_t count, int64_t size) {
@@ -130,7 +137,7 @@ std::vector<Item> items_of(const Order& order, const Parts& parts) {
 // y [pairs, out_features] of the pairs in panels, by expert, tiles and tokens.
 void multiply(const ExpertWeights& weights, const Pairs& pairs, const Order& order, float* y, const Kernels& kernels,
               const Pool& pool) {
-  const Gemm& gemm = is_int4(weights) ? kernels.int4 : kernels.int8;
+  const Gemm& gemm = gemm_of(weights, kernels);
   const int64_t tiles = tile_count(weights.out_features);
   const int64_t tile_parts = ceil_div(tiles, kItemTiles);
   const int64_t most_panels = std::max<int64_t>(1, kMaxGemmTokens / gemm.panel_tokens);
@@ -180,7 +187,7 @@ Pairs quantize_input(const void* x, Dtype dtype, int64_t tokens, const ExpertTra
     std::copy_n(args.q_sums + order.token[p] * weights.groups, weights.groups, pairs.sums + p * weights.groups);
   }
   pairs.q = args.q;
-  return to_panels(pairs, order.token.data(), order, is_int4(weights) ? kernels.int4 : kernels.int8, pool);
+  return to_panels(pairs, order.token.data(), order, gemm_of(weights, kernels), pool);
 }
 
 // silu(gate) * up of every pair, transformed and quantized as its expert wants it.
@@ -210,7 +217,7 @@ Pairs quantize_hidden(const float* gate_up, const ExpertTransform& transform, co
       quantize_here(args, 0, 1, kernels);
     }
   });
-  return to_panels(pairs, nullptr, order, is_int4(weights) ? kernels.int4 : kernels.int8, pool);
+  return to_panels(pairs, nullptr, order, gemm_of(weights, kernels), pool);
 }
 
 // y[t] = sum_j weights[t][j] * product[position of (t, j)], always added in the order of j.

@@ -19,11 +19,12 @@ struct Routing {
 // One matrix of every expert; see GemmArgs for the arithmetic.
 struct ExpertWeights {
   const void* packed;   // [experts, tiles, blocks, block_bytes]
-  int64_t block_bytes;  // kBlockBytes for int4 weights and activations, kInt8BlockBytes for int8 ones
+  int64_t block_bytes;  // kBlockBytes for int4 weights, kInt8BlockBytes for int8 weights and activations
   const float* scale;   // [experts, out_features, groups]
   const float* offset;  // [experts, out_features, groups] or null
   const float* bias;    // [experts, out_features] or null
   int64_t experts, out_features, in_features, groups;
+  bool wide_activations = false;  // int8 activations for int4 weights
 };
 
 // The transform before a matrix, one for all experts or one for each. A null factor is the identity.

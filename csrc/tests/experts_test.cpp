@@ -17,8 +17,8 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 struct Matrix {
   int64_t out, features, groups;
-  bool is_int8;
-  std::vector<int8_t> weight;  // [experts, out, features]
+  bool is_int8, is_wide = false;  // wide: int4 weights with int8 activations
+  std::vector<int8_t> weight;     // [experts, out, features]
   std::vector<uint8_t> packed;
   std::vector<float> scale, offset, bias;
 
@@ -45,12 +45,12 @@ struct Matrix {
             scale.data(),  offset.empty() ? nullptr : offset.data(),
             bias.data(),   static_cast<int64_t>(bias.size()) / out,
             out,           features,
-            groups};
+            groups,        is_wide};
   }
 
   // One token's product with expert e, the token already transformed.
   std::vector<double> multiply(const std::vector<double>& x, double clip, int64_t e) const {
-    const Quantized token = is_int8 ? quantize(x, 1, clip, -127, 127) : quantize(x, 1, clip, -8, 7);
+    const Quantized token = is_int8 || is_wide ? quantize(x, 1, clip, -127, 127) : quantize(x, 1, clip, -8, 7);
     std::vector<double> y(out);
     const int64_t size = features / groups;
     for (int64_t o = 0; o < out; ++o) {
@@ -217,12 +217,15 @@ void test_experts(const w4a4::Kernels& kernels) {
       for (const bool is_int8 : {false, true}) {
         for (const int64_t transforms : {0, 1, 10}) {
           const int64_t groups = is_int8 || transforms == 1 ? 1 : 2;
-          const Case c(random, tokens, top_k, 10, groups, is_int8, transforms);
+          Case c(random, tokens, top_k, 10, groups, is_int8, transforms);
           const std::string what = std::string(kernels.name) + " experts, " + std::to_string(tokens) + " tokens, top " +
                                    std::to_string(top_k) + (is_int8 ? ", int8, " : ", int4, ") +
                                    std::to_string(transforms) + " transforms";
           test_outputs(kernels, c, what);
           if (tokens > 0 && c.ids[tokens / 2 * top_k] >= 0) test_nan(kernels, c, what);
+          if (is_int8 || top_k != 2) continue;
+          c.gate_up.is_wide = c.down.is_wide = true;
+          test_outputs(kernels, c, what + ", int8 activations");
         }
       }
     }

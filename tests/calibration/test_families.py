@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every family of the table goes through quantize and verify, and computes what its checkpoint describes."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,7 +10,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.calibration.running import job
-from tests.families import FAMILIES, decided_rows, fake_quantized_model, logits, relative_error, write_model
+from tests.families import (
+    FAMILIES,
+    decided_rows,
+    fake_quantized_model,
+    logits,
+    relative_error,
+    without_numbers,
+    write_model,
+)
 from vllm_w4a4_plugin.calibration.block.report import NOT_QUANTIZED
 from vllm_w4a4_plugin.calibration.model.streamed import StreamedModel
 from vllm_w4a4_plugin.calibration.run.pipeline import Quantization
@@ -50,7 +59,8 @@ def test_the_checkpoint_is_verified_and_computes_what_it_describes(
     assert (list(remarks(reader)) == []) == FAMILIES[family].is_served  # compared with config.json
     model, kinds = fake_quantized_model(source, output)
     first = "model.layers.0."
-    assert tuple(name.removeprefix(first) for name in kinds if name.startswith(first)) == FAMILIES[family].quantized
+    quantized_here = without_numbers(name.removeprefix(first) for name in kinds if name.startswith(first))
+    assert quantized_here == FAMILIES[family].quantized
     assert not [name for name in kinds if not name.startswith("model.layers.")]
     assert set(kinds.values()) == {"W4A4_FLATQUANT_DYNAMIC"}
     ids = decided_rows(model, reader.config["vocab_size"])
@@ -79,7 +89,8 @@ def test_the_page_has_the_table() -> None:
     """docs/reference/families.md lists what these tests have shown."""
 
     def cell(names: Iterable[str]) -> str:
-        return ", ".join(f"`{name.removeprefix('self_attn.').removeprefix('mlp.')}`" for name in names) or "-"
+        prefixes = re.compile(r"^(self_attn|mlp|block_sparse_moe)\.")
+        return ", ".join(f"`{prefixes.sub('', name)}`" for name in names) or "-"
 
     rows = [
         f"| `{name}` | `{family.architecture}` | {cell(family.quantized)} | {cell(family.floats)} | "

@@ -49,6 +49,28 @@ def test_bad_recipes(content: str, message: str, tmp_path: Path) -> None:
         load_recipe(str(tmp_path / "r.yaml"))
 
 
+def expert_names(block: int = 0) -> list[str]:
+    leaves = ("gate_proj", "up_proj", "down_proj")
+    return [f"model.layers.{block}.mlp.experts.{number}.{leaf}" for number in range(3) for leaf in leaves]
+
+
+def test_experts_have_one_type(tmp_path: Path) -> None:
+    assert load_recipe("tutorial").of_experts(expert_names()) == QuantType.W4A4_FLATQUANT_DYNAMIC
+    assert load_recipe("w4a8").of_experts(expert_names()) == QuantType.W8A8_DYNAMIC
+    file = tmp_path / "r.yaml"
+    file.write_text('layers:\n  "*.experts.*": W4A4_DYNAMIC\n  "model.layers.1.*": FLOAT\n')
+    found = [load_recipe(str(file)).of_experts(expert_names(block)) for block in (0, 1)]
+    assert found == [QuantType.W4A4_DYNAMIC, QuantType.FLOAT]
+    file.write_text('layers:\n  "*.down_proj": W8A8_DYNAMIC\n')
+    with pytest.raises(CalibrationError) as error:
+        load_recipe(str(file)).of_experts(expert_names())
+    assert "experts.0.down_proj: W8A8_DYNAMIC" in str(error.value)
+    assert "'*.experts.*'" in str(error.value)
+    file.write_text('layers:\n  "*.experts.*": W4A8_DYNAMIC\n')
+    with pytest.raises(CalibrationError, match=r"experts of quant type W4A8_DYNAMIC cannot be run. Types that can: "):
+        load_recipe(str(file)).of_experts(expert_names())
+
+
 def test_unknown_names() -> None:
     with pytest.raises(CalibrationError, match=", ".join(RECIPES)):
         load_recipe("w3a3")

@@ -15,6 +15,7 @@ from tests.engine.test_cases import findings, log_probabilities
 from tests.loading import loaded_model
 from tests.mixtures import EXPERTS, HIDDEN, KINDS, TOP_K, ReferenceExperts, write, write_mixture
 from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader
+from vllm_w4a4_plugin.ops import api, self_check
 
 FLATQUANT = KINDS.index("W4A4_FLATQUANT_DYNAMIC")
 PROMPT = [(7 * i * i + 3 * i) % 256 for i in range(40)]
@@ -92,6 +93,59 @@ def test_experts_are_reloaded_in_place(mixture: Path, tmp_path: Path) -> None:
         model.load_weights(iter(weights.items()))
         with pytest.raises(CheckpointError, match=r"e\.g\. model\.layers\.1\.mlp\.experts\.5\.up_proj\.right_trans"):
             model(torch.tensor([1]), torch.tensor([0]))
+
+
+def test_dummy_weights_compute(mixture: Path) -> None:
+    with loaded_model(mixture, load_format="dummy") as model:
+        for layer in range(len(KINDS)):
+            y = experts_of(model, layer).forward_modular(*routed(20))
+            assert y.isfinite().all()
+            assert 0.01 < y.std() < 1000, KINDS[layer]  # three products of ordinary size
+
+
+def eight_bits(reader: CheckpointReader, prefix: str, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Experts with unclipped 8-bit activations by the formula, in float64."""
+
+    def linear(x: torch.Tensor, expert: int, leaf: str) -> torch.Tensor:
+        name = f"{prefix}.{expert}.{leaf}"
+        if f"{name}.left_trans" in reader.tensors:
+            x = x @ torch.kron(*(reader.load(f"{name}.{side}_trans").double() for side in ("left", "right")))
+        scale = x.abs().amax(-1, keepdim=True) / 127
+        weight, weight_scale = (reader.load(f"{name}.{suffix}").double() for suffix in ("weight", "weight_scale"))
+        weight_scale = weight_scale.repeat_interleave(weight.shape[1] // weight_scale.shape[1], 1)
+        return (x / scale).round() * scale @ (weight * weight_scale).T
+
+    y = torch.zeros(batch[0].shape, dtype=torch.float64)
+    for token, (x, weights, ids) in enumerate(zip(*batch, strict=True)):
+        for weight, expert in zip(weights.tolist(), ids.tolist(), strict=True):
+            gate, up = (linear(x.double()[None], expert, leaf) for leaf in ("gate_proj", "up_proj"))
+            y[token] += weight * linear(torch.nn.functional.silu(gate) * up, expert, "down_proj")[0]
+    return y
+
+
+def test_8_bit_activations(mixture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_W4A4_ACTIVATION_BITS", "8")
+    reader, batch = CheckpointReader(mixture), routed(20)
+    with loaded_model(mixture, dtype="float32") as model:
+        for layer in range(len(KINDS)):
+            found = experts_of(model, layer).forward_modular(*batch)
+            expected = eight_bits(reader, f"model.layers.{layer}.mlp.experts", batch)
+            error = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
+            assert error.median() < 1e-4, KINDS[layer]
+            assert error.max() < 0.02, KINDS[layer]
+            is_widened = "8-bit activations, not clipped" in experts_of(model, layer).quant_method.scheme.remark
+            assert is_widened == KINDS[layer].startswith("W4A4")
+
+
+def test_kernels_that_compute_wrong_results_end_the_start(mixture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = api.experts_mlp
+    monkeypatch.setattr(api, "experts_mlp", lambda x, *others, **more: -kernel(x, *others, **more))
+    self_check._require_working_kernels.cache_clear()
+    with pytest.raises(RuntimeError, match="The int4 kernels of experts for"), loaded_model(mixture):
+        pass
+    monkeypatch.setenv("VLLM_W4A4_SELF_CHECK", "0")
+    with loaded_model(mixture):
+        pass
 
 
 # Faults: a change of tensors and types, and what verify and loading say of it.

@@ -15,11 +15,15 @@ from safetensors.torch import load_file, save_file
 
 from tests.cases import write_case
 from tests.conftest import DESCRIPTION, MICRO
+from tests.mixtures import write_mixture
 
 Pick = Callable[[Sequence[Any]], Any]
 """Chooses one of several values: `random.Random(...).choice`, or a draw of hypothesis."""
 
-BASES = ("micro", "n3_glm4", "c4_moe_mixed", "d1_mimo_undesc", "f4_group3d", "a3_m4_qkv_bias")
+MIXTURE = ("W4A4_FLATQUANT_DYNAMIC", "W8A8_DYNAMIC")
+BASES = (
+    "micro", "n3_glm4", "c1_moe_w4", "c4_moe_mixed", "mixture", "d1_mimo_undesc", "f4_group3d", "a3_m4_qkv_bias",
+)  # fmt: skip
 
 
 @dataclass
@@ -106,7 +110,9 @@ class Draft:
 def _base(name: str) -> Draft:
     with tempfile.TemporaryDirectory() as folder:
         directory = MICRO if name == "micro" else Path(folder)
-        if name != "micro":
+        if name == "mixture":
+            write_mixture(directory, MIXTURE, experts=3)
+        elif name != "micro":
             write_case(name, directory)
         index = next(directory.glob("*.index.json"))
         return Draft(

@@ -26,6 +26,7 @@ class Experts:
     has_transform: bool = False
     shares_down: bool = False
     is_int8: bool = False
+    is_wide: bool = False
     hidden: int = HIDDEN
     intermediate: int = INTERMEDIATE
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -46,6 +47,8 @@ class Experts:
             self.arguments[f"{name}_packed"] = packed
             scales = (EXPERTS, sizes[name][0]) + ((self.groups,) if self.groups > 1 else ())
             self.arguments[f"{name}_scale"] = torch.rand(scales, generator=self.generator) * 0.01 + 1e-3
+        if self.is_wide:
+            self.arguments["activation_bits"] = 8
         if self.has_transform:
             self.arguments |= self.transform("w13", 12, 16, ()) | self.transform("w2", 8, 10, self.down_shape)
 
@@ -84,7 +87,7 @@ class Experts:
         clip = part("clip_ratio")
         return reference.flatquant_linear(
             x, weight, scale, part("left_trans"), part("right_trans"), 1.0 if clip is None else float(clip),
-            part("bias"), weight_offset=part("offset"),
+            part("bias"), weight_offset=part("offset"), activation_bits=8 if self.is_wide else 4,
         )  # fmt: skip
 
     def tokens(self, count: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -123,6 +126,8 @@ KINDS = {
     "flatquant": {"has_transform": True},
     "flatquant, one down transform": {"has_transform": True, "shares_down": True},
     "int8": {"is_int8": True},
+    "8-bit activations": {"is_wide": True, "has_transform": True},
+    "8-bit activations, per group": {"is_wide": True, "groups": 2},
 }
 
 
@@ -141,7 +146,7 @@ def test_half_precision(kind: str, dtype: torch.dtype) -> None:
     check(experts, experts.tokens(20, dtype), *experts.routing(20, 3))
 
 
-@pytest.mark.parametrize("kind", ["per channel", "per group", "flatquant"])
+@pytest.mark.parametrize("kind", ["per channel", "per group", "flatquant", "8-bit activations, per group"])
 def test_offsets_and_biases(kind: str) -> None:
     experts = Experts(**KINDS[kind]).with_offsets_and_biases()  # type: ignore[arg-type]
     for tokens in (1, 30):
@@ -266,10 +271,11 @@ def test_fake_implementation() -> None:
         ("w2_left_trans", torch.ones(3, 8, 8), "w2_left_trans: expected one matrix or one for each of 8 experts"),
         ("w13_clip_ratio", torch.tensor([0.0]), r"w13_clip_ratio: expected values in \(0, 1\]"),
         ("w2_clip_ratio", torch.ones(3), "w2_clip_ratio: expected one value or one for each of 8 experts"),
+        ("activation_bits", 6, "activation_bits: expected 4 or 8, found 6"),
         ("expert_map", torch.full((EXPERTS,), 8, dtype=torch.int32), "expert_map: expected places of the 8 experts"),
     ],
 )
-def test_wrong_arguments_are_named(name: str, value: torch.Tensor, message: str) -> None:
+def test_wrong_arguments_are_named(name: str, value: torch.Tensor | int, message: str) -> None:
     experts = Experts()
     with pytest.raises(RuntimeError, match=message):
         experts.run(experts.tokens(2), *experts.routing(2, 2), **{name: value})

@@ -26,17 +26,19 @@ def break_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "flatquant_linear", transposed)
 
 
+@pytest.mark.parametrize("experts", [False, True])
 @pytest.mark.parametrize("weight_bits", [4, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_working_kernels_pass(dtype: torch.dtype, weight_bits: int) -> None:
-    self_check.require_working_kernels(dtype, weight_bits)
+def test_working_kernels_pass(dtype: torch.dtype, weight_bits: int, experts: bool) -> None:
+    self_check.require_working_kernels(dtype, weight_bits, experts)
 
 
+@pytest.mark.parametrize("experts", [False, True])
 @pytest.mark.parametrize("weight_bits", [4, 8])
-def test_the_models_dtype_may_be_the_default(weight_bits: int) -> None:
+def test_the_models_dtype_may_be_the_default(weight_bits: int, experts: bool) -> None:
     """As it is while vLLM makes a model."""
     with self_check.default_dtype(torch.bfloat16):
-        self_check.require_working_kernels(torch.bfloat16, weight_bits)
+        self_check.require_working_kernels(torch.bfloat16, weight_bits, experts)
         assert torch.get_default_dtype() == torch.bfloat16
 
 
@@ -50,6 +52,19 @@ def test_wrong_int8_results_are_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(api, "w8a8_linear", saturating)
     with pytest.raises(RuntimeError, match="The int8 kernels for"):
         self_check.require_working_kernels(torch.bfloat16, 8)
+
+
+@pytest.mark.parametrize("weight_bits", [4, 8])
+def test_wrong_results_of_experts_are_an_error(monkeypatch: pytest.MonkeyPatch, weight_bits: int) -> None:
+    """Up before gate."""
+
+    def swapped(x: Any, weights: Any, ids: Any, packed: Any, scale: torch.Tensor, *others: Any) -> torch.Tensor:
+        return kernel(x, weights, ids, packed, scale.roll(scale.shape[1] // 2, 1), *others)
+
+    kernel = api.experts_mlp
+    monkeypatch.setattr(api, "experts_mlp", swapped)
+    with pytest.raises(RuntimeError, match=f"The int{weight_bits} kernels of experts for"):
+        self_check.require_working_kernels(torch.float32, weight_bits, experts=True)
 
 
 def test_wrong_results_are_an_error_that_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from vllm_w4a4_plugin.checkpoint import QuantType
+from vllm_w4a4_plugin.checkpoint.runnable import Kind, types_for
 
 from .errors import CalibrationError
 from .model.structure import Group, Role
@@ -24,6 +25,14 @@ RECIPES: Mapping[str, RoleTypes] = {
     "w4a8": {Role.QKV: _W4A8, Role.O: _W8A8, Role.GATE_UP: _W4A8, Role.DOWN: _FLOAT},
     "w4a4-dynamic": {Role.QKV: _W4A4, Role.O: _W8A8, Role.GATE_UP: _W4A4, Role.DOWN: _W8A8},
 }
+EXPERTS: Mapping[str, QuantType] = {
+    "tutorial": _FLATQUANT,
+    "w4a4-w8a8": _FLATQUANT,
+    "all-w4a4": _FLATQUANT,
+    "w4a8": _W8A8,
+    "w4a4-dynamic": _W4A4,
+}
+"""Of all projections of the experts, which run as one layer."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +43,12 @@ class Recipe:
         types: of layers that match no exception.
         exceptions: pairs of pattern and type. A pattern is a shell pattern over full module names, such as
             `model.layers.0.*` or `*.o_proj`; the last match wins.
+        experts: type of experts that match no exception.
     """
 
     types: RoleTypes
     exceptions: Sequence[tuple[str, QuantType]] = field(default=())
+    experts: QuantType = _FLOAT
 
     @property
     def rotates_residual(self) -> bool:
@@ -69,6 +80,32 @@ class Recipe:
             result[key] = next(iter(types.values()))
         return result
 
+    def of_experts(self, names: Sequence[str]) -> QuantType:
+        """The one type of all experts of a layer.
+
+        Args:
+            names: of their linear layers.
+
+        Raises:
+            CalibrationError: exceptions give them different types, or one that no kernel runs experts in.
+        """
+        types: dict[QuantType, str] = {}
+        for name in names:
+            types.setdefault(self._exception(name) or self.experts, name)
+        if len(types) > 1:
+            listing = ", ".join(f"{name}: {kind}" for kind, name in types.items())
+            raise CalibrationError(
+                "the experts of a layer run as one and must have the same quant type in all projections, but the "
+                f"recipe gives {listing}. End the recipe with a pattern for all of them, such as '*.experts.*'."
+            )
+        (kind,) = types
+        if kind not in (allowed := types_for(Kind.EXPERTS)):
+            raise CalibrationError(
+                f"{names[0]}: experts of quant type {kind} cannot be run. Types that can: {', '.join(allowed)}. Give "
+                "one of them to '*.experts.*' in the recipe."
+            )
+        return kind
+
     def check_patterns(self, names: Sequence[str], float_names: Sequence[str] = ()) -> None:
         """Refuse patterns that match no linear layer of the model.
 
@@ -87,8 +124,11 @@ class Recipe:
                 )
 
     def _of_layer(self, name: str, role: Role) -> QuantType:
+        return self._exception(name) or self.types[role]
+
+    def _exception(self, name: str) -> QuantType | None:
         matching = [kind for pattern, kind in self.exceptions if fnmatchcase(name, pattern)]
-        return matching[-1] if matching else self.types[role]
+        return matching[-1] if matching else None
 
 
 def load_recipe(name: str, keep_float: Sequence[str] = ()) -> Recipe:
@@ -106,16 +146,16 @@ def load_recipe(name: str, keep_float: Sequence[str] = ()) -> Recipe:
         CalibrationError: unknown name, malformed file, or a type that cannot be written.
     """
     exceptions: list[tuple[str, QuantType]] = []
-    if name in RECIPES:
-        types = RECIPES[name]
-    elif Path(name).suffix in (".yaml", ".yml"):
-        types, exceptions = _read_yaml(Path(name))
-    else:
+    base = name
+    if Path(name).suffix in (".yaml", ".yml"):
+        base, exceptions = _read_yaml(Path(name))
+    elif name not in RECIPES:
         raise CalibrationError(f"unknown recipe {name!r}; there are {', '.join(RECIPES)}, or give a .yaml file.")
-    return Recipe(types, [*exceptions, *((pattern, _FLOAT) for pattern in keep_float)])
+    return Recipe(RECIPES[base], [*exceptions, *((pattern, _FLOAT) for pattern in keep_float)], EXPERTS[base])
 
 
-def _read_yaml(file: Path) -> tuple[RoleTypes, list[tuple[str, QuantType]]]:
+def _read_yaml(file: Path) -> tuple[str, list[tuple[str, QuantType]]]:
+    """Name of the base, and the exceptions."""
     import yaml  # type: ignore[import-untyped]
 
     try:
@@ -130,11 +170,12 @@ def _read_yaml(file: Path) -> tuple[RoleTypes, list[tuple[str, QuantType]]]:
     if not isinstance(layers, dict):
         raise CalibrationError(f"{file}: layers must map patterns to quant types.")
     allowed = {t for r in RECIPES.values() for t in r.values()} | {QuantType.W4A8_DYNAMIC}
-    if base != "w4a4-dynamic":
-        allowed.discard(_W4A4)  # it needs the rotations that this base folds into the model
     for pattern, kind in layers.items():
-        if kind not in allowed:
+        # Other layers of that type need the rotations that this base folds into the model.
+        needs_rotation = kind == _W4A4 and base != "w4a4-dynamic" and ".experts." not in str(pattern)
+        if kind not in allowed or needs_rotation:
             raise CalibrationError(
                 f"{file}: {pattern}: quant type must be one of {', '.join(sorted(allowed))}, found {kind!r}."
+                + needs_rotation * f" {_W4A4} is for the base w4a4-dynamic, and for patterns with .experts. in them."
             )
-    return RECIPES[base], [(str(pattern), QuantType(kind)) for pattern, kind in layers.items()]
+    return base, [(str(pattern), QuantType(kind)) for pattern, kind in layers.items()]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vllm_w4a4_plugin.checkpoint import CheckpointReader, QuantType
 from vllm_w4a4_plugin.checkpoint.packed import is_packed, unpack_rows
 from vllm_w4a4_plugin.checkpoint.resolve import module_type
+from vllm_w4a4_plugin.checkpoint.runnable import Kind, kind_of
 from vllm_w4a4_plugin.checkpoint.types import (
     CLIP_RATIO,
     INPUT_SCALE,
@@ -58,7 +59,7 @@ def _logits(model: StreamedModel, ids: Tensor, reader: CheckpointReader | None) 
     for index in range(len(model)):
         block = model.load_block(index)
         if reader is not None:
-            _fill(block, reader, model.block_name(index))
+            _fill(block, reader, model, index)
         hidden = torch.cat([model.run_block(block, index, row[None]) for row in hidden])
     for row in hidden:
         yield model.logits(row[None])[0]
@@ -73,12 +74,19 @@ def _fill_outer(model: StreamedModel, reader: CheckpointReader) -> None:
         head.weight = nn.Parameter(reader.load(HEAD).to(head.weight), requires_grad=False)
 
 
-def _fill(block: nn.Module, reader: CheckpointReader, name: str) -> None:
+def _fill(block: nn.Module, reader: CheckpointReader, model: StreamedModel, index: int) -> None:
     """Replace a float block's parameters by the checkpoint's, and its quantized linear layers by simulated ones."""
-    kinds = {
-        local: module_type(reader.description, f"{name}.{local}")
+    name = model.block_name(index)
+    stored = {
+        local: model.stored_linear(index, local)
         for local, module in block.named_modules()
         if isinstance(module, nn.Linear)
+    }
+    kinds = {
+        local: module_type(reader.description, full)
+        for local, full in stored.items()
+        # Experts that stay FLOAT may be in one tensor, which is not described by their names.
+        if kind_of(full) is not Kind.EXPERTS or full in reader.description.modules
     }
     quantized = {local: kind for local, kind in kinds.items() if kind.spec.is_quantized}
     for local, parameter in block.named_parameters():
@@ -89,7 +97,7 @@ def _fill(block: nn.Module, reader: CheckpointReader, name: str) -> None:
     for local, kind in quantized.items():
         bias = block.get_submodule(local).bias
         assert bias is None or isinstance(bias, Tensor)
-        tensors = layer_tensors(reader, f"{name}.{local}", kind)
+        tensors = layer_tensors(reader, stored[local], kind)
         block.set_submodule(local, SimulatedLinear(tensors, kind, bias))
 
 

@@ -224,6 +224,7 @@ def experts_mlp(
     w2_right_trans: Tensor | None = None,
     w2_clip_ratio: Tensor | float = 1.0,
     expert_map: Tensor | None = None,
+    activation_bits: int = 4,
 ) -> Tensor:
     """The routed experts of one layer: y = sum_j topk_weights[j] * down_j(silu(gate_j(x)) * up_j(x)), j over the top k.
 
@@ -248,6 +249,7 @@ def experts_mlp(
         w2_clip_ratio: in (0, 1], one for all experts or [experts].
         expert_map: int32, place of each expert of `topk_ids` among those here, -1 for one of another rank; None if all
             are here.
+        activation_bits: as for `flatquant_linear`, for int4 weights; int8 ones have 8.
 
     Returns:
         [tokens, hidden] in x's dtype, without what the experts of other ranks add. A token without an expert here is 0.
@@ -275,6 +277,7 @@ def experts_mlp(
         w2_right_trans,
         _as_tensor(w2_clip_ratio),
         expert_map,
+        activation_bits,
     )
 
 

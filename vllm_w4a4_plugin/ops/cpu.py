@@ -161,7 +161,7 @@ def _register_fakes() -> None:
         return x.new_empty((*x.shape[:-1], weight_scale.shape[0]))
 
     @torch.library.register_fake("vllm_w4a4::experts_mlp")
-    def _(x: Tensor, topk_weights: Tensor, topk_ids: Tensor, *weights_and_transforms: Tensor | None) -> Tensor:
+    def _(x: Tensor, topk_weights: Tensor, topk_ids: Tensor, *others: Tensor | int | None) -> Tensor:
         return torch.empty_like(x)
 
     @torch.library.register_fake("vllm_w4a4::pack_int8_rows_")

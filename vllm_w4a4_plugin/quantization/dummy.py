@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vllm_w4a4_plugin.checkpoint.types import (
+    BIAS,
     CLIP_RATIO,
     LEFT_TRANS,
     RIGHT_TRANS,
@@ -22,10 +23,11 @@ TYPICAL_SCALE = 0.01
 
 
 def fill_with_plausible_values(layer: torch.nn.Module) -> None:
-    """Fill the parameters of a quantized layer in place."""
+    """Fill the parameters of a quantized layer, or of a layer of experts (`w13_weight`, ...), in place."""
     for name, parameter in layer.named_parameters(recurse=False):
-        if name in _VALUES:
-            _VALUES[name](parameter.data)
+        suffix = name.removeprefix("w13_").removeprefix("w2_")
+        if suffix in _VALUES:
+            _VALUES[suffix](parameter.data)
 
 
 def _random_codes(data: Tensor) -> None:
@@ -34,7 +36,7 @@ def _random_codes(data: Tensor) -> None:
 
 
 def _identity(data: Tensor) -> None:
-    data.copy_(torch.eye(len(data), dtype=data.dtype))
+    data.copy_(torch.eye(data.shape[-1], dtype=data.dtype))  # of each expert, where there are several
 
 
 _VALUES: dict[str, Callable[[Tensor], object]] = {
@@ -43,5 +45,6 @@ _VALUES: dict[str, Callable[[Tensor], object]] = {
     WEIGHT_OFFSET: Tensor.zero_,
     LEFT_TRANS: _identity,
     RIGHT_TRANS: _identity,
+    BIAS: Tensor.zero_,
     CLIP_RATIO: lambda data: data.fill_(1.0),
 }

@@ -10,8 +10,9 @@ from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig, FusedMoE
 from vllm_w4a4_plugin.checkpoint import CheckpointError
 from vllm_w4a4_plugin.checkpoint.experts import ExpertsPlan
 
+from .dummy import fill_with_plausible_values
 from .parameters.base import Completeness
-from .schemes.experts import ExpertsScheme, ExpertsShape
+from .schemes.experts import ExpertsScheme
 
 if TYPE_CHECKING:
     from .report import LoadReport
@@ -22,6 +23,10 @@ RoutedExperts = Any
 
 class AscendW4A4ExpertsMethod(FusedMoEMethodBase):
     """Connects the routed experts of one vLLM layer with their scheme.
+
+    Every rank holds whole experts, also where vLLM would split each of them (tensor parallelism without
+    `--enable-expert-parallel`): the scale of a down projection's input, and its transform, need all intermediate
+    features of a token. What the ranks compute adds up either way, and vLLM adds it up.
 
     Args:
         moe: vLLM's description of the layer.
@@ -44,18 +49,21 @@ class AscendW4A4ExpertsMethod(FusedMoEMethodBase):
         params_dtype: torch.dtype,
         **extra_weight_attrs: Any,
     ) -> None:
-        """Register the parameters of the `num_experts` experts on this rank.
+        """Register the parameters of the experts on this rank.
 
         Raises:
             CheckpointError: the experts are not those of config.json, or nothing here runs them as vLLM divides them.
         """
         self._check_model(layer)
-        here = range(self.plan.count) if layer.expert_map is None else layer.expert_map.tolist()
+        self.expert_map = self._whole_experts() if layer.expert_map is None else layer.expert_map
+        here = range(self.plan.count) if self.expert_map is None else self.expert_map.tolist()
         places = {expert: place for expert, place in enumerate(here) if place >= 0}
-        self.scheme.create_weights(layer, ExpertsShape(places, self.moe.tp_size, self.moe.tp_rank))
+        self.scheme.create_weights(layer, places, params_dtype)
         self.report.expect(self.scheme)
 
     def process_weights_after_loading(self, layer: RoutedExperts) -> None:
+        if not self.expect_weights:
+            fill_with_plausible_values(layer)
         for parameter in layer.parameters(recurse=False):
             if isinstance(parameter, Completeness):
                 if self.expect_weights and (missing := parameter.missing()):
@@ -79,7 +87,20 @@ class AscendW4A4ExpertsMethod(FusedMoEMethodBase):
     ) -> torch.Tensor:
         if layer.apply_router_weight_on_input:
             x, topk_weights = x * topk_weights.to(x.dtype), torch.ones_like(topk_weights)
-        return self.scheme.apply(layer, x, topk_weights, topk_ids)
+        return self.scheme.apply(layer, x, topk_weights, topk_ids, self.expert_map)
+
+    def _whole_experts(self) -> torch.Tensor | None:
+        """int32 [experts]: the place of each on this rank or -1, for ranks among which vLLM would split experts.
+
+        None if there is one rank. The numbers of experts on the ranks differ by at most one.
+        """
+        count, ranks, rank = self.plan.count, self.moe.tp_size, self.moe.tp_rank
+        if ranks == 1:
+            return None
+        first, end = count * rank // ranks, count * (rank + 1) // ranks
+        places = torch.full((count,), -1, dtype=torch.int32, device="cpu")
+        places[first:end] = torch.arange(end - first, dtype=torch.int32, device="cpu")
+        return places
 
     def _check_model(self, layer: RoutedExperts) -> None:
         plan, spec = self.plan, self.scheme.spec

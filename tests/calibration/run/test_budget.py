@@ -38,6 +38,26 @@ def test_a_32b_model_fits_into_32_gb(recipe: str) -> None:
     assert need.seconds > 3600
 
 
+def test_experts_count() -> None:
+    """Qwen3-30B-A3B: 48 blocks of 128 experts of 3 x 768 x 2048, 604 million parameters of experts in each."""
+    config = SimpleNamespace(
+        hidden_size=2048, intermediate_size=6144, moe_intermediate_size=768, num_experts_per_tok=8,
+        num_hidden_layers=48, head_dim=128, num_attention_heads=32, num_key_value_heads=4,
+    )  # fmt: skip
+    tensors = {
+        f"model.layers.{layer}.mlp.experts.{expert}.{leaf}.weight": TensorInfo("", "file", "BF16", shape)
+        for layer in range(48)
+        for expert in range(128)
+        for leaf, shape in {"gate_proj": (768, 2048), "up_proj": (768, 2048), "down_proj": (2048, 768)}.items()
+    }
+    need = estimate(config, tensors, load_recipe("tutorial"), Workload(16384))
+    kept = estimate(config, tensors, load_recipe("tutorial", ["*.experts.*"]), Workload(16384))
+    assert 4 * 604e6 < need.memory < 10e9  # a block in float32, and its codes
+    assert 2 * 29e9 < need.disk < 2 * 35e9
+    assert need.seconds > 3600
+    assert kept.memory <= need.memory
+
+
 def test_disk_instead_of_memory() -> None:
     memory, disk = (
         estimate(QWEN3_32B, OUTER, load_recipe("tutorial"), Workload(65536, activations_on_disk=on_disk))

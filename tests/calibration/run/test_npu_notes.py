@@ -12,7 +12,7 @@ from vllm_w4a4_plugin.calibration.model.structure import Role, group_sizes
 from vllm_w4a4_plugin.calibration.recipe import RECIPES
 from vllm_w4a4_plugin.calibration.run.npu_notes import npu_notes
 from vllm_w4a4_plugin.calibration.transforms.sizes import stored_factors
-from vllm_w4a4_plugin.checkpoint.types import NPU, VLLM_ASCEND
+from vllm_w4a4_plugin.checkpoint.types import NPU, VLLM_ASCEND, QuantType
 from vllm_w4a4_plugin.ops.npu.select import Kernel, RankShape, select_kernel
 
 
@@ -24,6 +24,13 @@ def config(hidden: int, mlp: int, head: int) -> Any:
         num_attention_heads=hidden // head,
         num_key_value_heads=hidden // head,
     )
+
+
+def test_experts() -> None:
+    kinds = [QuantType.W4A4_FLATQUANT_DYNAMIC, QuantType.W8A8_DYNAMIC, QuantType.FLOAT]
+    assert npu_notes(config(640, 1536, 80), [], kinds) == [
+        "experts of type W4A4_FLATQUANT_DYNAMIC cannot run on NPUs: vllm-ascend has no kernel for them."
+    ]
 
 
 @pytest.mark.parametrize(

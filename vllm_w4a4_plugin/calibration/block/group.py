@@ -44,12 +44,26 @@ def quantize_group(block: LoadedBlock, group: Group, inputs: GroupInput, plan: B
     if kind.has_transform:
         transform = _transform(block, group, inputs, plan)
         weight = inversely_transformed(weight, transform)
-        clip = _activation_clip(transform, weight, inputs, kind.activation_bits)
+        clip = activation_clip(transform, weight_moment(weight), inputs, kind.activation_bits)
     quantizer = InputQuantizer(kind.activation_bits, transform, clip)
-    refitted, hessian = _refitted(weight, quantizer, inputs)
-    scale = best_weight_scale(refitted, hessian.diagonal(), kind.weight_bits)
-    codes = _codes(refitted, scale, hessian, kind.weight_bits, inputs.devices)
-    return QuantizedGroup(quantizer, weight, codes, scale, kind.weight_bits)
+    return calibrated(weight, quantizer, *quantized_moments(quantizer, inputs), kind.weight_bits, inputs.devices)
+
+
+def calibrated(
+    weight: Tensor, quantizer: InputQuantizer, hessian: Tensor, cross: Tensor, bits: int, devices: DevicePool
+) -> QuantizedGroup:
+    """Weights refitted to the quantized input Xq, then rounded under the Hessian of the error.
+
+    Args:
+        weight: [output_size, input_size], transformed.
+        quantizer: of the input.
+        hessian, cross: the second moments Xq' Xq and Xq' X [input_size, input_size].
+        bits: of the weights.
+        devices: share the rows.
+    """
+    refitted = refit(weight, hessian, cross)
+    scale = best_weight_scale(refitted, hessian.diagonal(), bits)
+    return QuantizedGroup(quantizer, weight, _codes(refitted, scale, hessian, bits, devices), scale, bits)
 
 
 def is_calibrated(kind: TypeSpec) -> bool:
@@ -101,16 +115,16 @@ def has_folded_factor(group: Group) -> bool:
     return group.source is not None and group.source.mixes
 
 
-def _activation_clip(transform: InputTransform, weight: Tensor, inputs: GroupInput, bits: int) -> float:
-    """The best clip ratio on a sample of the tokens, as float32 stores it."""
+def activation_clip(transform: InputTransform, moment: Tensor, inputs: GroupInput, bits: int) -> float:
+    """The best clip ratio on a sample of the tokens, as float32 stores it; `moment` is that of the weight's rows."""
     some = slice(None, None, max(1, len(inputs) // CLIP_TOKENS))
-    sample = transform(inputs.x[some].to(weight.device))
-    clip = best_activation_clip(sample, weight_moment(weight), inputs.token_weights[some], bits)
+    sample = transform(inputs.x[some].to(moment.device))
+    clip = best_activation_clip(sample, moment, inputs.token_weights[some], bits)
     return torch.tensor(clip, dtype=torch.float32).item()
 
 
-def _refitted(weight: Tensor, quantizer: InputQuantizer, inputs: GroupInput) -> tuple[Tensor, Tensor]:
-    """Weights refitted to the quantized input Xq, and its second moment Xq' Xq, the Hessian of the rounding error."""
+def quantized_moments(quantizer: InputQuantizer, inputs: GroupInput) -> tuple[Tensor, Tensor]:
+    """Second moments Xq' Xq and Xq' X of the quantized input Xq, X being the exact one, per token."""
 
     def factors(x: Tensor, part: slice) -> tuple[Tensor, Tensor, Tensor]:
         exact = quantizer.transform.to(x.device)(x)
@@ -118,7 +132,7 @@ def _refitted(weight: Tensor, quantizer: InputQuantizer, inputs: GroupInput) -> 
         return rounded * (inputs.token_weights[part].to(x) / len(inputs))[:, None], rounded, exact
 
     hessian, cross = inputs.products(factors)
-    return refit(weight, hessian, cross), hessian
+    return hessian, cross
 
 
 def _codes(weight: Tensor, scale: Tensor, hessian: Tensor, bits: int, devices: DevicePool) -> Tensor:

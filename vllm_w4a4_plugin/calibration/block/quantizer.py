@@ -12,7 +12,9 @@ from vllm_w4a4_plugin.checkpoint import QuantType
 from ..activations import Activations
 from ..devices import DevicePool
 from ..model.block import LoadedBlock
-from ..model.structure import Group
+from ..model.structure import Experts, Group
+from .expert_results import QuantizedExperts
+from .experts import ExpertsQuantizer
 from .fold import fold_into_source, has_foldable_source
 from .forward import ROWS_AT_ONCE, BlockForward
 from .guard import guarded_group
@@ -20,7 +22,14 @@ from .moments import GroupInput, token_slices
 from .nearest import is_larger, relative_error
 from .plan import BlockPlan
 from .quantized import QuantizedGroup
-from .report import LayerReport, report_float, report_others, report_quantized
+from .report import (
+    LayerReport,
+    report_experts,
+    report_float,
+    report_float_experts,
+    report_others,
+    report_quantized,
+)
 from .storage import StoredLinear, collect_tensors, stored_linears
 
 SAMPLE_TOKENS = 1024  # on which errors are measured
@@ -34,7 +43,7 @@ class BlockResult:
         tensors: as stored, by full name.
         types: quant type by full name, in the same order.
         hidden: the quantized block's output [rows, length, hidden], float32.
-        reports: one per linear layer.
+        reports: one per linear layer, and per projection of experts.
         loss: relative error of what the block adds to the residual stream, on held-out rows if there are any.
     """
 
@@ -115,11 +124,28 @@ class BlockQuantizer:
             stored = stored_linears(self.block, group, self.plan.types[key], quantized)
             reports += report_quantized(self.block, group, sample, quantized, stored, errors)
             linears |= stored
+        for experts in self.block.experts:
+            progress(experts.name)
+            if not self.plan.experts[experts.name].spec.is_quantized:
+                reports.append(report_float_experts(self.block, experts))
+                continue
+            quantized_experts = self._quantized(experts)
+            reports += report_experts(self.block, experts, quantized_experts)
+            linears |= quantized_experts.linears
         reports += report_others(self.block)
         output = self.forward.output()
         loss = relative_error(output[rows] - self.hidden[rows], exact)
         tensors, types = collect_tensors(self.block, linears)
         return BlockResult(tensors, types, output, reports, loss)
+
+    def _quantized(self, experts: Experts) -> QuantizedExperts:
+        """Quantize experts; their module returns what they give then from now on."""
+        routed = self.forward.input_of_experts(experts)
+        output = self.activations.empty(*routed.x.shape).zero_()
+        quantizer = ExpertsQuantizer(self.block, experts, routed, self.tokens, self.plan, self.devices, output)
+        quantized = quantizer.run()
+        self.forward.store_output(experts.name, output)
+        return quantized
 
     def _added(self, rows: slice) -> Tensor:
         """What the float block adds to some rows of its input."""

@@ -11,12 +11,14 @@ from vllm_w4a4_plugin.checkpoint import QuantType
 from vllm_w4a4_plugin.checkpoint.types import CLIP_RATIO
 
 from ..model.block import LoadedBlock
-from ..model.structure import Group
-from .guard import GroupErrors
+from ..model.structure import Experts, Group
+from .expert_results import QuantizedExperts
+from .guard import ROUNDED, GroupErrors
 from .quantized import QuantizedGroup
 from .storage import StoredLinear
 
 CURVE_POINTS = 64
+NO_DIAGONAL = "no diagonal: experts have none"
 NOT_QUANTIZED = "left FLOAT: no linear layer with a known role"
 
 
@@ -36,6 +38,7 @@ class LayerReport:
         activation_curves, weight_curves: magnitude per channel, sorted, before and after the transform.
         fallback: what was left out because it made the layer worse on text that is held out; mostly empty.
         note: what could not be done to the layer because of the structure of its block; mostly empty.
+        unreached: of experts, the numbers of those that no token of the text goes to.
     """
 
     name: str
@@ -50,6 +53,7 @@ class LayerReport:
     weight_curves: list[list[float]] = field(default_factory=list)
     fallback: str = ""
     note: str = ""
+    unreached: list[int] = field(default_factory=list)
 
 
 def report_others(block: LoadedBlock) -> list[LayerReport]:
@@ -57,6 +61,7 @@ def report_others(block: LoadedBlock) -> list[LayerReport]:
     weights, prefix = block.model.weights, f"{block.name}."
     dtype = weights.dtype(next(name for name in weights.tensors if name.startswith(prefix)))
     linears = {name for group in block.groups.values() for name in group.linears}
+    linears.update(name for experts in block.experts for name in experts.all_linears)
     modules: dict[str, list[Tensor]] = {}
     for name, parameter in block.module.named_parameters():
         module = name.rpartition(".")[0]
@@ -82,6 +87,45 @@ def report_float(block: LoadedBlock, group: Group) -> list[LayerReport]:
         nbytes = weight.numel() * block.stored_dtype(f"{name}.weight").itemsize
         reports.append(LayerReport(f"{block.name}.{name}", QuantType.FLOAT, list(weight.shape), nbytes))
     return reports
+
+
+def report_float_experts(block: LoadedBlock, experts: Experts) -> LayerReport:
+    """Of experts that stay as they are."""
+    weights = [block.linear(name).weight for name in experts.all_linears]
+    prefix = f"{block.stored_experts(experts)}."
+    nbytes = sum(info.nbytes for name, info in block.model.weights.tensors.items() if name.startswith(prefix))
+    return LayerReport(prefix[:-1], QuantType.FLOAT, [experts.count, *weights[0].shape], nbytes)
+
+
+def report_experts(block: LoadedBlock, experts: Experts, quantized: QuantizedExperts) -> list[LayerReport]:
+    """Of gate, up and down of quantized experts, all experts together: their mean errors."""
+    reports = []
+    for projection, first in enumerate(experts.linears(0)):
+        members = [quantized.linears[experts.linears(expert)[projection]] for expert in range(experts.count)]
+        leaf = block.stored_linear(first).rpartition(".")[2]
+        shape = list(block.linear(first).weight.shape)
+        is_down = projection == 2
+        reports.append(
+            LayerReport(
+                f"{block.stored_experts(experts)}.*.{leaf}",
+                members[0].kind,
+                [experts.count, *shape],
+                sum(member.nbytes for member in members),
+                quantized.plain.mean(projection),
+                quantized.found.mean(projection),
+                factors=quantized.factors[is_down],
+                fallback=_rounded_experts(quantized.rounded[is_down], experts.count),
+                note=NO_DIAGONAL if quantized.factors[is_down] else "",
+                unreached=quantized.unreached,
+            )
+        )
+    return reports
+
+
+def _rounded_experts(numbers: list[int], count: int) -> str:
+    if len(numbers) == count:
+        return ROUNDED
+    return f"experts {', '.join(map(str, numbers))} {ROUNDED}" if numbers else ""
 
 
 def report_quantized(

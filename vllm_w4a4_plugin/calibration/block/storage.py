@@ -19,7 +19,7 @@ from vllm_w4a4_plugin.checkpoint.types import (
 
 from ..model.block import LoadedBlock
 from ..model.structure import Group
-from .quantized import QuantizedGroup
+from .quantized import InputQuantizer, QuantizedGroup
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ def stored_linears(
     """The layers of a quantized group, by their names in the block."""
     sizes = block.output_sizes(group)
     parts = zip(group.linears, quantized.codes.split(sizes), quantized.scale.split(sizes), strict=True)
-    return {name: StoredLinear(kind, _tensors(kind, codes, scale, quantized)) for name, codes, scale in parts}
+    return {
+        name: StoredLinear(kind, layer_tensors(kind, codes, scale, quantized.input)) for name, codes, scale in parts
+    }
 
 
 def collect_tensors(
@@ -54,20 +56,22 @@ def collect_tensors(
 ) -> tuple[dict[str, Tensor], dict[str, QuantType]]:
     """All tensors of a block and their quant types, by full name.
 
-    Quantized linear layers come first, in order of execution, then everything else in stored order.
+    Quantized linear layers come first, in order of execution, then experts, then everything else in stored order.
     """
     tensors: dict[str, Tensor] = {}
     types: dict[str, QuantType] = {}
-    for group in block.groups.values():
-        for name in group.linears:
-            if name in linears:
-                for suffix, tensor in linears[name].tensors.items():
-                    full = f"{block.name}.{name}.{suffix}"
-                    tensors[full], types[full] = tensor, linears[name].kind
+    names = [name for group in block.groups.values() for name in group.linears]
+    for name in (*names, *(name for experts in block.experts for name in experts.all_linears)):
+        if name in linears:
+            for suffix, tensor in linears[name].tensors.items():
+                full = f"{block.stored_linear(name)}.{suffix}"
+                tensors[full], types[full] = tensor, linears[name].kind
+    replaced = [e for e in block.experts if e.all_linears[0] in linears]
+    prefixes = tuple(f"{block.stored_experts(experts)}." for experts in replaced)
     parameters = {**dict(block.module.named_parameters()), **dict(block.module.named_buffers())}
     for full in block.model.weights.tensors:
         local = full.removeprefix(block.name + ".")
-        if local == full or full in tensors:
+        if local == full or full in tensors or full.startswith(prefixes):
             continue
         if local in parameters:
             tensors[full] = parameters[local].detach().to("cpu", block.stored_dtype(local))
@@ -77,15 +81,15 @@ def collect_tensors(
     return tensors, types
 
 
-def _tensors(kind: QuantType, codes: Tensor, scale: Tensor, quantized: QuantizedGroup) -> dict[str, Tensor]:
+def layer_tensors(kind: QuantType, codes: Tensor, scale: Tensor, quantizer: InputQuantizer) -> dict[str, Tensor]:
     """The tensors that layers of this type have, in msModelSlim's order; a factor that is the identity is left out."""
     known = {
         WEIGHT: codes.to(torch.int8),
         WEIGHT_SCALE: scale.float(),
         WEIGHT_OFFSET: torch.zeros_like(scale, dtype=torch.float32),
-        CLIP_RATIO: torch.tensor([quantized.input.clip], dtype=torch.float32),
-        LEFT_TRANS: quantized.input.transform.left,
-        RIGHT_TRANS: quantized.input.transform.right,
+        CLIP_RATIO: torch.tensor([quantizer.clip], dtype=torch.float32),
+        LEFT_TRANS: quantizer.transform.left,
+        RIGHT_TRANS: quantizer.transform.right,
     }
     return {
         suffix: tensor.to("cpu", copy=True).contiguous()

@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,7 @@ class StudentBlock:
 
     def __init__(self, model: StreamedModel, index: int, quantized: QuantizedBlock) -> None:
         self.name, self.quantized, self.device = model.block_name(index), quantized, model.device
+        self.stored_linear = partial(model.stored_linear, index)
         self.module = model.load_block(index)
         self._load_parameters()
         self._replace_linears()
@@ -57,7 +59,8 @@ class StudentBlock:
         tensors = dict(self.quantized.tensors)
         for local, part in self.module.named_modules():
             if isinstance(part, TrainableLinear):
-                tensors |= {f"{self.name}.{local}.{suffix}": tensor for suffix, tensor in part.stored().items()}
+                name = self.stored_linear(local)
+                tensors |= {f"{name}.{suffix}": tensor for suffix, tensor in part.stored().items()}
             elif parametrize.is_parametrized(part, "weight"):
                 full = f"{self.name}.{local}.weight"
                 assert isinstance(part.weight, Tensor)
@@ -78,15 +81,17 @@ class StudentBlock:
                 self.module.get_parameter(f"{owner}.parametrizations.{leaf}.original").requires_grad_(True)
 
     def _replace_linears(self) -> None:
+        own: dict[str, dict[str, Tensor]] = {}
+        for full, tensor in self.quantized.tensors.items():
+            name, _, suffix = full.rpartition(".")
+            own.setdefault(name, {})[suffix] = tensor
         for local, module in list(self.module.named_modules()):
-            prefix = f"{self.name}.{local}."
-            kind = self.quantized.types.get(f"{prefix}weight", QuantType.FLOAT)
-            if isinstance(module, nn.Linear) and kind.spec.is_quantized:
-                tensors = {
-                    full.removeprefix(prefix): tensor.to(self.device)
-                    for full, tensor in self.quantized.tensors.items()
-                    if full.startswith(prefix)
-                }
+            if not isinstance(module, nn.Linear):
+                continue
+            name = self.stored_linear(local)
+            kind = self.quantized.types.get(f"{name}.weight", QuantType.FLOAT)
+            if kind.spec.is_quantized:
+                tensors = {suffix: tensor.to(self.device) for suffix, tensor in own[name].items()}
                 trainable = TrainableLinear(tensors, kind.spec.activation_bits, module.bias)
                 self.module.set_submodule(local, trainable)
 

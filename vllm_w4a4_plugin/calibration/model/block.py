@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from .streamed import StreamedModel
-from .structure import Group
+from .structure import Experts, Group
 from .tracing import linear
 
 
@@ -20,12 +20,13 @@ class LoadedBlock:
         module: the transformers module, on the model's device.
         name: its full name.
         groups: its linear layers, by the keys of their groups.
+        experts: its experts that can be quantized.
     """
 
     def __init__(self, model: StreamedModel, index: int) -> None:
         self.model, self.index = model, index
         self.module = model.load_block(index)
-        self.name, self.groups = model.block_name(index), model.groups[index]
+        self.name, self.groups, self.experts = model.block_name(index), model.groups[index], model.experts[index]
 
     @property
     def device(self) -> torch.device:
@@ -47,6 +48,14 @@ class LoadedBlock:
     def output_sizes(self, group: Group) -> list[int]:
         """Output size of each layer of the group."""
         return [self.linear(name).out_features for name in group.linears]
+
+    def stored_linear(self, name: str) -> str:
+        """Full name in the files of the linear layer `name`."""
+        return self.model.stored_linear(self.index, name)
+
+    def stored_experts(self, experts: Experts) -> str:
+        """Full name in the files of the module of experts."""
+        return self.model.stored_experts(self.index, experts)
 
     def stored_dtype(self, name: str) -> torch.dtype:
         """Of the parameter `name` in the model's files."""

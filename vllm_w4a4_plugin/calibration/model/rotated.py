@@ -39,6 +39,11 @@ class RotatedModel(StreamedModel):
                 f"{directory}: the vision part of this {family(self.config)} model adds to the residual stream, which "
                 "the recipe w4a4-dynamic would rotate. Use another recipe."
             )
+        if names := self.mtp_names():
+            raise CalibrationError(
+                f"{directory}: tensor {names[0]} is of a layer for multi-token prediction, whose input the recipe "
+                "w4a4-dynamic would rotate. Use another recipe."
+            )
         generator = torch.Generator().manual_seed(seed)
         self.rotation = random_flat_orthogonal(self.hidden_size, generator).to(self.device)
         self._check_blocks()

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vllm_w4a4_plugin.checkpoint.accounting import MTP, useless_reason
+
 from ..errors import CalibrationError
-from .experts import read_parameter
+from .experts import find_experts, read_parameter, separate, stored_linear, stored_parameter
 from .folds import Width
 from .skeleton import BlockArguments, BlockStub, build_skeleton, replace_blocks
-from .structure import Group, head_dim, kv_heads
+from .structure import Experts, Group, head_dim, kv_heads
 from .tracing import randomize, trace
 from .unsupported import SUPPORTED, family, no_layers
 from .weights import FloatWeights
@@ -39,6 +41,7 @@ class StreamedModel:
         config, skeleton: transformers' config, and the model with stubs instead of blocks.
         tied: whether the head is the embedding.
         groups: of every block, by their keys.
+        experts: of every block, those that can be quantized.
 
     Raises:
         CalibrationError: not a causal language model of supported structure, or tensors are missing.
@@ -56,7 +59,8 @@ class StreamedModel:
         self.stored_blocks_name = stored.removesuffix(f".0.{first}")
         self.tied = bool(getattr(text_config, "tie_word_embeddings", self.config.tie_word_embeddings))
         self._load_outer()
-        self.groups = self._trace_blocks()
+        traced = self._trace_blocks()
+        self.groups, self.experts = [groups for groups, _ in traced], [experts for _, experts in traced]
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -77,8 +81,20 @@ class StreamedModel:
         """Full name of block `index` in the files, e.g. `model.layers.3`."""
         return f"{self.stored_blocks_name}.{index}"
 
+    def stored_linear(self, index: int, name: str) -> str:
+        """Full name in the files of the linear layer `name` of block `index`."""
+        return stored_linear(self.weights, f"{self.block_name(index)}.{name}")
+
+    def expert_names(self, index: int, experts: Experts) -> list[str]:
+        """Full names in the files of the linear layers of some experts of block `index`, expert by expert."""
+        return [self.stored_linear(index, name) for name in experts.all_linears]
+
+    def stored_experts(self, index: int, experts: Experts) -> str:
+        """Full name in the files of the module of some experts of block `index`."""
+        return self.stored_linear(index, experts.all_linears[0]).rpartition(".")[0].rpartition(".")[0]
+
     def linear_names(self) -> list[str]:
-        """Full names of the linear layers of all blocks that can be quantized."""
+        """Full names of the linear layers of all blocks that can be quantized, without those of experts."""
         return [
             f"{self.block_name(index)}.{name}"
             for index, groups in enumerate(self.groups)
@@ -88,17 +104,28 @@ class StreamedModel:
 
     def float_names(self) -> list[str]:
         """Full names of the other modules of all blocks that have matrices: they stay FLOAT."""
-        quantizable = set(self.linear_names())
-        names = (
-            f"{self.block_name(index)}.{name}".rpartition(".")[0]
-            for index, block in enumerate(self._blocks)
-            for name, parameter in block.named_parameters()
-            if parameter.ndim > 1
-        )
-        return [name for name in dict.fromkeys(names) if name not in quantizable]
+        return [name for index in range(len(self)) for name in self.float_weights(index)]
+
+    def float_weights(self, index: int) -> dict[str, list[str]]:
+        """Full names of the modules of block `index` that stay FLOAT -> names in the files of their matrices."""
+        linears = {name for group in self.groups[index].values() for name in group.linears}
+        quantizable = {*linears, *(experts.name for experts in self.experts[index])}
+        modules: dict[str, list[str]] = {}
+        for name, parameter in self._blocks[index].named_parameters():
+            module, prefix = name.rpartition(".")[0], self.block_name(index)
+            if parameter.ndim > 1 and module not in quantizable:
+                stored = stored_parameter(self.weights, f"{prefix}.{name}")
+                modules.setdefault(f"{prefix}.{module}", []).append(stored)
+        return modules
 
     def load_block(self, index: int) -> nn.Module:
-        """A new copy of block `index` with its weights in float32, on the device."""
+        """A new copy of block `index` with its weights in float32, on the device, its experts separate."""
+        block = self._load_fused(index)
+        separate(block, self.experts[index])
+        return block
+
+    def _load_fused(self, index: int) -> nn.Module:
+        """The block as transformers makes it."""
         block = copy.deepcopy(self._blocks[index])
         self._fill(block, self.block_name(index))
         for parameter in block.parameters():
@@ -106,8 +133,16 @@ class StreamedModel:
         return block
 
     def outer_names(self) -> list[str]:
-        """Stored tensors that belong to no block, in stored order."""
-        return [name for name in self.weights.tensors if not name.startswith(self.stored_blocks_name + ".")]
+        """Stored tensors that belong to no block, in stored order; layers for multi-token prediction are no blocks."""
+        prefix = f"{self.stored_blocks_name}."
+        extra = set(self.mtp_names())
+        return [name for name in self.weights.tensors if not name.startswith(prefix) or name in extra]
+
+    def mtp_names(self) -> list[str]:
+        """Stored tensors of layers for multi-token prediction, which transformers' model does not have."""
+        blocks = tuple(f"{self.block_name(index)}." for index in range(len(self)))
+        names = (name for name in self.weights.tensors if not name.startswith(blocks))
+        return [name for name in names if useless_reason(name, self.weights.config) == MTP]
 
     def outer_tensors(self) -> dict[str, Tensor]:
         """The tensors that belong to no block, as they are to be written; a tied head is among them."""
@@ -148,9 +183,9 @@ class StreamedModel:
             self.skeleton.get_decoder()(input_ids=ids.to(self.device), use_cache=False)
         return self._stubs[0].hidden
 
-    def _trace_blocks(self) -> list[dict[str, Group]]:
-        """Blocks with modules and parameters of the same names, types and shapes have the same groups."""
-        known: dict[tuple[Any, ...], dict[str, Group]] = {}
+    def _trace_blocks(self) -> list[tuple[dict[str, Group], tuple[Experts, ...]]]:
+        """Groups and experts; the same for blocks with modules and parameters of the same names, types and shapes."""
+        known: dict[tuple[Any, ...], tuple[dict[str, Group], tuple[Experts, ...]]] = {}
         config = self.config.get_text_config()
         result = []
         try:
@@ -162,9 +197,9 @@ class StreamedModel:
                     + [(n, p.shape) for n, p in empty.named_parameters()]
                 )
                 if key not in known:
-                    block = StreamedModel.load_block(self, index)  # as stored, whatever a subclass changes
+                    block = self._load_fused(index)
                     run = partial(self.run_block, block, index, randomize(block, hidden))
-                    known[key] = trace(block, run, width)
+                    known[key] = trace(block, run, width), find_experts(block, run)
                 result.append(known[key])
         except CalibrationError:
             raise
@@ -173,7 +208,7 @@ class StreamedModel:
                 f"{self.directory}: {type(self.skeleton).__name__} does not run as one decoder block after another "
                 f"({error}). {SUPPORTED}"
             ) from error
-        if not any(result):
+        if not any(groups or experts for groups, experts in result):
             raise CalibrationError(f"{self.directory}: {no_layers(self._blocks, family(self.config))} {SUPPORTED}")
         return result
 

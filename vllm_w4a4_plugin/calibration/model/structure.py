@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+EXPERT_LEAVES = ("gate_proj", "up_proj", "down_proj")
+"""Last parts of the names of the linear layers of an expert."""
+
 
 class Role(StrEnum):
     """What the layers of a group are for, in order of execution: recipes give each of these a quant type."""
@@ -67,6 +70,36 @@ class Group:
     def key(self) -> str:
         """Names the group within its block."""
         return str(self.role) if self.number == 1 else f"{self.role}-{self.number}"
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The routed experts of a block, which vLLM computes as one layer.
+
+    Their gate and up projections share the input and so one transform; each down projection has an input of its own.
+
+    Attributes:
+        name: of their module within the block.
+        count: how many there are.
+    """
+
+    name: str
+    count: int
+
+    def linears(self, expert: int) -> tuple[str, str, str]:
+        """Names within the block of an expert's gate, up and down projections."""
+        gate, up, down = (f"{self.name}.{expert}.{leaf}" for leaf in EXPERT_LEAVES)
+        return gate, up, down
+
+    @property
+    def gate_and_up(self) -> tuple[str, ...]:
+        """Names within the block of the gate and up projections of all experts."""
+        return tuple(name for expert in range(self.count) for name in self.linears(expert)[:2])
+
+    @property
+    def all_linears(self) -> tuple[str, ...]:
+        """Names within the block of all projections, expert by expert."""
+        return tuple(name for expert in range(self.count) for name in self.linears(expert))
 
 
 def group_sizes(config: Any) -> dict[Role, tuple[int, int]]:

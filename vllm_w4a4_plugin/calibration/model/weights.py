@@ -20,6 +20,7 @@ class FloatWeights:
 
     Attributes:
         tensors: headers by name.
+        config: the decoded config.json.
 
     Raises:
         CalibrationError: the directory holds no model, or no safetensors files.
@@ -34,7 +35,9 @@ class FloatWeights:
                 "with transformers' save_pretrained()."
             )
         self.directory = directory
-        self.tensors: dict[str, TensorInfo] = CheckpointReader(directory).tensors
+        reader = CheckpointReader(directory)
+        self.tensors: dict[str, TensorInfo] = reader.tensors
+        self.config = reader.config
 
     def stored_name(self, name: str) -> str:
         """A parameter's name in the files, of several that published models of a kind have; `name` if none is there."""

@@ -91,6 +91,9 @@ class _Sizes:
         self.hidden, self.layers, self.mlp = config.hidden_size, config.num_hidden_layers, config.intermediate_size
         self.groups = group_sizes(config)
         self.block = max(sum(out * n for out, n in self.groups.values()), _largest_block(tensors))
+        self.experts = _largest_block({name: tensor for name, tensor in tensors.items() if ".experts." in name})
+        self.expert_width = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
+        self.experts_per_token = getattr(config, "num_experts_per_tok", None) or 1
         self.kv = config.num_key_value_heads * head_dim(config)
         self.outer_bytes = sum(tensor.nbytes for tensor in outer)
         self.outer_parameters = sum(prod(tensor.shape) for tensor in outer)
@@ -107,13 +110,22 @@ class _Sizes:
 
     def stored_block(self, recipe: Recipe) -> int:
         """Bytes of one quantized block: int4 values in int8, float values in 16 bits."""
-        return sum(
+        experts = self.experts * (1 if recipe.experts.spec.is_quantized else 2)
+        return experts + sum(
             out * n * (1 if recipe.types[role].spec.is_quantized else 2) for role, (out, n) in self.groups.items()
+        )
+
+    def expert_flops(self, tokens: int) -> float:
+        """Of rounding the experts of one block to 4 bits."""
+        rows_of_gate_up, rows_of_down = (2 * self.experts / (3 * self.hidden), self.experts / (3 * self.expert_width))
+        pairs = tokens * self.experts_per_token
+        return self.hidden**2 * (6 * pairs + 8 * rows_of_gate_up) + self.expert_width**2 * (
+            6 * pairs + 8 * rows_of_down
         )
 
 
 def _largest_block(tensors: Mapping[str, TensorInfo]) -> int:
-    """Parameters of the largest block in the files, with experts and whatever else is not quantized."""
+    """Parameters of the largest block in the files, with experts and whatever else is no layer with a role."""
     blocks: dict[int, int] = {}
     for name, tensor in tensors.items():
         if (number := layer_number(name)) is not None:
@@ -125,7 +137,8 @@ def _quantizing_memory(model: _Sizes, recipe: Recipe, workload: Workload) -> flo
     tokens = min(workload.tokens, TOKENS_AT_ONCE)
     group = max((_group_bytes(out, n, tokens) for out, n in model.four_bits(recipe)), default=0)
     activations = 0 if workload.activations_on_disk else model.activation_bytes(workload.tokens)
-    return PROCESS_BYTES + model.outer_bytes + FLOAT * model.block + group + activations
+    codes = model.experts if recipe.experts.spec.is_quantized else 0  # of all experts, a byte each
+    return PROCESS_BYTES + model.outer_bytes + FLOAT * model.block + codes + group + activations
 
 
 def _training_memory(model: _Sizes, workload: Workload) -> float:
@@ -158,6 +171,8 @@ def _flops(model: _Sizes, recipe: Recipe, workload: Workload) -> float:
     passes = tokens * (1.5 + 4 * workload.gradients) + min(tokens, distill) + 2 * distill
     flops = 2 * model.layers * model.block * (passes + GENERATION_FACTOR * workload.generated)
     flops += model.layers * sum(n * n * (6 * tokens + 8 * out) for out, n in model.four_bits(recipe))
+    if model.experts and recipe.experts.spec.weight_bits == 4:
+        flops += model.layers * model.expert_flops(tokens)
     return flops + 2 * model.vocabulary * model.hidden * 3 * (tokens * workload.gradients + distill)
 
 

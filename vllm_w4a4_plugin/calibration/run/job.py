@@ -73,6 +73,10 @@ class Job:
             "model": fingerprint(self.model.directory),
             "starting point": fingerprint(self.start_from.reader.directory) if self.start_from else [],
             "calibration text": hashlib.sha256(self.ids.numpy().tobytes()).hexdigest(),
-            "recipe": [sorted(map(list, self.recipe.types.items())), list(map(list, self.recipe.exceptions))],
+            "recipe": [
+                sorted(map(list, self.recipe.types.items())),
+                list(map(list, self.recipe.exceptions)),
+                self.recipe.experts,
+            ],
             "settings": asdict(self.settings),
         }

@@ -12,14 +12,19 @@ from ..model.structure import Role, group_sizes, head_dim
 from ..transforms.sizes import stored_factors
 
 
-def npu_notes(config: Any, kinds: Iterable[tuple[Role, QuantType]]) -> list[str]:
+def npu_notes(config: Any, kinds: Iterable[tuple[Role, QuantType]], experts: Iterable[QuantType] = ()) -> list[str]:
     """One sentence for each role whose layers cannot have the fastest of CANN's kernels, on one device.
 
     Args:
         config: transformers' text config.
         kinds: pairs of role and quant type in the model.
+        experts: quant types of its experts.
     """
-    notes = []
+    notes = [
+        f"experts of type {kind} cannot run on NPUs: vllm-ascend has no kernel for them."
+        for kind in sorted(set(experts))
+        if unsupported_reason("experts", kind, Kind.EXPERTS, backends=ON_NPU)
+    ]
     for role, kind in sorted(set(kinds), key=lambda pair: (list(Role).index(pair[0]), pair[1])):
         if unsupported_reason(role, kind, Kind.LINEAR, backends=ON_NPU):
             notes.append(f"{role} layers of type {kind} cannot run on NPUs: vllm-ascend has no kernel for them.")

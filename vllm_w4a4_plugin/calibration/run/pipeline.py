@@ -111,7 +111,12 @@ class Quantization:
         """Quantize a block; its tensors, output and record are in files afterwards."""
         name, held_out = self.model.block_name(index), len(self.job.text.held_out)
         types = self.job.recipe.of_block(name, self.model.groups[index])
-        plan = BlockPlan(types, self.job.settings.seed, partial(self._token_weights, index), held_out)
+        experts = {
+            found.name: self.job.recipe.of_experts(self.model.expert_names(index, found))
+            for found in self.model.experts[index]
+        }
+        weights = partial(self._token_weights, index)
+        plan = BlockPlan(types, self.job.settings.seed, weights, held_out, experts=experts)
         load = partial(LoadedBlock, self.model, index)
         result = quantize_block(load, hidden, plan, self.devices, self.activations, progress)
         save_tensors(result.tensors, self.work.tensors(index))
@@ -134,7 +139,8 @@ class Quantization:
         return BlockRecord(self.model.block_name(index), block.types, self._linears_by_group(index), None, reports)
 
     def _linears_by_group(self, index: int) -> list[list[str]]:
-        return [list(group.linears) for group in self.model.groups[index].values()]
+        groups = [list(group.linears) for group in self.model.groups[index].values()]
+        return groups + [list(experts.gate_and_up) for experts in self.model.experts[index]]
 
     def _token_weights(self, index: int, key: str) -> Tensor | None:
         return fisher.token_weights(self.work.path, index, key) if self.job.settings.gradients else None

@@ -53,7 +53,8 @@ class Preparation:
         self.recipe = _recipe(options)
         self.texts = read_texts(options.calib_file) if options.calib_file else None
         self.model = self._load_model()
-        self.recipe.check_patterns(self.model.linear_names(), self.model.float_names())
+        of_experts = [name for names in self._names_of_experts() for name in names]
+        self.recipe.check_patterns([*self.model.linear_names(), *of_experts], self.model.float_names())
         self.settings = Settings(options.seed, options.gradients, self._distillation_steps())
         self.start_from: StartingPoint | None = None
         if options.start_from:
@@ -143,6 +144,15 @@ class Preparation:
             for key, kind in self.recipe.of_block(self.model.block_name(index), groups).items()
         }
 
+    def _kinds_of_experts(self) -> set[QuantType]:
+        """Quant types of experts in the model."""
+        return {self.recipe.of_experts(names) for names in self._names_of_experts()}
+
+    def _names_of_experts(self) -> list[list[str]]:
+        """Names of the linear layers of each layer of experts."""
+        layers = enumerate(self.model.experts)
+        return [self.model.expert_names(index, experts) for index, found in layers for experts in found]
+
     def _generated_ids(self, progress: Listener) -> Tensor:
         options, device = self.options, str(self.devices.first)
         request = TextRequest.of_tokens(options.calib_tokens, self.row_length, options.seed)
@@ -164,7 +174,7 @@ class Preparation:
         workload = Workload(tokens, self.settings.gradients, distill, generated, self.options.activations_on_disk)
         need = estimate(config, self.model.weights.tensors, self.recipe, workload, device)
         logger.info("%s: %d blocks; needs %s", self.directory, len(self.model), need)
-        for note in npu_notes(config, self._kinds()):
+        for note in npu_notes(config, self._kinds(), self._kinds_of_experts()):
             logger.warning("Note on NPUs: %s", note)
         memory = free_memory()
         if device == "cpu" and memory < need.memory:

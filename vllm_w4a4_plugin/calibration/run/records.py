@@ -90,12 +90,22 @@ class Outcome:
                 f"{count} {ROUNDED}, because calibration made them worse on text that it had not seen: "
                 f"{', '.join(names)}."
             )
+        if unreached := self._unreached():
+            found.append(
+                f"no token of the calibration text goes to these experts, which are {ROUNDED}: {'; '.join(unreached)}. "
+                "Give more text, or text of more kinds."
+            )
         if parts := self._not_quantized():
             found.append(
                 f"{', '.join(parts)} stay FLOAT in each block that has them: only linear layers with a known role are "
                 "quantized."
             )
         return found
+
+    def _unreached(self) -> list[str]:
+        """Of each layer of experts that has such, its name and their numbers."""
+        numbers = {layer.name.partition(".*")[0]: layer.unreached for layer in self.layers if layer.unreached}
+        return [f"{name}: {', '.join(map(str, experts))}" for name, experts in numbers.items()]
 
     def _not_quantized(self) -> list[str]:
         """Names within a block of what belongs to no group."""

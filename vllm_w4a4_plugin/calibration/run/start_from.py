@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Blocks of a finished checkpoint, from which distillation can start."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from vllm_w4a4_plugin.checkpoint import CheckpointReader, QuantType
 from vllm_w4a4_plugin.checkpoint.types import CLIP_RATIO, INPUT_SCALE, LEFT_TRANS, RIGHT_TRANS, WEIGHT, known_types
 from vllm_w4a4_plugin.checkpoint.verify import check_headers
 
-from ..block.report import LayerReport
+from ..block.report import NOT_QUANTIZED, LayerReport
 from ..errors import CalibrationError
 from ..model.streamed import StreamedModel
 
@@ -37,7 +37,7 @@ class StoredBlock:
     Attributes:
         tensors: by full name.
         types: quant type by full name, in the order of the description.
-        reports: what the files say of each linear layer.
+        reports: what the files say of each linear layer, of experts, and of modules that stay FLOAT.
     """
 
     tensors: Mapping[str, Tensor]
@@ -69,13 +69,21 @@ class StartingPoint:
         types = {name: kind for name, kind in self.reader.description.tensors.items() if name.startswith(prefix)}
         tensors = {name: self.reader.load(name) for name in types}
         linears = [name for name in self.model.linear_names() if name.startswith(prefix)]
-        return StoredBlock(tensors, types, [_report(name, tensors, types) for name in linears])
+        reports = [_report(name, tensors, types) for name in linears]
+        for experts in self.model.experts[index]:
+            name = self.model.stored_experts(index, experts)
+            reports += _expert_reports(name, self.model.expert_names(index, experts), tensors, types)
+        weights = self.model.float_weights(index)
+        reports += [_float_report(module, tensors, names) for module, names in weights.items()]
+        return StoredBlock(tensors, types, reports)
 
     def _check_tensors(self) -> None:
         model, reader, types = self.model, self.reader, self.reader.description.tensors
-        trainable = trainable_types()
+        trainable, extra = trainable_types(), set(model.mtp_names())
         for name, info in model.weights.tensors.items():
             found = reader.tensors.get(name)
+            if found is None and name in extra:
+                continue  # the float model's are written
             if found is None or found.shape != info.shape:
                 shape = "is missing" if found is None else f"has shape {list(found.shape)}"
                 raise CalibrationError(
@@ -95,6 +103,36 @@ class StartingPoint:
                 f"{self.reader.directory}: {embedding} differs from that of {self.model.directory}. Give the float "
                 "model that the checkpoint was made from."
             )
+
+
+def _expert_reports(
+    experts: str, names: Sequence[str], tensors: Mapping[str, Tensor], types: Mapping[str, str]
+) -> list[LayerReport]:
+    """Of gate, up and down of all experts of a layer, or of FLOAT experts as a whole.
+
+    Args:
+        experts: full name of their module.
+        names: of their linear layers, expert by expert.
+        tensors, types: of the block.
+    """
+    if types.get(f"{names[0]}.{WEIGHT}", QuantType.FLOAT) == QuantType.FLOAT:
+        own = [tensor for name, tensor in tensors.items() if name.startswith(f"{experts}.")]
+        shape = [len(names) // 3, *own[0].shape[-2:]]
+        return [LayerReport(experts, QuantType.FLOAT, shape, sum(tensor.nbytes for tensor in own))]
+    reports = []
+    for projection in range(3):
+        members = [_report(name, tensors, types) for name in names[projection::3]]
+        first, leaf = members[0], names[projection].rpartition(".")[2]
+        nbytes = sum(member.nbytes for member in members)
+        shape = [len(members), *first.shape]
+        reports.append(LayerReport(f"{experts}.*.{leaf}", first.quant_type, shape, nbytes, factors=first.factors))
+    return reports
+
+
+def _float_report(module: str, tensors: Mapping[str, Tensor], names: Sequence[str]) -> LayerReport:
+    own = [tensors[name] for name in names if name in tensors]
+    shape = list(own[0].shape) if own else []
+    return LayerReport(module, QuantType.FLOAT, shape, sum(tensor.nbytes for tensor in own), note=NOT_QUANTIZED)
 
 
 def _report(name: str, tensors: Mapping[str, Tensor], types: Mapping[str, str]) -> LayerReport:

@@ -18,6 +18,7 @@ from vllm_w4a4_plugin.checkpoint.inventory import Inventory
 from vllm_w4a4_plugin.checkpoint.model_config import HEAD, is_tied
 from vllm_w4a4_plugin.checkpoint.types import WEIGHT
 from vllm_w4a4_plugin.constants import LOGGER
+from vllm_w4a4_plugin.quantization.experts import AscendW4A4ExpertsMethod
 
 from .checks import TensorChecks
 from .reads import ReadTracker
@@ -157,7 +158,7 @@ class LoadGuard:
                 return True  # another rank has it, or the model is served without it
             experts = getattr(module, "routed_experts", module)  # vLLM 0.23 has no runner around them
             if isinstance(experts, RoutedExperts):
-                return _is_of_another_rank(experts.expert_map, parts[end])
+                return _is_of_another_rank(experts, parts[end])
         return False
 
     def _refuse_incomplete(self, missing: list[str]) -> None:
@@ -173,6 +174,8 @@ class LoadGuard:
         raise CheckpointError(f"The model has no complete weights: {self.fault}")
 
 
-def _is_of_another_rank(expert_map: torch.Tensor | None, expert: str) -> bool:
-    """Whether expert-parallel ranks share the experts and this one is not on this rank."""
+def _is_of_another_rank(experts: Any, expert: str) -> bool:
+    """Whether ranks share the experts of a layer and this one is not on this rank."""
+    method = experts.quant_method
+    expert_map = method.expert_map if isinstance(method, AscendW4A4ExpertsMethod) else experts.expert_map
     return expert_map is not None and expert.isdecimal() and int(expert_map[int(expert)]) < 0

@@ -70,9 +70,7 @@ class ExpertsParameter(MatrixParameter):
     Args:
         data: storage.
         part: what the parameter is for.
-        sizes: (rows, columns) of one tensor on this rank.
-        row_parts, input_parts: number of ranks over which rows and columns are split.
-        rank: of those that split them.
+        sizes: (rows, columns) of one tensor.
     """
 
     def __init__(
@@ -81,26 +79,21 @@ class ExpertsParameter(MatrixParameter):
         *,
         part: ExpertPart,
         sizes: tuple[int, int],
-        row_parts: int = 1,
-        input_parts: int = 1,
-        rank: int = 0,
     ) -> None:
         rows, columns = sizes
         super().__init__(
             data,
             sizes=(rows * len(part.shards), columns),
-            input_parts=input_parts,
+            input_parts=1,
             plan=part.plan,
             suffix=part.suffix,
             weight_loader=load_expert,
         )
-        self.part, self.rows, self.row_parts = part, rows, row_parts
-        self.tp_rank = rank  # experts may be split over other ranks than linear layers
+        self.part, self.rows = part, rows
 
     def load_expert(self, loaded: torch.Tensor, index: int) -> None:
-        """Take tensor `index` of the part's shards, whole."""
-        rank = self.tp_rank if self.row_parts > 1 else 0
-        self._load(loaded, self.part.shards[index], (index * self.rows, self.rows), self.row_parts, rank)
+        """Take tensor `index` of the part's shards."""
+        self._load(loaded, self.part.shards[index], (index * self.rows, self.rows), 1, 0)
 
     def missing(self) -> str:
         shards = self.part.shards

@@ -22,6 +22,9 @@ from vllm_w4a4_plugin.quantization.parameters.base import MatrixParameter
 Layer: TypeAlias = Any
 """A vLLM linear layer. `torch.nn.Module` would type each of its parameters as "Tensor or Module"."""
 
+WIDENED = "8-bit activations, not clipped (VLLM_W4A4_ACTIVATION_BITS=8)"
+"""Remark on layers with int4 activations that run with int8 ones."""
+
 
 @dataclass(frozen=True)
 class LayerShape:

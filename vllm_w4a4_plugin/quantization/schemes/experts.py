@@ -2,13 +2,11 @@
 """Quantized experts on CPUs: int4 or int8 weights, with or without transforms, as their quant type's entry says."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from vllm_w4a4_plugin import envs
-from vllm_w4a4_plugin.checkpoint import CheckpointError
 from vllm_w4a4_plugin.checkpoint.experts import ExpertsPlan
 from vllm_w4a4_plugin.checkpoint.spec import LinearSpec
 from vllm_w4a4_plugin.checkpoint.types import (
@@ -22,6 +20,7 @@ from vllm_w4a4_plugin.checkpoint.types import (
 )
 from vllm_w4a4_plugin.ops import api, cpu
 from vllm_w4a4_plugin.ops.layout import packed_int4_shape, packed_int8_shape
+from vllm_w4a4_plugin.ops.self_check import require_working_kernels
 from vllm_w4a4_plugin.quantization.parameters.experts import (
     ExpertPart,
     ExpertsParameter,
@@ -30,24 +29,9 @@ from vllm_w4a4_plugin.quantization.parameters.experts import (
     SharedTransformParameter,
 )
 
-from .base import Layer
+from .base import WIDENED, Layer
 
 GATE_UP, DOWN = (0, 1), (2,)
-
-
-@dataclass(frozen=True)
-class ExpertsShape:
-    """How a layer of experts is divided.
-
-    Attributes:
-        places: number of each expert on this rank -> its place here.
-        tensor_parts: number of ranks over which the intermediate features of each expert are split; `tensor_rank` is
-            the number of this one.
-    """
-
-    places: Mapping[int, int]
-    tensor_parts: int = 1
-    tensor_rank: int = 0
 
 
 class ExpertsScheme:
@@ -67,6 +51,9 @@ class ExpertsScheme:
     def __init__(self, plan: ExpertsPlan, on_packed: Callable[[], None]) -> None:
         self.plan, self.on_packed = plan, on_packed
         self.is_int4 = plan.quant_type.spec.weight_bits == 4
+        stored = plan.quant_type.spec.activation_bits
+        self.activation_bits = max(stored, envs.VLLM_W4A4_ACTIVATION_BITS)
+        self.is_widened = self.activation_bits > stored
 
     @property
     def spec(self) -> LinearSpec:
@@ -80,37 +67,49 @@ class ExpertsScheme:
         assert self.plan.down_spec is not None
         return self.plan.down_spec
 
-    def create_weights(self, layer: Layer, shape: ExpertsShape) -> None:
+    def create_weights(self, layer: Layer, places: Mapping[int, int], dtype: torch.dtype) -> None:
         """Register the layer's parameters.
 
-        Raises:
-            CheckpointError: the experts cannot be divided over so many ranks.
+        Args:
+            layer: gets them.
+            places: number of each expert on this rank -> its place here.
+            dtype: of activations.
         """
-        self._check_division(shape)
-        self._register_matrices(layer, shape, GATE_UP, self.spec)
-        self._register_matrices(layer, shape, DOWN, self.down_spec)
+        require_working_kernels(dtype, self.plan.quant_type.spec.weight_bits, experts=True)
+        self._register_matrices(layer, places, GATE_UP, self.spec)
+        self._register_matrices(layer, places, DOWN, self.down_spec)
         if not self.plan.quant_type.spec.has_transform:
             return
         for suffix, size in ((LEFT_TRANS, self.spec.left), (RIGHT_TRANS, self.spec.right)):
-            part = ExpertPart(self.plan, suffix, GATE_UP, shape.places)
+            part = ExpertPart(self.plan, suffix, GATE_UP, places)
             factor = None if size is None else SharedTransformParameter(_zeros(size, size), part=part)
             layer.register_parameter(f"w13_{suffix}", factor)
-        part = ExpertPart(self.plan, CLIP_RATIO, GATE_UP, shape.places)
+        part = ExpertPart(self.plan, CLIP_RATIO, GATE_UP, places)
         layer.register_parameter(
             f"w13_{CLIP_RATIO}", SharedClipRatioParameter(torch.ones(len(part.shards), dtype=torch.float32), part=part)
         )
-        count = len(shape.places)
+        count = len(places)
         for suffix, size in ((LEFT_TRANS, self.down_spec.left), (RIGHT_TRANS, self.down_spec.right)):
-            part = ExpertPart(self.plan, suffix, DOWN, shape.places)
+            part = ExpertPart(self.plan, suffix, DOWN, places)
             own = None if size is None else ExpertsParameter(_zeros(count, size, size), part=part, sizes=(size, size))
             layer.register_parameter(f"w2_{suffix}", own)
-        part = ExpertPart(self.plan, CLIP_RATIO, DOWN, shape.places)
+        part = ExpertPart(self.plan, CLIP_RATIO, DOWN, places)
         clips = ExpertsParameter(torch.ones(count, 1, dtype=torch.float32), part=part, sizes=(1, 1))
         layer.register_parameter(f"w2_{CLIP_RATIO}", clips)
 
-    def apply(self, layer: Layer, x: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor) -> torch.Tensor:
-        """[tokens, hidden] in x's dtype: the weighted sum over the experts of this rank, x [tokens, hidden]."""
-        has_clips = self.plan.quant_type.spec.has_transform
+    def apply(
+        self,
+        layer: Layer,
+        x: torch.Tensor,
+        topk_weights: torch.Tensor,
+        topk_ids: torch.Tensor,
+        expert_map: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """[tokens, hidden] in x's dtype: the weighted sum over the experts of this rank, x [tokens, hidden].
+
+        `expert_map`: int32, the place here of each expert, -1 for those of other ranks; None if all are here.
+        """
+        has_clips = self.plan.quant_type.spec.has_transform and not self.is_widened
         optional: dict[str, Any] = {
             f"{name}_{key}": getattr(layer, f"{name}_{suffix}", None)
             for name in ("w13", "w2")
@@ -130,7 +129,8 @@ class ExpertsScheme:
             # All of gate's and up's are equal.
             w13_clip_ratio=layer.w13_clip_ratio[:1] if has_clips else 1.0,
             w2_clip_ratio=layer.w2_clip_ratio if has_clips else 1.0,
-            expert_map=layer.expert_map,
+            expert_map=expert_map,
+            activation_bits=self.activation_bits,
         )
 
     @property
@@ -142,10 +142,10 @@ class ExpertsScheme:
     def remark(self) -> str:
         """Anything that a user should know about how these experts run, "" if nothing."""
         remarks = []
+        if self.is_widened:
+            remarks.append(WIDENED)
         if cpu.cpu_instruction_set() == "portable":
             remarks.append("this CPU has none of the supported instruction sets; portable code is slow")
-        if self.is_int4 and envs.VLLM_W4A4_ACTIVATION_BITS > 4:
-            remarks.append("4-bit activations: VLLM_W4A4_ACTIVATION_BITS=8 is for linear layers only")
         return "; ".join(remarks)
 
     def weight_bytes(self, layer: Layer) -> int:
@@ -153,70 +153,34 @@ class ExpertsScheme:
         return layer.w13_weight.numel() + layer.w2_weight.numel()
 
     def _register_matrices(
-        self, layer: Layer, shape: ExpertsShape, projections: tuple[int, ...], spec: LinearSpec
+        self, layer: Layer, places: Mapping[int, int], projections: tuple[int, ...], spec: LinearSpec
     ) -> None:
         """Weights, scales, offsets and biases of gate and up or of down."""
-        name, is_down, count = ("w2", True, 1) if projections == DOWN else ("w13", False, 2)
-        parts = shape.tensor_parts
-        rows, columns = (
-            (spec.output_size, spec.input_size // parts) if is_down else (spec.output_size // parts, spec.input_size)
-        )
-        # Groups of a per-group layer are divided with the columns.
-        groups = spec.groups // parts if is_down and spec.groups > 1 else spec.groups
-        division = {"row_parts": 1 if is_down else parts, "rank": shape.tensor_rank}
+        name = "w2" if projections == DOWN else "w13"
+        rows, columns, groups = spec.output_size, spec.input_size, spec.groups
+        experts, all_rows = len(places), len(projections) * rows
 
         def part(suffix: str) -> ExpertPart:
-            return ExpertPart(self.plan, suffix, projections, shape.places)
+            return ExpertPart(self.plan, suffix, projections, places)
 
-        packed = (packed_int4_shape if self.is_int4 else packed_int8_shape)(count * rows, columns)
+        packed = (packed_int4_shape if self.is_int4 else packed_int8_shape)(all_rows, columns)
         weight = PackedExpertsParameter(
-            torch.zeros(len(shape.places), *packed, dtype=torch.int8),
+            torch.zeros(experts, *packed, dtype=torch.int8),
             part=part(WEIGHT),
             sizes=(rows, columns),
-            input_parts=parts if is_down else 1,
             pack_rows=api.pack_int4_rows_ if self.is_int4 else api.pack_int8_rows_,
             on_packed=self.on_packed,
-            **division,
         )
         layer.register_parameter(f"{name}_{WEIGHT}", weight)
         for suffix in (WEIGHT_SCALE, *([WEIGHT_OFFSET] if spec.has_offset else [])):
             # int8 weights are symmetric: their offsets are checked to be zero, and not computed with.
-            scales = ExpertsParameter(
-                _zeros(len(shape.places), count * rows, *((groups,) if groups > 1 else ())),
-                part=part(suffix),
-                sizes=(rows, groups),
-                input_parts=spec.groups // groups,
-                **division,
+            data = _zeros(experts, all_rows, *((groups,) if groups > 1 else ()))
+            layer.register_parameter(
+                f"{name}_{suffix}", ExpertsParameter(data, part=part(suffix), sizes=(rows, groups))
             )
-            layer.register_parameter(f"{name}_{suffix}", scales)
         if spec.has_bias:
-            bias = ExpertsParameter(
-                _zeros(len(shape.places), count * rows), part=part(BIAS), sizes=(rows, 1), **division
-            )
+            bias = ExpertsParameter(_zeros(experts, all_rows), part=part(BIAS), sizes=(rows, 1))
             layer.register_parameter(f"{name}_{BIAS}", bias)
-
-    def _check_division(self, shape: ExpertsShape) -> None:
-        parts, down, prefix = shape.tensor_parts, self.down_spec, self.plan.prefix
-        if parts == 1:
-            return
-        advice = (
-            "Use --enable-expert-parallel, which gives each rank whole experts, or a smaller --tensor-parallel-size."
-        )
-        if down.left is not None or down.right is not None:
-            raise CheckpointError(
-                f"layer {prefix}: the transform before {down.leaf} mixes all {down.input_size} intermediate features "
-                f"of an expert, and {parts} tensor-parallel ranks would divide them. {advice}"
-            )
-        if down.has_bias:
-            raise CheckpointError(
-                f"layer {prefix}: the bias of {down.leaf} would be added once for each of {parts} ranks. {advice}"
-            )
-        size = down.input_size // parts
-        if down.input_size % parts or (down.groups > 1 and size % (down.input_size // down.groups)):
-            raise CheckpointError(
-                f"layer {prefix}: expected a number of tensor-parallel ranks that divides the {down.input_size} "
-                f"intermediate features into whole groups of {down.input_size // down.groups}, found {parts}. {advice}"
-            )
 
 
 def _zeros(*shape: int) -> torch.Tensor:

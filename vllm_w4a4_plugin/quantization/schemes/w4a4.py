@@ -13,7 +13,7 @@ from vllm_w4a4_plugin.ops import cpu
 from vllm_w4a4_plugin.ops.self_check import require_working_kernels
 from vllm_w4a4_plugin.quantization.parameters.cpu import Int4Parameter
 
-from .base import Layer, LayerShape, LinearScheme
+from .base import WIDENED, Layer, LayerShape, LinearScheme
 
 
 class W4A4Scheme(LinearScheme):
@@ -51,7 +51,7 @@ class W4A4Scheme(LinearScheme):
     def remark(self) -> str:
         remarks = []
         if self.is_widened:
-            remarks.append("8-bit activations, not clipped (VLLM_W4A4_ACTIVATION_BITS=8)")
+            remarks.append(WIDENED)
         if cpu.cpu_instruction_set() == "portable":
             remarks.append("this CPU has none of the supported instruction sets; portable code is slow")
         return "; ".join(remarks)
