@@ -153,10 +153,16 @@ void gemm_tiles(const GemmArgs& args, int64_t tile_begin, int64_t tile_end, int6
                   acc + index, sum + index);
       });
     }
-    const TileBias biases[kTogether] = {{args, tile}, {args, tile + tiles - 1}};
-    for_sums([&](int64_t panel, int64_t i, int64_t index) {
-      store_tile(args, biases[i], tile + i, panels.begin(panel), panels.size(panel), sum + index);
-    });
+    // All tiles of a token in turn: together they fill whole lines of the cache.
+    const TileOutput outputs[kTogether] = {{args, tile}, {args, tile + tiles - 1}};
+    for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+      const float* sums = sum + (panel - panel_begin) * kTogether * kTileSums;
+      for (int64_t token = 0; token < panels.size(panel); ++token) {
+        for (int64_t i = 0; i < tiles; ++i) {
+          outputs[i].store_token(panels.begin(panel) + token, sums + i * kTileSums + token * kTileRows);
+        }
+      }
+    }
   }
 }
 

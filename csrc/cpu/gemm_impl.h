@@ -27,6 +27,7 @@ namespace w4a4 {
 namespace {
 
 constexpr int64_t kUnpackedBytes = kTileRows * kBlockFeatures;
+constexpr int kTileVectors = kTileRows / kVector;
 
 // Tiles whose sums are kept at once: a segment of the activations then comes from memory once for all of them.
 constexpr int64_t kTileBlock = 4;
@@ -47,10 +48,16 @@ inline int32_t load_word(const int8_t* p) {
   return word;
 }
 
+W4A4_INLINE inline WordVector load_words(const void* p) {
+  WordVector words;
+  std::memcpy(&words, p, sizeof words);
+  return words;
+}
+
 // What dequantizes one group of a tile's rows.
 struct TileGroup {
-  float scale[kTileRows] = {}, offset[kTileRows] = {};
-  uint32_t quant_bias[kTileRows] = {};
+  alignas(64) float scale[kTileRows] = {}, offset[kTileRows] = {};
+  alignas(64) uint32_t quant_bias[kTileRows] = {};
 
   TileGroup(const GemmArgs& args, int64_t tile, int64_t group) {
     const int64_t rows = std::min(kTileRows, args.out_features - tile * kTileRows);
@@ -66,40 +73,53 @@ struct TileGroup {
 // Adds one group's dequantized part: sum[t][r] += weight_scale * (acc - (zero_point + offset) * sum(q) + quant_bias).
 void add_group(const GemmArgs& args, const TileGroup& weight, int32_t zero_point, int64_t group, int64_t begin,
                int64_t tokens, const int32_t* acc, float* sum) {
-  for (int64_t t = 0; t < tokens; ++t) {
+  for (int64_t t = 0; t < tokens; ++t, acc += kTileRows, sum += kTileRows) {
     const int32_t q_sum = args.q_sums[(begin + t) * args.groups + group];
-    // The stored zero point is removed in integers, exactly; only a checkpoint's own offset is a float.
+    // The stored zero point is removed in integers, exactly and modulo 2^32; only a checkpoint's own offset is a float.
     const uint32_t correction = static_cast<uint32_t>(zero_point) * static_cast<uint32_t>(q_sum);
-    for (int64_t r = 0; r < kTileRows; ++r) {
-      const uint32_t product = static_cast<uint32_t>(acc[t * kTileRows + r]) - correction;
-      const auto exact = static_cast<float>(static_cast<int32_t>(product + weight.quant_bias[r]));
-      sum[t * kTileRows + r] += weight.scale[r] * (exact - weight.offset[r] * static_cast<float>(q_sum));
+    const FloatVector float_sum = broadcast(static_cast<float>(q_sum));
+    unrolled<kTileVectors>([&](auto v) W4A4_INLINE {
+      constexpr int kFirst = v * kVector;
+      const WordVector product = load_words(acc + kFirst) - correction + load_words(weight.quant_bias + kFirst);
+      const FloatVector exact = __builtin_convertvector(reinterpret_cast<const IntVector&>(product), FloatVector);
+      store(sum + kFirst,
+            load(sum + kFirst) + load(weight.scale + kFirst) * (exact - load(weight.offset + kFirst) * float_sum));
+    });
+  }
+}
+
+// The last step for one tile: y = scale * sum + bias, in the output dtype.
+struct TileOutput {
+  alignas(64) float bias[kTileRows] = {};
+  int64_t rows, stride, size;
+  Dtype dtype;
+  const float* scale;
+  char* y;
+
+  TileOutput(const GemmArgs& args, int64_t tile)
+      : rows(std::min(kTileRows, args.out_features - tile * kTileRows)),
+        stride(args.out_features * dtype_size(args.dtype)),
+        size(dtype_size(args.dtype)),
+        dtype(args.dtype),
+        scale(args.scale),
+        y(static_cast<char*>(args.y) + tile * kTileRows * size) {
+    if (args.bias != nullptr) std::memcpy(bias, args.bias + tile * kTileRows, rows * sizeof(float));
+  }
+
+  W4A4_INLINE void store_token(int64_t token, const float* sum) const {
+    const FloatVector token_scale = broadcast(scale[token]);
+    char* target = y + token * stride;
+    const auto row = [&](auto v)
+                         W4A4_INLINE { return token_scale * load(sum + v * kVector) + load(bias + v * kVector); };
+    if (rows == kTileRows) {
+      unrolled<kTileVectors>([&](auto v) W4A4_INLINE { store_vector(row(v), dtype, target + v * kVector * size); });
+    } else {
+      float values[kTileRows];
+      unrolled<kTileVectors>([&](auto v) W4A4_INLINE { store(values + v * kVector, row(v)); });
+      store_floats(values, rows, dtype, target);
     }
   }
-}
-
-struct TileBias {
-  float bias[kTileRows] = {};
-
-  TileBias(const GemmArgs& args, int64_t tile) {
-    const int64_t first = tile * kTileRows, rows = std::min(kTileRows, args.out_features - first);
-    if (args.bias != nullptr) std::memcpy(bias, args.bias + first, rows * sizeof(float));
-  }
 };
-
-// y = scale * sum + bias for one tile, in the output dtype.
-void store_tile(const GemmArgs& args, const TileBias& weight, int64_t tile, int64_t begin, int64_t tokens,
-                const float* sum) {
-  const int64_t first = tile * kTileRows;
-  const int64_t rows = std::min(kTileRows, args.out_features - first);
-  char* y = static_cast<char*>(args.y);
-  for (int64_t t = 0; t < tokens; ++t) {
-    float row[kTileRows];
-    for (int64_t r = 0; r < kTileRows; ++r) row[r] = args.scale[begin + t] * sum[t * kTileRows + r] + weight.bias[r];
-    const int64_t index = (begin + t) * args.out_features + first;
-    store_floats(row, rows, args.dtype, y + index * dtype_size(args.dtype));
-  }
-}
 
 template <class Micro>
 void gemm(const GemmArgs& args, int64_t tile_begin, int64_t tile_end, int64_t panel_begin, int64_t panel_end) {
@@ -153,7 +173,10 @@ void gemm(const GemmArgs& args, int64_t tile_begin, int64_t tile_end, int64_t pa
       }
     }
     for (int64_t i = 0; i < tiles; ++i) {
-      store_tile(args, TileBias(args, tile + i), tile + i, begin, tokens, sum + i * sums_per_tile);
+      const TileOutput output(args, tile + i);
+      for (int64_t token = 0; token < tokens; ++token) {
+        output.store_token(begin + token, sum + i * sums_per_tile + token * kTileRows);
+      }
     }
   }
 }
