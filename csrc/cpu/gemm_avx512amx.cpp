@@ -4,6 +4,8 @@
 #define W4A4_VECTOR_FLOATS 16
 #include <immintrin.h>
 
+#include <optional>
+
 #include "gemm_impl.h"
 #include "unpack_avx512.h"
 
@@ -15,12 +17,17 @@ constexpr int64_t kChunkBlocks = kChunkFeatures / kBlockFeatures;
 constexpr int64_t kTileBytes = 1024;
 constexpr int64_t kTileSums = 256;
 constexpr int64_t kPanelTokens = 16;
-constexpr int64_t kMaxPanels = kMaxGemmTokens / kPanelTokens;
-// Chunks of two weight tiles that are unpacked at once: 32 KB, which stay in the first-level cache while the
-// activations stream past them.
-constexpr int64_t kSegmentChunks = 16;
-// Two by two tiles of sums need as many loads as products; with one by two the loads would be the limit.
+// Chunks of two weight tiles that are unpacked at once: 16 KB, which stay in the first-level cache while as much of
+// every two panels streams past them. Twice as many are a fifth slower.
+constexpr int64_t kSegmentChunks = 8;
+// Weight tiles and panels that share their loads. Two by two tiles of sums need as many loads as products; with one by
+// two the loads would be the limit.
 constexpr int64_t kTogether = 2;
+// Activations beyond this do not stay in the second-level cache, and are better brought there once for many weight
+// tiles than once for each pair, even though the sums then fill half of it.
+constexpr int64_t kCachedBytes = 768 * 1024;
+constexpr int64_t kFewTiles = 8, kManyTiles = 32;
+
 // The tile registers of this thread, all of 16 rows x 64 bytes, while it lives. Whoever uses tiles configures them
 // anew, so nothing is restored.
 class Tiles {
@@ -111,55 +118,96 @@ void multiply_segment(const GemmArgs& args, const Segment& segment, int64_t pane
   });
 }
 
+// The sums of one call: [pairs of weight tiles][panels][2 weight tiles][16 tokens][16 rows].
+struct Sums {
+  int64_t panel_begin, panels;
+  int64_t size(int64_t tiles) const { return ceil_div(tiles, kTogether) * panels * kTogether * kTileSums; }
+  int64_t at(int64_t tile, int64_t panel) const {
+    return ((tile / kTogether * panels + panel - panel_begin) * kTogether + tile % kTogether) * kTileSums;
+  }
+};
+
+// Asks for the lines of y that two panels and two weight tiles will be written to, while tiles are multiplied.
+void prefetch_outputs(const GemmArgs& args, int64_t tile, int64_t panel, int64_t panel_count) {
+  const int64_t size = dtype_size(args.dtype), stride = args.out_features * size;
+  const int64_t begin = args.panels.begin(panel), end = args.panels.begin(panel + panel_count);
+  const int64_t bytes = std::min(kTogether * kTileRows, args.out_features - tile * kTileRows) * size;
+  for (int64_t token = begin; token < end; ++token) {
+    const char* y = static_cast<const char*>(args.y) + token * stride + tile * kTileRows * size;
+    for (int64_t offset = 0; offset < bytes; offset += 64) __builtin_prefetch(y + offset, 1);
+  }
+}
+
 template <class Blocks>
 void gemm_tiles(const GemmArgs& args, int64_t tile_begin, int64_t tile_end, int64_t panel_begin, int64_t panel_end) {
   const Panels& panels = args.panels;
   const int64_t blocks = block_count(args.in_features);
   // Groups are whole chunks, unless there is but one; see Gemm::choose.
   const int64_t group_blocks = ceil_div(blocks, args.groups), group_chunks = ceil_div(group_blocks, kChunkBlocks);
+  const int64_t token_bytes = token_stride(args.in_features) * (panels.begin(panel_end) - panels.begin(panel_begin));
+  const int64_t most_tiles = token_bytes > kCachedBytes ? kManyTiles : kFewTiles;
+  const Sums sums{panel_begin, panel_end - panel_begin};
+  const int64_t count = sums.size(std::min(most_tiles, tile_end - tile_begin));
+  auto* acc = static_cast<int32_t*>(thread_scratch(2 * count * sizeof(float)));
+  auto* sum = reinterpret_cast<float*>(acc + count);
   alignas(64) uint8_t bytes[kTogether * kSegmentChunks * kTileBytes];
-  alignas(64) int32_t acc[kMaxPanels * kTogether * kTileSums];
-  alignas(64) float sum[kMaxPanels * kTogether * kTileSums];
   const Tiles configured;
 
-  for (int64_t tile = tile_begin; tile < tile_end; tile += kTogether) {
-    const int64_t tiles = std::min(kTogether, tile_end - tile);
-    // body(panel, i, index of their sums) for all panels and the weight tiles tile + i.
-    const auto for_sums = [&](const auto& body) {
-      for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-        for (int64_t i = 0; i < tiles; ++i) body(panel, i, ((panel - panel_begin) * kTogether + i) * kTileSums);
-      }
-    };
-    std::memset(sum, 0, (panel_end - panel_begin) * kTogether * kTileSums * sizeof(float));
+  const auto add =
+      [&](const TileGroup& weight, int64_t group, int64_t first, int64_t tokens, const int32_t* from, float* to)
+          W4A4_INLINE { add_group(args, weight, args.zero_point + Blocks::kAdded, group, first, tokens, from, to); };
+  for (int64_t first_tile = tile_begin; first_tile < tile_end; first_tile += most_tiles) {
+    const int64_t tiles = std::min(most_tiles, tile_end - first_tile);
+    if (args.groups > 1) std::memset(sum, 0, sums.size(tiles) * sizeof(float));
     for (int64_t group = 0; group < args.groups; ++group) {
       for (int64_t begin = 0; begin < group_chunks; begin += kSegmentChunks) {
         const int64_t chunks = std::min(kSegmentChunks, group_chunks - begin);
-        const int64_t first_chunk = group * group_chunks + begin;
-        const int64_t block = first_chunk * kChunkBlocks, count = std::min(chunks * kChunkBlocks, blocks - block);
-        for (int64_t i = 0; i < tiles; ++i) {
-          const int64_t index = (tile + i) * blocks + block;
-          unpack_segment<Blocks>(static_cast<const uint8_t*>(args.packed) + index * Blocks::kBlockBytes, count, chunks,
-                                 bytes + i * chunks * kTileBytes);
-        }
-        const Segment segment{bytes, tiles, first_chunk, chunks, begin == 0};
-        for (int64_t panel = panel_begin; panel < panel_end; panel += kTogether) {
-          multiply_segment(args, segment, panel, std::min(kTogether, panel_end - panel),
-                           acc + (panel - panel_begin) * kTogether * kTileSums);
+        const int64_t first_chunk = group * group_chunks + begin, block = first_chunk * kChunkBlocks;
+        const int64_t segment_blocks = std::min(chunks * kChunkBlocks, blocks - block);
+        const bool is_last = group + 1 == args.groups && begin + chunks == group_chunks;
+        for (int64_t i = 0; i < tiles; i += kTogether) {
+          const int64_t together = std::min(kTogether, tiles - i);
+          for (int64_t j = 0; j < together; ++j) {
+            const int64_t index = (first_tile + i + j) * blocks + block;
+            unpack_segment<Blocks>(static_cast<const uint8_t*>(args.packed) + index * Blocks::kBlockBytes,
+                                   segment_blocks, chunks, bytes + j * chunks * kTileBytes);
+          }
+          const Segment segment{bytes, together, first_chunk, chunks, begin == 0};
+          for (int64_t panel = panel_begin; panel < panel_end; panel += kTogether) {
+            const int64_t panel_count = std::min(kTogether, panel_end - panel);
+            if (is_last) prefetch_outputs(args, first_tile + i, panel, panel_count);
+            multiply_segment(args, segment, panel, panel_count, acc + sums.at(i, panel));
+          }
         }
       }
-      const TileGroup weights[kTogether] = {{args, tile, group}, {args, tile + tiles - 1, group}};
-      for_sums([&](int64_t panel, int64_t i, int64_t index) {
-        add_group(args, weights[i], args.zero_point + Blocks::kAdded, group, panels.begin(panel), panels.size(panel),
-                  acc + index, sum + index);
-      });
+      if (args.groups == 1) break;
+      for (int64_t i = 0; i < tiles; ++i) {
+        const TileGroup weight(args, first_tile + i, group);
+        for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+          const int64_t at = sums.at(i, panel);
+          add(weight, group, panels.begin(panel), panels.size(panel), acc + at, sum + at);
+        }
+      }
     }
-    // All tiles of a token in turn: together they fill whole lines of the cache.
-    const TileOutput outputs[kTogether] = {{args, tile}, {args, tile + tiles - 1}};
+    // All tiles of a token in turn: y is written in whole lines of the cache.
+    std::optional<TileGroup> weights[kManyTiles];
+    std::optional<TileOutput> outputs[kManyTiles];
+    for (int64_t i = 0; i < tiles; ++i) {
+      weights[i].emplace(args, first_tile + i, 0);
+      outputs[i].emplace(args, first_tile + i);
+    }
     for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-      const float* sums = sum + (panel - panel_begin) * kTogether * kTileSums;
-      for (int64_t token = 0; token < panels.size(panel); ++token) {
+      const int64_t begin = panels.begin(panel), size = panels.size(panel);
+      for (int64_t t = 0; t < size; ++t) {
         for (int64_t i = 0; i < tiles; ++i) {
-          outputs[i].store_token(panels.begin(panel) + token, sums + i * kTileSums + token * kTileRows);
+          const int64_t at = sums.at(i, panel) + t * kTileRows;
+          if (args.groups == 1) {
+            alignas(64) float row[kTileRows] = {};
+            add(*weights[i], 0, begin + t, 1, acc + at, row);
+            outputs[i]->store_token(begin + t, row);
+          } else {
+            outputs[i]->store_token(begin + t, sum + at);
+          }
         }
       }
     }

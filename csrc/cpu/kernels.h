@@ -64,6 +64,9 @@ struct GemmArgs {
   Dtype dtype;
 };
 
+// Memory that this thread keeps for kernels, aligned to 64 bytes. Not for code that calls kernels.
+void* thread_scratch(int64_t bytes);
+
 // Tokens that one call of a Gemm takes at most; bounds its stack and what a thread's caches must hold.
 inline constexpr int64_t kMaxGemmTokens = 256;
 

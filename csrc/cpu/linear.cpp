@@ -133,6 +133,11 @@ const Gemm& int4_gemm(const Kernels& kernels, ActivationRange range) {
 
 }  // namespace
 
+void* thread_scratch(int64_t bytes) {
+  thread_local Scratch scratch;
+  return scratch.get<char>(bytes);
+}
+
 void flatquant_linear(const void* x, Dtype dtype, int64_t tokens, const Transform& transform, ActivationRange range,
                       const Weight& weight, void* y, const Kernels& kernels, const Pool& pool) {
   const QuantizeArgs quantize = quantize_args(x, dtype, weight.in_features, transform, range, weight.groups);
