@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     VLLM_W4A4_DISABLE: bool
     VLLM_W4A4_ISA: str | None
     VLLM_W4A4_ACTIVATION_BITS: int
+    VLLM_W4A4_HEAD: str
     VLLM_W4A4_FORCE: bool
     VLLM_W4A4_NPU_FUSED: bool
     VLLM_W4A4_SELF_CHECK: bool
@@ -51,6 +52,12 @@ def _activation_bits(text: str | None) -> int:
     return int(text or 4)
 
 
+def _head(text: str | None) -> str:
+    if text not in (None, "", "int8", "float"):
+        raise ValueError(f"VLLM_W4A4_HEAD: expected int8 or float, found {text!r}")
+    return text or "int8"
+
+
 def _text(text: str | None) -> str | None:
     return text or None
 
@@ -63,8 +70,8 @@ VARIABLES = {
             "VLLM_W4A4_ISA",
             _text,
             "the best one that the CPU supports",
-            "Forces an instruction set of the CPU kernels: `avx512vnni`, `avxvnni`, `avx2`, `neon_i8mm`, "
-            "`neon_dotprod` or `portable`. The native library reads it, not Python.",
+            "Forces an instruction set of the CPU kernels: `avx512amx`, `avx512vnni`, `avxvnni`, `avx2`, "
+            "`neon_i8mm`, `neon_dotprod` or `portable`. The native library reads it, not Python.",
         ),
         Variable(
             "VLLM_W4A4_ACTIVATION_BITS",
@@ -72,6 +79,13 @@ VARIABLES = {
             "4",
             "`8` runs W4A4 layers on CPUs with 8-bit activations that are not clipped (see "
             "[8-bit activations](../explanation/activation-bits.md)).",
+        ),
+        Variable(
+            "VLLM_W4A4_HEAD",
+            _head,
+            "int8",
+            "How a CPU computes an output head that is in float: `int8` rounds its weights to int8 per token of the "
+            "vocabulary (see [The output head](../explanation/output-head.md)), `float` leaves it to vLLM.",
         ),
         Variable(
             "VLLM_W4A4_FORCE",
