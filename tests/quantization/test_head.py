@@ -55,6 +55,17 @@ def test_a_bias_of_the_head_and_one_of_the_call() -> None:
     assert torch.allclose(method.apply(head, x, torch.ones(40)), plain + 1, atol=1e-5)
 
 
+def test_vllms_default_dtype_while_it_loads_does_not_matter() -> None:
+    head, method, x = Head(random(40, 96).bfloat16()), Int8HeadMethod(), random(3, 96).bfloat16()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        method.process_weights_after_loading(head)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert head.int8_weight_scale.dtype is torch.float32
+    assert method.apply(head, x).dtype is torch.bfloat16
+
+
 def test_only_parameters_of_vllm_are_state() -> None:
     head = Head(random(40, 96))
     Int8HeadMethod().process_weights_after_loading(head)
@@ -67,11 +78,7 @@ def test_rows_use_the_whole_range() -> None:
     assert (scale > 0).all()
 
 
-def test_the_variable_takes_two_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("VLLM_W4A4_HEAD", raising=False)
-    assert envs.VLLM_W4A4_HEAD == "int8"
-    monkeypatch.setenv("VLLM_W4A4_HEAD", "float")
-    assert envs.VLLM_W4A4_HEAD == "float"
+def test_another_value_of_the_variable_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_W4A4_HEAD", "int3")
     with pytest.raises(ValueError, match="VLLM_W4A4_HEAD: expected int8 or float, found 'int3'"):
         _ = envs.VLLM_W4A4_HEAD

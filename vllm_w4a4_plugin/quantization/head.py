@@ -21,16 +21,17 @@ class Int8HeadMethod(UnquantizedEmbeddingMethod):
     """
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        rows, features = layer.weight.shape
+        weight: torch.Tensor = layer.weight  # type: ignore[assignment]
+        rows, features = weight.shape
         packed = getattr(layer, PACKED, None)
         if packed is None:
-            # No parameters: nothing loads them, and vLLM's reload does not put them on the meta device.
+            # Neither parameters nor buffers: vLLM's reload would put the former values of those back.
             packed = torch.zeros(packed_int8_shape(rows, features), dtype=torch.int8)
-            layer.register_buffer(PACKED, packed, persistent=False)
-            layer.register_buffer(SCALE, torch.empty(rows), persistent=False)
+            setattr(layer, PACKED, packed)
+            setattr(layer, SCALE, torch.empty(rows, dtype=torch.float32))
         scale = getattr(layer, SCALE)
         for first in range(0, rows, ROWS_AT_ONCE):
-            q, row_scale = quantize_rows(layer.weight[first : first + ROWS_AT_ONCE].float())
+            q, row_scale = quantize_rows(weight[first : first + ROWS_AT_ONCE].float())
             api.pack_int8_rows_(packed, q, first)
             scale[first : first + ROWS_AT_ONCE] = row_scale
 
