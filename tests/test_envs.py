@@ -21,7 +21,11 @@ SWITCHES = {
     "VLLM_W4A4_NPU_FUSED": (True, True, False, True),
     "VLLM_W4A4_SELF_CHECK": (True, True, False, True),
 }
-NUMBERS = {"VLLM_W4A4_ACTIVATION_BITS": (4, 4, 4, 8)}  # if unset, empty, "4", "8"
+CHOICES = {
+    # name -> texts to set, None for unset, and the values to read
+    "VLLM_W4A4_ACTIVATION_BITS": ((None, "", "4", "8"), (4, 4, 4, 8)),
+    "VLLM_W4A4_HEAD": ((None, "", "int8", "float"), ("int8", "int8", "int8", "float")),
+}
 TEXTS = {"VLLM_W4A4_ISA": "avx2", "ASCEND_HOME_PATH": "/opt/cann"}
 
 
@@ -40,8 +44,9 @@ def test_the_page_and_the_code_say_the_same() -> None:
 @pytest.mark.parametrize("name", envs.VARIABLES)
 def test_variables_read_as_documented(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ASCEND_TOOLKIT_HOME", raising=False)
-    if name in NUMBERS:
-        given, expected = (None, "", "4", "8"), NUMBERS[name]
+    given: tuple[str | None, ...]
+    if name in CHOICES:
+        given, expected = CHOICES[name]
     else:
         given = (None, "", "0", "1") if name in SWITCHES else (None, "", TEXTS[name])
         expected = SWITCHES.get(name) or (None, None, TEXTS[name])

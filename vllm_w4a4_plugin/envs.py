@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     VLLM_W4A4_ISA: str | None
     VLLM_W4A4_ACTIVATION_BITS: int
     VLLM_W4A4_LOCAL_SCALES: bool
+    VLLM_W4A4_HEAD: str
     VLLM_W4A4_FORCE: bool
     VLLM_W4A4_NPU_FUSED: bool
     VLLM_W4A4_SELF_CHECK: bool
@@ -52,6 +53,12 @@ def _activation_bits(text: str | None) -> int:
     return int(text or 4)
 
 
+def _head(text: str | None) -> str:
+    if text not in (None, "", "int8", "float"):
+        raise ValueError(f"VLLM_W4A4_HEAD: expected int8 or float, found {text!r}")
+    return text or "int8"
+
+
 def _text(text: str | None) -> str | None:
     return text or None
 
@@ -64,8 +71,8 @@ VARIABLES = {
             "VLLM_W4A4_ISA",
             _text,
             "the best one that the CPU supports",
-            "Forces an instruction set of the CPU kernels: `avx512vnni`, `avxvnni`, `avx2`, `neon_i8mm`, "
-            "`neon_dotprod` or `portable`. The native library reads it, not Python.",
+            "Forces an instruction set of the CPU kernels: `avx512amx`, `avx512vnni`, `avxvnni`, `avx2`, "
+            "`neon_i8mm`, `neon_dotprod` or `portable`. The native library reads it, not Python.",
         ),
         Variable(
             "VLLM_W4A4_ACTIVATION_BITS",
@@ -81,6 +88,13 @@ VARIABLES = {
             "`1` lets each rank of a row-parallel layer without transform quantize its part of a token with a scale of "
             "its own, as vllm-ascend does. It saves an exchange of 4 bytes per token and layer, but results then "
             "depend on the number of ranks.",
+        ),
+        Variable(
+            "VLLM_W4A4_HEAD",
+            _head,
+            "int8",
+            "How a CPU computes an output head that is in float: `int8` rounds its weights to int8 per token of the "
+            "vocabulary (see [The output head](../explanation/output-head.md)), `float` leaves it to vLLM.",
         ),
         Variable(
             "VLLM_W4A4_FORCE",

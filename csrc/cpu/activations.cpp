@@ -32,6 +32,10 @@ void quantize_by_rows(const QuantizeArgs& args, int64_t tokens, const Kernels& k
   for (int64_t token = 0; token < tokens; ++token) kernels.quantize_transformed(args, token, scratch + token * size);
 }
 
+struct TileRow {
+  uint8_t bytes[kTokenAlignment];
+};
+
 // The tokens at `rows`, `size` of them, as one panel with units of type Unit.
 template <class Unit>
 void write_panel(const int8_t* const* rows, int64_t stride, int64_t size, int8_t* panel) {
@@ -91,7 +95,9 @@ void make_panel(const int8_t* q, int64_t stride, const int32_t* rows, const Pane
   const int8_t* tokens[kMaxGemmTokens];
   for (int64_t t = 0; t < size; ++t) tokens[t] = q + (rows != nullptr ? rows[begin + t] : begin + t) * stride;
   target += begin * stride;
-  if (gemm.panel_unit == 8) {
+  if (gemm.panel_unit == sizeof(TileRow)) {
+    write_panel<TileRow>(tokens, stride, size, target);
+  } else if (gemm.panel_unit == sizeof(uint64_t)) {
     write_panel<uint64_t>(tokens, stride, size, target);
   } else {
     write_panel<uint32_t>(tokens, stride, size, target);

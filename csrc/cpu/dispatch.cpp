@@ -4,6 +4,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #elif defined(__aarch64__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -28,7 +30,8 @@ extern const Gemm gemm_portable, gemm_int8_portable;
 #if defined(__x86_64__)
 W4A4_DECLARE_QUANTIZE(avx2);
 W4A4_DECLARE_QUANTIZE(avx512vnni);
-extern const Gemm gemm_avx2, gemm_avxvnni, gemm_avx512vnni, gemm_int8_avx2, gemm_wide_int4_avx2, gemm_wide_int8_avx2;
+extern const Gemm gemm_avx2, gemm_avxvnni, gemm_avx512vnni, gemm_avx512amx, gemm_int8_avx2, gemm_int8_avx512vnni,
+    gemm_int8_avx512amx, gemm_wide_int4_avx2, gemm_wide_int8_avx2;
 #elif defined(__aarch64__)
 extern const Gemm gemm_neon_dotprod, gemm_neon_i8mm;
 #endif
@@ -52,6 +55,27 @@ bool has_avxvnni() {
 bool has_avx512vnni() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+}
+// CPUID leaf 7, EDX bits 24 (tiles) and 25 (int8 products); the kernel then lets the process use the tiles' data, which
+// it must be asked for once (Documentation/arch/x86/xstate.rst). It refuses where it does not know them, or where a
+// thread's alternate signal stack is too small for them.
+bool has_avx512amx() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const bool is_permitted = [] {
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    return has_avx512vnni() && __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx >> 24 & 3) == 3 &&
+           syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  }();
+  return is_permitted;
+}
+
+// From how many tokens on a product with tiles is faster than one with vpdpbusd.
+constexpr int64_t kTileTokens = 8;
+
+constexpr Gemm with_tiles(Gemm gemm, const Gemm& tiles) {
+  gemm.for_many = &tiles;
+  gemm.many_tokens = kTileTokens;
+  return gemm;
 }
 #elif defined(__aarch64__)
 bool has_dotprod() { return getauxval(AT_HWCAP) & HWCAP_ASIMDDP; }
@@ -83,9 +107,14 @@ const std::vector<const Kernels*>& all_kernels() {
                             weight_only_avx2};
   static const Kernels avxvnni{"avxvnni",      has_avxvnni,  W4A4_QUANTIZE(avx2), gemm_avxvnni,
                                gemm_int8_avx2, gemm_avxvnni, gemm_wide_int8_avx2, weight_only_avx2};
-  static const Kernels avx512vnni{"avx512vnni",   has_avx512vnni,  W4A4_QUANTIZE(avx512vnni), gemm_avx512vnni,
-                                  gemm_int8_avx2, gemm_avx512vnni, gemm_wide_int8_avx2,       weight_only_avx512vnni};
-  static const std::vector<const Kernels*> all{&avx512vnni, &avxvnni, &avx2, &portable};
+  static const Kernels avx512vnni{"avx512vnni",         has_avx512vnni,        W4A4_QUANTIZE(avx512vnni),
+                                  gemm_avx512vnni,      gemm_int8_avx512vnni,  gemm_avx512vnni,
+                                  gemm_int8_avx512vnni, weight_only_avx512vnni};
+  static const Gemm int4_tiles = with_tiles(gemm_avx512vnni, gemm_avx512amx);
+  static const Gemm int8_tiles = with_tiles(gemm_int8_avx512vnni, gemm_int8_avx512amx);
+  static const Kernels avx512amx{"avx512amx", has_avx512amx, W4A4_QUANTIZE(avx512vnni), int4_tiles, int8_tiles,
+                                 int4_tiles,  int8_tiles,    weight_only_avx512vnni};
+  static const std::vector<const Kernels*> all{&avx512amx, &avx512vnni, &avxvnni, &avx2, &portable};
 #elif defined(__aarch64__)
   // NEON is part of the architecture, so the portable transform is compiled to it.
   static const Kernels dotprod{"neon_dotprod",     has_dotprod,       W4A4_QUANTIZE(portable), gemm_neon_dotprod,

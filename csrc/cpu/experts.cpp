@@ -75,7 +75,7 @@ struct Pairs {
 
 // Without q.
 Pairs new_pairs(int64_t pairs, const ExpertWeights& weights) {
-  return {nullptr, block_count(weights.in_features) * kBlockFeatures, pair_scale_scratch.get<float>(pairs),
+  return {nullptr, token_stride(weights.in_features), pair_scale_scratch.get<float>(pairs),
           pair_sum_scratch.get<int32_t>(pairs * weights.groups)};
 }
 
@@ -89,6 +89,18 @@ const Gemm& gemm_of(const ExpertWeights& weights, const Kernels& kernels) {
   if (!is_int4(weights)) return kernels.int8;
   return weights.wide_activations ? kernels.wide_int4 : kernels.int4;
 }
+
+// Gemm for the pairs of each expert, which may be few or many.
+struct Gemms {
+  const Gemm& gemm;
+  const Order& order;
+  int64_t in_features, groups;
+
+  Gemms(const ExpertWeights& weights, const Order& order, const Kernels& kernels)
+      : gemm(gemm_of(weights, kernels)), order(order), in_features(weights.in_features), groups(weights.groups) {}
+  const Gemm& of(int64_t expert) const { return gemm.choose(order.count(expert), in_features, groups); }
+  Panels panels(int64_t expert) const { return Panels(order.count(expert), of(expert).panel_tokens); }
+};
 
 Transform transform_of(const ExpertTransform& transform, int64_t expert) {
   const auto part = [&](const float* factors, int64_t count, int64_t size) {
@@ -137,35 +149,36 @@ std::vector<Item> items_of(const Order& order, const Parts& parts) {
 // y [pairs, out_features] of the pairs in panels, by expert, tiles and tokens.
 void multiply(const ExpertWeights& weights, const Pairs& pairs, const Order& order, float* y, const Kernels& kernels,
               const Pool& pool) {
-  const Gemm& gemm = gemm_of(weights, kernels);
+  const Gemms gemms(weights, order, kernels);
   const int64_t tiles = tile_count(weights.out_features);
   const int64_t tile_parts = ceil_div(tiles, kItemTiles);
-  const int64_t most_panels = std::max<int64_t>(1, kMaxGemmTokens / gemm.panel_tokens);
-  const auto panels = [&](int64_t expert) { return Panels(order.count(expert), gemm.panel_tokens); };
-  const std::vector<Item> items =
-      items_of(order, [&](int64_t expert) { return tile_parts * ceil_div(panels(expert).count, most_panels); });
+  const auto most_panels = [&](int64_t expert) {
+    return std::max<int64_t>(1, kMaxGemmTokens / gemms.of(expert).panel_tokens);
+  };
+  const std::vector<Item> items = items_of(
+      order, [&](int64_t expert) { return tile_parts * ceil_div(gemms.panels(expert).count, most_panels(expert)); });
   for_each_item(static_cast<int64_t>(items.size()), pool, [&](int64_t i) {
     const auto [expert, part] = items[i];
     GemmArgs args = gemm_args(weights, expert, pairs, order, y);
-    args.panels = panels(expert);
-    const int64_t tile = part % tile_parts * kItemTiles, panel = part / tile_parts * most_panels;
-    gemm.run(args, tile, std::min(tile + kItemTiles, tiles), panel, std::min(panel + most_panels, args.panels.count));
+    args.panels = gemms.panels(expert);
+    const int64_t tile = part % tile_parts * kItemTiles, panel = part / tile_parts * most_panels(expert);
+    gemms.of(expert).run(args, tile, std::min(tile + kItemTiles, tiles), panel,
+                         std::min(panel + most_panels(expert), args.panels.count));
   });
 }
 
 // Brings the pairs of every expert into panels. Pair p is row rows[p] of q, or row p if `rows` is null.
-Pairs to_panels(const Pairs& pairs, const int32_t* rows, const Order& order, const Gemm& gemm, const Pool& pool) {
+Pairs to_panels(const Pairs& pairs, const int32_t* rows, const Order& order, const Gemms& gemms, const Pool& pool) {
   Pairs result = pairs;
-  result.q = panel_scratch.get<int8_t>(order.pairs() * pairs.stride);
-  const auto panels = [&](int64_t expert) { return Panels(order.count(expert), gemm.panel_tokens); };
-  const std::vector<Item> items = items_of(order, [&](int64_t expert) { return panels(expert).count; });
+  result.q = panel_scratch.get<int8_t>(order.pairs() * pairs.stride + kPanelSlack);
+  const std::vector<Item> items = items_of(order, [&](int64_t expert) { return gemms.panels(expert).count; });
   const int64_t grain = ceil_div(kQuantizeGrain, pairs.stride);
   pool.parallel_for(static_cast<int64_t>(items.size()), grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = order.first[items[i].expert];
       const int8_t* q = rows != nullptr ? pairs.q : pairs.q + first * pairs.stride;
-      make_panel(q, pairs.stride, rows != nullptr ? rows + first : nullptr, panels(items[i].expert), items[i].part,
-                 gemm, result.q + first * pairs.stride);
+      make_panel(q, pairs.stride, rows != nullptr ? rows + first : nullptr, gemms.panels(items[i].expert),
+                 items[i].part, gemms.of(items[i].expert), result.q + first * pairs.stride);
     }
   });
   return result;
@@ -187,7 +200,7 @@ Pairs quantize_input(const void* x, Dtype dtype, int64_t tokens, const ExpertTra
     std::copy_n(args.q_sums + order.token[p] * weights.groups, weights.groups, pairs.sums + p * weights.groups);
   }
   pairs.q = args.q;
-  return to_panels(pairs, order.token.data(), order, gemm_of(weights, kernels), pool);
+  return to_panels(pairs, order.token.data(), order, Gemms(weights, order, kernels), pool);
 }
 
 // silu(gate) * up of every pair, transformed and quantized as its expert wants it.
@@ -217,7 +230,7 @@ Pairs quantize_hidden(const float* gate_up, const ExpertTransform& transform, co
       quantize_here(args, 0, 1, kernels);
     }
   });
-  return to_panels(pairs, nullptr, order, gemm_of(weights, kernels), pool);
+  return to_panels(pairs, nullptr, order, Gemms(weights, order, kernels), pool);
 }
 
 // y[t] = sum_j weights[t][j] * product[position of (t, j)], always added in the order of j.

@@ -25,6 +25,7 @@ W4A4_INLINE inline void widen(__m256i sums, int32_t* acc) {
 
 struct Avx2Micro : Avx2Unpack {
   static constexpr int64_t kBlockBytes = w4a4::kBlockBytes;
+  static constexpr int32_t kAdded = 0;
   static constexpr int64_t kSegmentBlocks = 64;
   static constexpr int64_t kUnpackTokens = 5;
   static constexpr int64_t kUnpackTiles = 1;
@@ -83,6 +84,7 @@ struct Avx2Micro : Avx2Unpack {
 // into 16 bits. (With q + 128 as the unsigned operand, as oneDNN has it, pairs saturate.)
 struct Avx2Int8Micro : NeverUnpacks {
   static constexpr int64_t kBlockBytes = kInt8BlockBytes;
+  static constexpr int32_t kAdded = 0;
   static constexpr int kPanelTokens = 4;
 
   template <int T>

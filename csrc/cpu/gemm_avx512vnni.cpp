@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include "gemm_impl.h"
+#include "unpack_avx512.h"
 
 namespace w4a4 {
 namespace {
@@ -14,8 +15,10 @@ W4A4_INLINE inline void add_to(int32_t* acc, __m512i sum) {
   _mm512_storeu_si512(acc, _mm512_add_epi32(_mm512_loadu_si512(acc), sum));
 }
 
+template <class Blocks>
 struct Avx512VnniMicro {
-  static constexpr int64_t kBlockBytes = w4a4::kBlockBytes;
+  static constexpr int64_t kBlockBytes = Blocks::kBlockBytes;
+  static constexpr int32_t kAdded = Blocks::kAdded;
   static constexpr int64_t kSegmentBlocks = 64;
   static constexpr int64_t kUnpackTokens = 12;
   // 12 tokens x 2 tiles are 24 sums in 32 registers; with one tile the broadcasts would be as many as the products and
@@ -24,19 +27,13 @@ struct Avx512VnniMicro {
   static constexpr int kPanelTokens = 12;
 
   static void unpack(const uint8_t* tile, int64_t blocks, uint8_t* bytes) {
-    const __m512i mask = _mm512_set1_epi8(0xF);
-    for (int64_t b = 0; b < blocks; ++b) {
-      const __m512i packed = _mm512_loadu_si512(tile + b * 64);
-      _mm512_store_si512(bytes + b * 128, _mm512_and_si512(packed, mask));
-      _mm512_store_si512(bytes + b * 128 + 64, _mm512_and_si512(_mm512_srli_epi16(packed, 4), mask));
-    }
+    unpack_avx512<Blocks>(tile, blocks, bytes);
   }
 
   template <int T>
   W4A4_NOINLINE static void packed_tokens(const uint8_t* tile, int64_t blocks, const int8_t* q, int32_t* acc) {
-    const __m512i mask = _mm512_set1_epi8(0xF);
-    // Low and high nibbles have sums of their own, and with few tokens even and odd blocks too, to hide the latency of
-    // vpdpbusd.
+    // The two halves of a block have sums of their own, and with few tokens even and odd blocks too, to hide the
+    // latency of vpdpbusd.
     constexpr int kSets = T <= 2 ? 2 : 1;
     __m512i low[T][kSets], high[T][kSets];
     unrolled<T>([&](auto t) W4A4_INLINE {
@@ -44,12 +41,10 @@ struct Avx512VnniMicro {
     });
     const auto add_block = [&](auto s) W4A4_INLINE {
       _mm_prefetch(reinterpret_cast<const char*>(tile + 2048), _MM_HINT_T0);
-      const __m512i packed = _mm512_loadu_si512(tile);
-      const __m512i low_bytes = _mm512_and_si512(packed, mask);
-      const __m512i high_bytes = _mm512_and_si512(_mm512_srli_epi16(packed, 4), mask);
+      const Bytes512 w = Blocks::load(tile);
       unrolled<T>([&](auto t) W4A4_INLINE {
-        low[t][s] = pinned(_mm512_dpbusd_epi32(low[t][s], low_bytes, broadcast4(q + t * 4)));
-        high[t][s] = pinned(_mm512_dpbusd_epi32(high[t][s], high_bytes, broadcast4(q + (T + t) * 4)));
+        low[t][s] = pinned(_mm512_dpbusd_epi32(low[t][s], w.low, broadcast4(q + t * 4)));
+        high[t][s] = pinned(_mm512_dpbusd_epi32(high[t][s], w.high, broadcast4(q + (T + t) * 4)));
       });
       tile += kBlockBytes;
       q += T * kBlockFeatures;
@@ -97,6 +92,9 @@ struct Avx512VnniMicro {
 
 }  // namespace
 
-extern const Gemm gemm_avx512vnni{gemm<Avx512VnniMicro>, Avx512VnniMicro::kPanelTokens, 4};
+using Int4Micro = Avx512VnniMicro<Int4Blocks>;
+using Int8Micro = Avx512VnniMicro<Int8Blocks>;
+extern const Gemm gemm_avx512vnni{gemm<Int4Micro>, Int4Micro::kPanelTokens, 4};
+extern const Gemm gemm_int8_avx512vnni{gemm<Int8Micro>, Int8Micro::kPanelTokens, 4};
 
 }  // namespace w4a4

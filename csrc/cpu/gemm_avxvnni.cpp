@@ -16,6 +16,7 @@ W4A4_INLINE inline void add_to(int32_t* acc, __m256i sum) {
 
 struct AvxVnniMicro : Avx2Unpack {
   static constexpr int64_t kBlockBytes = w4a4::kBlockBytes;
+  static constexpr int32_t kAdded = 0;
   static constexpr int64_t kSegmentBlocks = 64;
   static constexpr int64_t kUnpackTokens = 5;
   static constexpr int64_t kUnpackTiles = 1;

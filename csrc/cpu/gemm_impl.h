@@ -3,6 +3,7 @@
 //
 // A Micro has
 //   kBlockBytes      stored bytes of a block,
+//   kAdded           what it adds to every stored weight before it multiplies,
 //   kSegmentBlocks   blocks of 8 features it may sum before its accumulators must be widened,
 //   kUnpackTokens    tokens from which on unpacking a tile once pays,
 //   kUnpackTiles     tiles that run_unpacked takes at a time (or fewer, at the end),
@@ -26,6 +27,7 @@ namespace w4a4 {
 namespace {
 
 constexpr int64_t kUnpackedBytes = kTileRows * kBlockFeatures;
+constexpr int kTileVectors = kTileRows / kVector;
 
 // Tiles whose sums are kept at once: a segment of the activations then comes from memory once for all of them.
 constexpr int64_t kTileBlock = 4;
@@ -46,50 +48,85 @@ inline int32_t load_word(const int8_t* p) {
   return word;
 }
 
-// Adds one group's dequantized part: sum[t][r] += weight_scale * (acc - (zero_point + offset) * sum(q) + quant_bias).
-void add_group(const GemmArgs& args, int64_t tile, int64_t group, int64_t begin, int64_t tokens, const int32_t* acc,
-               float* sum) {
-  const int64_t rows = std::min(kTileRows, args.out_features - tile * kTileRows);
-  float scale[kTileRows] = {}, zero_point[kTileRows] = {};
-  uint32_t quant_bias[kTileRows] = {};
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t index = (tile * kTileRows + r) * args.groups + group;
-    scale[r] = args.weight_scale[index];
-    zero_point[r] = args.weight_offset != nullptr ? args.weight_offset[index] : 0.0f;
-    if (args.quant_bias != nullptr) quant_bias[r] = static_cast<uint32_t>(args.quant_bias[tile * kTileRows + r]);
-  }
-  for (int64_t t = 0; t < tokens; ++t) {
-    const int32_t q_sum = args.q_sums[(begin + t) * args.groups + group];
-    for (int64_t r = 0; r < kTileRows; ++r) {
-      // The stored zero point is removed in integers, exactly; only a checkpoint's own offset is a float.
-      const auto product = static_cast<uint32_t>(acc[t * kTileRows + r] - args.zero_point * q_sum);
-      const auto exact = static_cast<float>(static_cast<int32_t>(product + quant_bias[r]));
-      sum[t * kTileRows + r] += scale[r] * (exact - zero_point[r] * static_cast<float>(q_sum));
+W4A4_INLINE inline WordVector load_words(const void* p) {
+  WordVector words;
+  std::memcpy(&words, p, sizeof words);
+  return words;
+}
+
+// What dequantizes one group of a tile's rows.
+struct TileGroup {
+  alignas(64) float scale[kTileRows] = {}, offset[kTileRows] = {};
+  alignas(64) uint32_t quant_bias[kTileRows] = {};
+
+  TileGroup(const GemmArgs& args, int64_t tile, int64_t group) {
+    const int64_t rows = std::min(kTileRows, args.out_features - tile * kTileRows);
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t index = (tile * kTileRows + r) * args.groups + group;
+      scale[r] = args.weight_scale[index];
+      if (args.weight_offset != nullptr) offset[r] = args.weight_offset[index];
+      if (args.quant_bias != nullptr) quant_bias[r] = static_cast<uint32_t>(args.quant_bias[tile * kTileRows + r]);
     }
+  }
+};
+
+// Adds one group's dequantized part: sum[t][r] += weight_scale * (acc - (zero_point + offset) * sum(q) + quant_bias).
+void add_group(const GemmArgs& args, const TileGroup& weight, int32_t zero_point, int64_t group, int64_t begin,
+               int64_t tokens, const int32_t* acc, float* sum) {
+  for (int64_t t = 0; t < tokens; ++t, acc += kTileRows, sum += kTileRows) {
+    const int32_t q_sum = args.q_sums[(begin + t) * args.groups + group];
+    // The stored zero point is removed in integers, exactly and modulo 2^32; only a checkpoint's own offset is a float.
+    const uint32_t correction = static_cast<uint32_t>(zero_point) * static_cast<uint32_t>(q_sum);
+    const FloatVector float_sum = broadcast(static_cast<float>(q_sum));
+    unrolled<kTileVectors>([&](auto v) W4A4_INLINE {
+      constexpr int kFirst = v * kVector;
+      const WordVector product = load_words(acc + kFirst) - correction + load_words(weight.quant_bias + kFirst);
+      const FloatVector exact = __builtin_convertvector(reinterpret_cast<const IntVector&>(product), FloatVector);
+      store(sum + kFirst,
+            load(sum + kFirst) + load(weight.scale + kFirst) * (exact - load(weight.offset + kFirst) * float_sum));
+    });
   }
 }
 
-// y = scale * sum + bias for one tile, in the output dtype.
-void store_tile(const GemmArgs& args, int64_t tile, int64_t begin, int64_t tokens, const float* sum) {
-  const int64_t first = tile * kTileRows;
-  const int64_t rows = std::min(kTileRows, args.out_features - first);
-  float bias[kTileRows] = {};
-  if (args.bias != nullptr) std::memcpy(bias, args.bias + first, rows * sizeof(float));
-  char* y = static_cast<char*>(args.y);
-  for (int64_t t = 0; t < tokens; ++t) {
-    float row[kTileRows];
-    for (int64_t r = 0; r < kTileRows; ++r) row[r] = args.scale[begin + t] * sum[t * kTileRows + r] + bias[r];
-    const int64_t index = (begin + t) * args.out_features + first;
-    store_floats(row, rows, args.dtype, y + index * dtype_size(args.dtype));
+// The last step for one tile: y = scale * sum + bias, in the output dtype.
+struct TileOutput {
+  alignas(64) float bias[kTileRows] = {};
+  int64_t rows, stride, size;
+  Dtype dtype;
+  const float* scale;
+  char* y;
+
+  TileOutput(const GemmArgs& args, int64_t tile)
+      : rows(std::min(kTileRows, args.out_features - tile * kTileRows)),
+        stride(args.out_features * dtype_size(args.dtype)),
+        size(dtype_size(args.dtype)),
+        dtype(args.dtype),
+        scale(args.scale),
+        y(static_cast<char*>(args.y) + tile * kTileRows * size) {
+    if (args.bias != nullptr) std::memcpy(bias, args.bias + tile * kTileRows, rows * sizeof(float));
   }
-}
+
+  W4A4_INLINE void store_token(int64_t token, const float* sum) const {
+    const FloatVector token_scale = broadcast(scale[token]);
+    char* target = y + token * stride;
+    const auto row = [&](auto v)
+                         W4A4_INLINE { return token_scale * load(sum + v * kVector) + load(bias + v * kVector); };
+    if (rows == kTileRows) {
+      unrolled<kTileVectors>([&](auto v) W4A4_INLINE { store_vector(row(v), dtype, target + v * kVector * size); });
+    } else {
+      float values[kTileRows];
+      unrolled<kTileVectors>([&](auto v) W4A4_INLINE { store(values + v * kVector, row(v)); });
+      store_floats(values, rows, dtype, target);
+    }
+  }
+};
 
 template <class Micro>
 void gemm(const GemmArgs& args, int64_t tile_begin, int64_t tile_end, int64_t panel_begin, int64_t panel_end) {
   const Panels& panels = args.panels;
   const int64_t begin = panels.begin(panel_begin), tokens = panels.begin(panel_end) - begin;
   const int64_t sums_per_tile = tokens * kTileRows;
-  const int64_t blocks = block_count(args.in_features);
+  const int64_t blocks = block_count(args.in_features), stride = token_stride(args.in_features);
   // Groups end at block boundaries (checked by the caller), so a block belongs to one group.
   const int64_t group_blocks = ceil_div(blocks, args.groups);
   const bool unpacks = tokens >= Micro::kUnpackTokens;
@@ -118,7 +155,7 @@ void gemm(const GemmArgs& args, int64_t tile_begin, int64_t tile_end, int64_t pa
           }
           for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
             const int64_t first = panels.begin(panel), size = panels.size(panel);
-            const int8_t* q = args.q + (first * blocks + block * size) * kBlockFeatures;
+            const int8_t* q = args.q + first * stride + block * size * kBlockFeatures;
             int32_t* target = acc + i * sums_per_tile + (first - begin) * kTileRows;
             if (unpacks) {
               Micro::run_unpacked(bytes, together, count, q, size, target, sums_per_tile);
@@ -131,10 +168,16 @@ void gemm(const GemmArgs& args, int64_t tile_begin, int64_t tile_end, int64_t pa
         }
       }
       for (int64_t i = 0; i < tiles; ++i) {
-        add_group(args, tile + i, group, begin, tokens, acc + i * sums_per_tile, sum + i * sums_per_tile);
+        add_group(args, TileGroup(args, tile + i, group), args.zero_point + Micro::kAdded, group, begin, tokens,
+                  acc + i * sums_per_tile, sum + i * sums_per_tile);
       }
     }
-    for (int64_t i = 0; i < tiles; ++i) store_tile(args, tile + i, begin, tokens, sum + i * sums_per_tile);
+    for (int64_t i = 0; i < tiles; ++i) {
+      const TileOutput output(args, tile + i);
+      for (int64_t token = 0; token < tokens; ++token) {
+        output.store_token(begin + token, sum + i * sums_per_tile + token * kTileRows);
+      }
+    }
   }
 }
 

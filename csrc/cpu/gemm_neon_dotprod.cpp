@@ -12,6 +12,7 @@ constexpr int kRowVectors = kTileRows / 4;
 
 struct NeonDotprodMicro {
   static constexpr int64_t kBlockBytes = w4a4::kBlockBytes;
+  static constexpr int32_t kAdded = 0;
   static constexpr int64_t kSegmentBlocks = 64;
   static constexpr int64_t kUnpackTokens = 5;
   static constexpr int64_t kUnpackTiles = 1;

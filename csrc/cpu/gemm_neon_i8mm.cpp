@@ -13,6 +13,7 @@ constexpr int kRowPairs = kTileRows / 2;
 
 struct NeonI8mmMicro {
   static constexpr int64_t kBlockBytes = w4a4::kBlockBytes;
+  static constexpr int32_t kAdded = 0;
   static constexpr int64_t kSegmentBlocks = 64;
   static constexpr int64_t kUnpackTokens = 5;
   static constexpr int64_t kUnpackTiles = 1;

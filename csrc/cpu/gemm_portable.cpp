@@ -22,6 +22,7 @@ void add_products(const Byte* bytes, int64_t blocks, const int8_t* q, int64_t to
 
 struct PortableMicro {
   static constexpr int64_t kBlockBytes = w4a4::kBlockBytes;
+  static constexpr int32_t kAdded = 0;
   static constexpr int64_t kSegmentBlocks = 64;
   static constexpr int64_t kUnpackTokens = 2;
   static constexpr int64_t kUnpackTiles = 1;
@@ -50,6 +51,7 @@ struct PortableMicro {
 
 struct PortableInt8Micro : NeverUnpacks {
   static constexpr int64_t kBlockBytes = kInt8BlockBytes;
+  static constexpr int32_t kAdded = 0;
 
   static void run_packed(const uint8_t* tile, int64_t blocks, const int8_t* q, int64_t tokens, int32_t* acc) {
     add_products(reinterpret_cast<const int8_t*>(tile), blocks, q, tokens, acc);

@@ -18,6 +18,7 @@ W4A4_INLINE inline void add_to(int32_t* acc, __m256i sum) {
 // With weights 0..15, a sum of four products is within 4 * 15 * 128.
 struct Avx2WideInt4Micro : Avx2Unpack {
   static constexpr int64_t kBlockBytes = w4a4::kBlockBytes;
+  static constexpr int32_t kAdded = 0;
   static constexpr int64_t kSegmentBlocks = 64;
   static constexpr int64_t kUnpackTokens = 5;
   static constexpr int64_t kUnpackTiles = 1;
@@ -78,6 +79,7 @@ struct Avx2WideInt4Micro : Avx2Unpack {
 // twice, does not fit into 16 bits.
 struct Avx2WideInt8Micro : NeverUnpacks {
   static constexpr int64_t kBlockBytes = kInt8BlockBytes;
+  static constexpr int32_t kAdded = 0;
   static constexpr int kPanelTokens = 2;
   static constexpr int kQuarters = 4;  // of a tile: 4 rows x 4 features are one vector of 16-bit values
 

@@ -51,7 +51,7 @@ inline int64_t transform_scratch(const QuantizeArgs& args) { return 2 * args.lef
 //
 // With a quant_bias, which excludes groups, quant_bias[o] is added to the sum over k, in 32-bit integers.
 struct GemmArgs {
-  const int8_t* q;             // panels of block_count(in_features) * 8 features, zero beyond in_features
+  const int8_t* q;             // panels of token_stride(in_features) bytes a token, then kPanelSlack readable bytes
   Panels panels;               // of at most Gemm::panel_tokens tokens
   const float* scale;          // [tokens]
   const int32_t* q_sums;       // [tokens, groups]
@@ -66,6 +66,9 @@ struct GemmArgs {
   Dtype dtype;
 };
 
+// Memory that this thread keeps for kernels, aligned to 64 bytes. Not for code that calls kernels.
+void* thread_scratch(int64_t bytes);
+
 // Tokens that one call of a Gemm takes at most; bounds its stack and what a thread's caches must hold.
 inline constexpr int64_t kMaxGemmTokens = 256;
 
@@ -73,7 +76,18 @@ struct Gemm {
   // Tiles of 16 output features [tile_begin, tile_end) for panels [panel_begin, panel_end).
   void (*run)(const GemmArgs&, int64_t tile_begin, int64_t tile_end, int64_t panel_begin, int64_t panel_end);
   int64_t panel_tokens, panel_unit;  // see Panels
+  // Another Gemm that is faster for many_tokens or more, or null. It takes only groups that are whole units.
+  const Gemm* for_many = nullptr;
+  int64_t many_tokens = 0;
+
+  const Gemm& choose(int64_t tokens, int64_t in_features, int64_t groups) const {
+    const bool is_many = for_many != nullptr && tokens >= many_tokens;
+    return is_many && (groups == 1 || in_features / groups % for_many->panel_unit == 0) ? *for_many : *this;
+  }
 };
+
+// Bytes after the last panel that a Gemm may read, whatever they are: a tile of 16 rows of a shorter panel.
+inline constexpr int64_t kPanelSlack = 16 * kTokenAlignment;
 
 // The product with activations that stay floats, in float32:
 //

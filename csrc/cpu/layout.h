@@ -29,6 +29,10 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t tile_count(int64_t out_features) { return ceil_div(out_features, kTileRows); }
 constexpr int64_t block_count(int64_t in_features) { return ceil_div(in_features, kBlockFeatures); }
 
+// Bytes of a quantized token, those beyond its features zero: whole rows of the widest instruction's operand.
+inline constexpr int64_t kTokenAlignment = 64;
+constexpr int64_t token_stride(int64_t in_features) { return ceil_div(in_features, kTokenAlignment) * kTokenAlignment; }
+
 // Quantized activations lie in panels of a few tokens, so that a kernel reads them as one stream: within a panel of T
 // tokens, [features / unit][T][unit] bytes, `unit` being what the instruction set takes of a token at a time. Panels
 // differ by at most one token.

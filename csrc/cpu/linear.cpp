@@ -21,7 +21,7 @@ thread_local Scratch q_scratch, panel_scratch, scale_scratch, sum_scratch, bias_
 // Tokens q [tokens, stride] as the panels of `gemm`.
 const int8_t* make_panels(const int8_t* q, int64_t stride, const Panels& panels, const Gemm& gemm, const Pool& pool) {
   if (panels.tokens == 1) return q;
-  int8_t* target = panel_scratch.get<int8_t>(panels.tokens * stride);
+  int8_t* target = panel_scratch.get<int8_t>(panels.tokens * stride + kPanelSlack);
   pool.parallel_for(panels.count, ceil_div(kQuantizeGrain, stride), [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel) make_panel(q, stride, nullptr, panels, panel, gemm, target);
   });
@@ -78,9 +78,9 @@ void* row_of(void* y, Dtype dtype, int64_t columns, int64_t row) {
 
 // Quantizes and multiplies, some hundred tokens at a time.
 void linear(const void* x, Dtype dtype, int64_t tokens, QuantizeArgs quantize, GemmArgs args, void* y,
-            const Kernels& kernels, const Gemm& gemm, const Pool& pool) {
+            const Kernels& kernels, const Gemm& gemms, const Pool& pool) {
   const int64_t chunk = std::min(tokens, kTokenChunk);
-  const int64_t stride = block_count(args.in_features) * kBlockFeatures;
+  const int64_t stride = token_stride(args.in_features);
   quantize.q_stride = stride;
   quantize.q = q_scratch.get<int8_t>(chunk * stride);
   quantize.scale = scale_scratch.get<float>(chunk);
@@ -92,6 +92,7 @@ void linear(const void* x, Dtype dtype, int64_t tokens, QuantizeArgs quantize, G
     quantize.x = static_cast<const char*>(x) + begin * args.in_features * dtype_size(dtype);
     quantize_tokens(quantize, count, kernels, pool);
     if (quantize.token_maximum != nullptr) quantize.token_maximum += count;
+    const Gemm& gemm = gemms.choose(count, args.in_features, args.groups);
     args.panels = Panels(count, gemm.panel_tokens);
     args.q = make_panels(quantize.q, stride, args.panels, gemm, pool);
     args.y = row_of(y, dtype, args.out_features, begin);
@@ -101,9 +102,9 @@ void linear(const void* x, Dtype dtype, int64_t tokens, QuantizeArgs quantize, G
 
 // Multiplies tokens that are quantized already.
 void quantized_linear(const int8_t* q, const float* scale, int64_t tokens, const Weight& weight, int32_t zero_point,
-                      void* y, Dtype dtype, const Gemm& gemm, const Pool& pool) {
+                      void* y, Dtype dtype, const Gemm& gemms, const Pool& pool) {
   const int64_t chunk = std::min(tokens, kTokenChunk);
-  const int64_t stride = block_count(weight.in_features) * kBlockFeatures;
+  const int64_t stride = token_stride(weight.in_features);
   const int64_t group_size = weight.in_features / weight.groups;
   int8_t* padded = q_scratch.get<int8_t>(chunk * stride);
   int32_t* sums = sum_scratch.get<int32_t>(chunk * weight.groups);
@@ -118,6 +119,7 @@ void quantized_linear(const int8_t* q, const float* scale, int64_t tokens, const
         sums[t * weight.groups + g] = sum_bytes(source + g * group_size, group_size);
       }
     }
+    const Gemm& gemm = gemms.choose(count, args.in_features, args.groups);
     args.panels = Panels(count, gemm.panel_tokens);
     args.q = make_panels(padded, stride, args.panels, gemm, pool);
     args.scale = scale + begin;
@@ -131,6 +133,11 @@ const Gemm& int4_gemm(const Kernels& kernels, ActivationRange range) {
 }
 
 }  // namespace
+
+void* thread_scratch(int64_t bytes) {
+  thread_local Scratch scratch;
+  return scratch.get<char>(bytes);
+}
 
 void flatquant_linear(const void* x, Dtype dtype, int64_t tokens, const Transform& transform, ActivationRange range,
                       const Weight& weight, void* y, const Kernels& kernels, const Pool& pool) {

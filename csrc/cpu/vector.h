@@ -24,6 +24,8 @@ static_assert(kTransformPadding % kVector == 0);
 
 typedef float FloatVector __attribute__((vector_size(W4A4_VECTOR_FLOATS * 4), may_alias));
 typedef int32_t IntVector __attribute__((vector_size(W4A4_VECTOR_FLOATS * 4), may_alias));
+typedef uint32_t WordVector __attribute__((vector_size(W4A4_VECTOR_FLOATS * 4), may_alias));
+typedef uint16_t HalfVector __attribute__((vector_size(W4A4_VECTOR_FLOATS * 2), may_alias));
 typedef int8_t ByteVector __attribute__((vector_size(W4A4_VECTOR_FLOATS), may_alias));
 
 inline FloatVector load(const float* p) {
@@ -108,6 +110,23 @@ inline void store_floats(const float* source, int64_t count, Dtype dtype, void* 
   } else {
     auto* values = static_cast<Float16*>(target);
     for (int64_t i = 0; i < count; ++i) values[i] = static_cast<Float16>(source[i]);
+  }
+}
+
+// The same for one vector.
+W4A4_INLINE inline void store_vector(FloatVector v, Dtype dtype, void* target) {
+  if (dtype == Dtype::kFloat32) {
+    std::memcpy(target, &v, sizeof v);
+  } else if (dtype == Dtype::kBFloat16) {
+    WordVector bits;
+    std::memcpy(&bits, &v, sizeof bits);
+    const WordVector rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16, quiet_nan = bits >> 16 | 0x40;
+    const HalfVector halves = __builtin_convertvector(v == v ? rounded : quiet_nan, HalfVector);
+    std::memcpy(target, &halves, sizeof halves);
+  } else {
+    Float16 halves[kVector];
+    for (int64_t i = 0; i < kVector; ++i) halves[i] = static_cast<Float16>(v[i]);
+    std::memcpy(target, halves, sizeof halves);
   }
 }
 

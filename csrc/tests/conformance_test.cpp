@@ -137,6 +137,42 @@ void test_linear(const w4a4::Kernels& kernels, const Shape& shape, w4a4::Dtype d
   check(is_right, what + ": outputs");
 }
 
+// A token's bits do not depend on the tokens beside it, whose number chooses among micro-kernels, nor on the threads.
+void test_batches(const w4a4::Kernels& kernels, const Shape& shape, bool is_int4) {
+  Random random(static_cast<uint32_t>(shape.tokens + shape.groups));
+  const int64_t features = shape.left * shape.right;
+  const auto x = random.reals(shape.tokens * features, -3, 3);
+  const auto l = random.reals(shape.left * shape.left, -1, 1), r = random.reals(shape.right * shape.right, -1, 1);
+  const auto w = random.bytes(shape.out * features, is_int4 ? -8 : -128, is_int4 ? 7 : 127);
+  const std::vector<uint8_t> nibbles = is_int4 ? pack(w, shape.out, features) : std::vector<uint8_t>{};
+  const std::vector<int8_t> bytes = is_int4 ? std::vector<int8_t>{} : pack_int8(w, shape.out, features);
+  const auto scale = random.reals(shape.out * shape.groups, 0.01f, 0.1f);
+  const auto offset = random.reals(shape.out * shape.groups, -1, 1), bias = random.reals(shape.out, -1, 1);
+  const w4a4::Transform transform{shape.left, shape.right, l.data(), r.data(), 0.9f};
+  const w4a4::Weight weight{is_int4 ? static_cast<const void*>(nibbles.data()) : bytes.data(),
+                            scale.data(),
+                            offset.data(),
+                            bias.data(),
+                            w4a4::Dtype::kFloat32,
+                            shape.out,
+                            features,
+                            shape.groups};
+  const auto run = [&](const float* tokens, int64_t count, float* y, int64_t threads) {
+    const w4a4::Pool pool = make_pool(threads);
+    if (is_int4) {
+      w4a4::flatquant_linear(tokens, w4a4::Dtype::kFloat32, count, transform, w4a4::kInt4Range, weight, y, kernels,
+                             pool);
+    } else {
+      w4a4::w8a8_linear(tokens, w4a4::Dtype::kFloat32, count, transform, weight, y, kernels, pool);
+    }
+  };
+  std::vector<float> together(shape.tokens * shape.out), alone(together.size());
+  run(x.data(), shape.tokens, together.data(), 3);
+  for (int64_t t = 0; t < shape.tokens; ++t) run(&x[t * features], 1, &alone[t * shape.out], 1);
+  const bool is_same = std::memcmp(together.data(), alone.data(), together.size() * sizeof(float)) == 0;
+  check(is_same, std::string(kernels.name) + (is_int4 ? " int4" : " int8") + " one by one, " + shape.text());
+}
+
 void test_w8a8(const w4a4::Kernels& kernels, int64_t features, int64_t out, int64_t tokens) {
   Random random(static_cast<uint32_t>(features + tokens));
   const auto w = random.bytes(out * features, -128, 127);
@@ -248,6 +284,16 @@ void test(const w4a4::Kernels& kernels) {
       }
     }
   }
+  for (const int64_t tokens : {2, 7, 8, 15, 16, 17, 31, 33, 47, 64, 258, 530}) {
+    for (const bool is_int4 : {true, false}) {
+      test_batches(kernels, {12, 16, 50, tokens, 1}, is_int4);
+      test_batches(kernels, {7, 11, 17, tokens, 1}, is_int4);
+      test_batches(kernels, {16, 20, 33, tokens, 5}, is_int4);
+      test_batches(kernels, {24, 48, 40, tokens, 1}, is_int4);
+    }
+  }
+  // More activations than the second-level cache holds, and more rows than are multiplied at once.
+  test_batches(kernels, {64, 72, 560, 180, 1}, true);
   // Large enough that the threads share one token's transform.
   test_linear(kernels, {48, 50, 16, 1, 1}, w4a4::Dtype::kFloat32, Factors::kBoth, 3);
   test_linear(kernels, {72, 80, 16, 2, 1}, w4a4::Dtype::kFloat32, Factors::kBoth, 3);

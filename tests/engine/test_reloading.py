@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from vllm.model_executor.layers.linear import LinearBase
 
 from tests.cases import write_case
-from tests.conftest import MICRO, swapped_layers
+from tests.conftest import MICRO, WEIGHTS, swapped_layers
 from tests.loading import loaded_model
 from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader
+from vllm_w4a4_plugin.quantization.head import Int8HeadMethod
 
 Q = "model.layers.0.self_attn.q_proj"
 
@@ -55,6 +57,29 @@ def test_a_trainer_loads_in_place_any_number_of_times(other: dict[str, torch.Ten
         for weights, wanted in ((other, expected_other), (tensors(MICRO), expected), (other, expected_other)):
             model.load_weights(iter(weights.items()))
             assert same(results(model), wanted)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_int8_head_follows_its_weights(
+    tied: bool, micro_copy: Path, edit_json: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_W4A4_HEAD", "int8")
+    edit_json("config.json", {"tie_word_embeddings": tied})
+    source = "model.embed_tokens.weight" if tied else "lm_head.weight"
+    first, x = tensors(micro_copy), torch.randn(3, 192, generator=torch.Generator().manual_seed(0)).bfloat16()
+    if tied:
+        first["lm_head.weight"] = first[source].clone()
+        save_file(first, micro_copy / WEIGHTS)
+    second = {**first, source: first[source].flip(0).contiguous()}
+    if tied:
+        second["lm_head.weight"] = second[source].clone()
+    with loaded_model(micro_copy) as model:
+        assert type(model.lm_head.quant_method) is Int8HeadMethod
+        for weights in (first, second, first):
+            model.load_weights(iter(weights.items()))
+            found = model.lm_head.quant_method.apply(model.lm_head, x)
+            expected = x.float() @ weights[source].float().T
+            assert (found.float() - expected).norm() < 0.02 * expected.norm()
 
 
 def test_portions_that_end_inside_a_fused_layer(other: dict[str, torch.Tensor], micro_copy: Path) -> None:

@@ -13,7 +13,13 @@ from vllm_w4a4_plugin import ops
 
 CONFORMANCE = [
     str(Path(__file__).parent / name)
-    for name in ("test_conformance.py", "test_experts.py", "test_nonfinite.py", "test_wide_operators.py")
+    for name in (
+        "test_conformance.py",
+        "test_experts.py",
+        "test_nonfinite.py",
+        "test_split_linear.py",
+        "test_wide_operators.py",
+    )
 ]
 ROOT = Path(__file__).parents[2]
 
@@ -51,7 +57,9 @@ def test_an_unknown_set_is_an_error_that_lists_what_there_is() -> None:
 
 
 def test_a_set_that_this_cpu_lacks_is_an_error() -> None:
-    known = {"avx512vnni", "avxvnni", "avx2", "portable"} if platform.machine() == "x86_64" else {"neon_i8mm"}
+    known = (
+        {"avx512amx", "avx512vnni", "avxvnni", "avx2", "portable"} if platform.machine() == "x86_64" else {"neon_i8mm"}
+    )
     lacking = known - set(ops.cpu_available_instruction_sets())
     for name in lacking:
         assert "this CPU does not have it" in run_forced(name).stderr

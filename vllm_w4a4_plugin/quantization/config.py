@@ -11,7 +11,8 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.platforms import current_platform
 
-from vllm_w4a4_plugin.checkpoint import CheckpointError, QuantDescription
+from vllm_w4a4_plugin import envs
+from vllm_w4a4_plugin.checkpoint import CheckpointError, QuantDescription, QuantType
 from vllm_w4a4_plugin.checkpoint.accounting import cache_findings
 from vllm_w4a4_plugin.checkpoint.experts import plan_experts
 from vllm_w4a4_plugin.checkpoint.inventory import Inventory
@@ -19,9 +20,10 @@ from vllm_w4a4_plugin.checkpoint.plan import plan_layer
 from vllm_w4a4_plugin.checkpoint.resolve import checkpoint_name, module_type
 from vllm_w4a4_plugin.checkpoint.runnable import Kind, kind_of, unsupported_reason
 from vllm_w4a4_plugin.constants import LOGGER, METHOD
-from vllm_w4a4_plugin.ops.cpu import load_library
+from vllm_w4a4_plugin.ops.cpu import cpu_instruction_set, load_library
 
 from .experts import AscendW4A4ExpertsMethod
+from .head import Int8HeadMethod
 from .linear import AscendW4A4LinearMethod
 from .report import LoadReport
 from .schemes import new_scheme
@@ -118,9 +120,19 @@ class AscendW4A4Config(QuantizationConfig):
             if name is not None:
                 kind = Kind.HEAD if isinstance(layer, ParallelLMHead) else Kind.EMBEDDING
                 _require(unsupported_reason(prefix, module_type(description, name), kind))
+            if isinstance(layer, ParallelLMHead):
+                return self._head_method(layer)
         elif isinstance(layer, RoutedExperts):
             return self._experts_method(layer, prefix)
         return None
+
+    def _head_method(self, layer: ParallelLMHead) -> QuantizeMethodBase | None:
+        if envs.VLLM_W4A4_HEAD == "float":
+            return None
+        weight_bytes = layer.num_embeddings_per_partition * layer.embedding_dim
+        operator = f"vllm_w4a4::split_linear, {cpu_instruction_set()}"
+        self.report.others(QuantType.FLOAT.value, operator, weight_bytes, "output head in int8 (VLLM_W4A4_HEAD)")
+        return Int8HeadMethod()
 
     def _experts_method(self, layer: RoutedExperts, prefix: str) -> QuantizeMethodBase | None:
         config = layer.moe_config

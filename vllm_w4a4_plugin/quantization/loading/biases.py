@@ -18,6 +18,7 @@ from vllm_w4a4_plugin.checkpoint import CheckpointError
 from vllm_w4a4_plugin.checkpoint.inventory import Inventory
 from vllm_w4a4_plugin.checkpoint.resolve import USUALLY_FUSED
 from vllm_w4a4_plugin.checkpoint.types import BIAS
+from vllm_w4a4_plugin.quantization.head import Int8HeadMethod
 
 Module = Any
 """A vLLM module. `torch.nn.Module` would type each of its attributes as "Tensor or Module"."""
@@ -85,10 +86,11 @@ def _add_bias(module: Module, inventory: Inventory, name: str) -> None:
     if isinstance(module, LinearBase):
         size = module.output_size if isinstance(module, RowParallelLinear) else module.output_size_per_partition
         _register(module, size, module.params_dtype, output_dim=0, weight_loader=module.weight_loader)
-    elif isinstance(module, ParallelLMHead) and type(module.quant_method) is UnquantizedEmbeddingMethod:
+    elif isinstance(module, ParallelLMHead) and isinstance(module.quant_method, UnquantizedEmbeddingMethod):
         size = module.num_embeddings_per_partition
         _register(module, size, module.params_dtype, output_dim=0, weight_loader=module.weight_loader)
-        module.quant_method = _BiasedHeadMethod()
+        if not isinstance(module.quant_method, Int8HeadMethod):  # it knows of the bias
+            module.quant_method = _BiasedHeadMethod()
     elif "Norm" in type(module).__name__ and getattr(module, "weight", None) is not None:
         _register(module, module.weight.shape[0], module.weight.dtype)
         module.__class__ = _biased_class(type(module))  # type: ignore[arg-type]
