@@ -15,16 +15,13 @@ if TYPE_CHECKING:
         int4_linear,
         int8_linear,
         kronecker_quant,
-        pack_int4,
-        pack_int4_rows_,
-        pack_int8_rows_,
         split_linear,
-        unpack_int4,
         w8a8_linear,
         weight_only_linear,
     )
     from .cpu import cpu_available_instruction_sets, cpu_instruction_set, load_library
     from .layout import INT4_GROUP_MULTIPLE, INT4_TILE_ROWS, packed_int4_shape, packed_int8_shape
+    from .packing import pack_int4, pack_int4_rows_, pack_int8_rows_, unpack_int4
 
 __all__ = [
     "INT4_GROUP_MULTIPLE",
@@ -49,7 +46,7 @@ __all__ = [
     "weight_only_linear",
 ]
 
-_MODULES = ("layout", "api", "cpu", "reference")
+_MODULES = ("layout", "api", "packing", "cpu", "reference")
 
 
 def __getattr__(name: str) -> Any:

@@ -177,22 +177,6 @@ def weight_only_linear(
     return torch.ops.vllm_w4a4.weight_only_linear(x, weight_packed, weight_scale, bias, weight_offset)
 
 
-def pack_int4(weight: Tensor) -> Tensor:
-    """Pack int8 [out, in], values in [-8, 7], into uint8 `packed_int4_shape(out, in)`: half a byte per value.
-
-    Raises:
-        RuntimeError: a value is outside int4; the message gives it with its row and column.
-    """
-    load_library()
-    return torch.ops.vllm_w4a4.pack_int4(weight)
-
-
-def pack_int4_rows_(packed: Tensor, weight: Tensor, first_row: int) -> None:
-    """Pack `weight`, int8 [n, in], in place into the n rows of a packed weight that start at `first_row`."""
-    load_library()
-    torch.ops.vllm_w4a4.pack_int4_rows_(packed, weight, first_row)
-
-
 def w8a8_linear(
     x: Tensor,
     weight_packed: Tensor,
@@ -298,18 +282,6 @@ def experts_mlp(
         expert_map,
         activation_bits,
     )
-
-
-def pack_int8_rows_(packed: Tensor, weight: Tensor, first_row: int) -> None:
-    """Pack `weight`, int8 [n, in], in place into the n rows of a packed int8 weight that start at `first_row`."""
-    load_library()
-    torch.ops.vllm_w4a4.pack_int8_rows_(packed, weight, first_row)
-
-
-def unpack_int4(packed: Tensor, out_features: int, in_features: int) -> Tensor:
-    """The inverse of `pack_int4`: int8 [out_features, in_features]."""
-    load_library()
-    return torch.ops.vllm_w4a4.unpack_int4(packed, out_features, in_features)
 
 
 def _as_tensor(clip_ratio: Tensor | float) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from vllm_w4a4_plugin import envs
 from vllm_w4a4_plugin.constants import INT4_MAX, INT4_MIN
 
-from . import api, cpu, reference
+from . import api, cpu, packing, reference
 from .layout import packed_int4_shape, packed_int8_shape
 
 TOKENS = (1, 17)
@@ -72,7 +72,7 @@ def _int4_error(tokens: int, dtype: torch.dtype) -> float:
     weight_scale = torch.rand(OUTPUT_SIZE, generator=generator) + 0.1
     left, right = (torch.randn(size, size, generator=generator) for size in (LEFT, RIGHT))
     clip_ratio, bias = 0.75, torch.randn(OUTPUT_SIZE, generator=generator)
-    found = api.flatquant_linear(x, api.pack_int4(weight), weight_scale, left, right, clip_ratio, bias)
+    found = api.flatquant_linear(x, packing.pack_int4(weight), weight_scale, left, right, clip_ratio, bias)
     return _relative(found, reference.flatquant_linear(x.float(), weight, weight_scale, left, right, clip_ratio, bias))
 
 
@@ -86,7 +86,7 @@ def _int8_error(tokens: int, dtype: torch.dtype) -> float:
         torch.randn(OUTPUT_SIZE, generator=generator),
     )
     packed = torch.zeros(packed_int8_shape(OUTPUT_SIZE, features), dtype=torch.int8)
-    api.pack_int8_rows_(packed, weight, 0)
+    packing.pack_int8_rows_(packed, weight, 0)
     found = api.w8a8_linear(x, packed, weight_scale, bias)
     return _relative(found, reference.w8a8_linear(x.float(), weight, weight_scale, bias))
 
@@ -97,9 +97,9 @@ def _experts_error(tokens: int, dtype: torch.dtype, weight_bits: int) -> float:
     x = torch.randn(tokens, hidden, generator=generator).to(dtype)
     weights, ids = torch.rand(tokens, count, generator=generator).topk(2)
     limit = 2 ** (weight_bits - 1)
-    shape, pack = packed_int4_shape, api.pack_int4_rows_
+    shape, pack = packed_int4_shape, packing.pack_int4_rows_
     if weight_bits == 8:
-        shape, pack = packed_int8_shape, api.pack_int8_rows_
+        shape, pack = packed_int8_shape, packing.pack_int8_rows_
     matrices, scales, packed = {}, {}, {}
     for name, size in (("w13", (2 * intermediate, hidden)), ("w2", (hidden, intermediate))):
         matrices[name] = torch.randint(-limit, limit, (count, *size), generator=generator).to(torch.int8)

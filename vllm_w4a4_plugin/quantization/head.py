@@ -5,7 +5,7 @@ import torch
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 
 from vllm_w4a4_plugin.checkpoint.types import BIAS
-from vllm_w4a4_plugin.ops import api
+from vllm_w4a4_plugin.ops import api, packing
 from vllm_w4a4_plugin.ops.layout import INT4_TILE_ROWS, packed_int8_shape
 
 PACKED, SCALE = "int8_weight", "int8_weight_scale"
@@ -32,7 +32,7 @@ class Int8HeadMethod(UnquantizedEmbeddingMethod):
         scale = getattr(layer, SCALE)
         for first in range(0, rows, ROWS_AT_ONCE):
             q, row_scale = quantize_rows(weight[first : first + ROWS_AT_ONCE].float())
-            api.pack_int8_rows_(packed, q, first)
+            packing.pack_int8_rows_(packed, q, first)
             scale[first : first + ROWS_AT_ONCE] = row_scale
 
     def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -6,7 +6,7 @@ from typing import Any, Self
 import torch
 
 from vllm_w4a4_plugin.checkpoint.packed import unpack_rows
-from vllm_w4a4_plugin.ops import api
+from vllm_w4a4_plugin.ops import packing
 from vllm_w4a4_plugin.ops.layout import INT4_TILE_ROWS, packed_int4_shape, packed_int8_shape
 
 from .base import PackedParameter
@@ -31,7 +31,7 @@ class Int4Parameter(PackedParameter):
         return _tiles(self.data, first_row, rows)
 
     def _pack(self, matrix: torch.Tensor, first_row: int) -> None:
-        api.pack_int4_rows_(self.data, matrix.contiguous(), first_row)
+        packing.pack_int4_rows_(self.data, matrix.contiguous(), first_row)
 
 
 class Int8Parameter(PackedParameter):
@@ -46,7 +46,7 @@ class Int8Parameter(PackedParameter):
         return _tiles(self.data, first_row, rows)
 
     def _pack(self, matrix: torch.Tensor, first_row: int) -> None:
-        api.pack_int8_rows_(self.data, matrix.contiguous(), first_row)
+        packing.pack_int8_rows_(self.data, matrix.contiguous(), first_row)
 
 
 def _tiles(packed: torch.Tensor, first_row: int, rows: int) -> torch.Tensor:

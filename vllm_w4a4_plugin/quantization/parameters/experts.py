@@ -111,7 +111,7 @@ class PackedExpertsParameter(ExpertsParameter):
     """The weights of the experts, packed as each arrives: [experts, tiles, blocks, bytes of a block].
 
     Args:
-        pack_rows: `api.pack_int4_rows_` or `api.pack_int8_rows_`.
+        pack_rows: `packing.pack_int4_rows_` or `packing.pack_int8_rows_`.
         on_packed: called after each tensor.
         kwargs: of `ExpertsParameter`.
     """

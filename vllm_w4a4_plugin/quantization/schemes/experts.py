@@ -18,7 +18,7 @@ from vllm_w4a4_plugin.checkpoint.types import (
     WEIGHT_OFFSET,
     WEIGHT_SCALE,
 )
-from vllm_w4a4_plugin.ops import api, cpu
+from vllm_w4a4_plugin.ops import api, cpu, packing
 from vllm_w4a4_plugin.ops.layout import packed_int4_shape, packed_int8_shape
 from vllm_w4a4_plugin.ops.self_check import require_working_kernels
 from vllm_w4a4_plugin.quantization.parameters.experts import (
@@ -168,7 +168,7 @@ class ExpertsScheme:
             torch.zeros(experts, *packed, dtype=torch.int8),
             part=part(WEIGHT),
             sizes=(rows, columns),
-            pack_rows=api.pack_int4_rows_ if self.is_int4 else api.pack_int8_rows_,
+            pack_rows=packing.pack_int4_rows_ if self.is_int4 else packing.pack_int8_rows_,
             on_packed=self.on_packed,
         )
         layer.register_parameter(f"{name}_{WEIGHT}", weight)
