@@ -22,7 +22,9 @@ def main() -> None:
         "--seconds", type=float, default=2.0, help="time to spend on each linear layer and token count (default: 2)"
     )
     parser.add_argument("--json", type=Path, default=Path("build/benchmarks/kernels.json"))
-    parser.add_argument("--docs", type=Path, help="directory for performance.md and its plots")
+    parser.add_argument(
+        "--docs", type=Path, help="directory for performance.md and the pages and plots in performance/"
+    )
     parser.add_argument(
         "--from-json", action="store_true", help="do not measure; make the page from the file given by --json"
     )
@@ -46,9 +48,14 @@ def main() -> None:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     plots = []
     if options.docs:
-        options.docs.mkdir(parents=True, exist_ok=True)
-        plots = report.plot(result, options.docs)
-        (options.docs / "performance.md").write_text(report.markdown(result, plots))
+        if found := report.faults(result):
+            sys.exit("not written, because the figures are not to be trusted:\n  " + "\n  ".join(found))
+        pages = options.docs / "performance"
+        pages.mkdir(parents=True, exist_ok=True)
+        plots = report.plot(result, pages)
+        page = report.markdown(result, plots)
+        (pages / f"{result['machine']['instruction_set']}.md").write_text(page)
+        (options.docs / "performance.md").write_text(report.index(pages))
     print(report.markdown(result, plots))
 
 

@@ -17,6 +17,7 @@ int64_t dot_peak_avx2(int64_t steps);
 int64_t dot_peak_avxvnni(int64_t steps);
 int64_t fma_peak_avx512vnni(int64_t steps);
 int64_t dot_peak_avx512vnni(int64_t steps);
+int64_t dot_peak_avx512amx(int64_t steps);
 }  // namespace w4a4
 
 namespace {
@@ -29,7 +30,7 @@ int64_t read_all(const Tensor& tensor, std::string isa) {
   auto read = w4a4::read_portable;
 #if defined(__x86_64__)
   if (isa == "avx2" || isa == "avxvnni") read = w4a4::read_avx2;
-  if (isa == "avx512vnni") read = w4a4::read_avx512vnni;
+  if (isa == "avx512vnni" || isa == "avx512amx") read = w4a4::read_avx512vnni;
 #endif
   std::atomic<uint64_t> sum{0};
   torch::stable::parallel_for(0, tensor.numel() * tensor.element_size() / 8, 1,
@@ -48,6 +49,7 @@ int64_t on_all_threads(int64_t (*peak)(int64_t), int64_t steps) {
 // Multiply-adds done; 0 for an instruction set whose peak is not known.
 int64_t dot_peak(std::string isa, int64_t steps) {
 #if defined(__x86_64__)
+  if (isa == "avx512amx") return on_all_threads(w4a4::dot_peak_avx512amx, steps / 8);
   if (isa == "avx512vnni") return on_all_threads(w4a4::dot_peak_avx512vnni, steps);
   if (isa == "avxvnni") return on_all_threads(w4a4::dot_peak_avxvnni, steps);
   if (isa == "avx2") return on_all_threads(w4a4::dot_peak_avx2, steps);
@@ -57,7 +59,7 @@ int64_t dot_peak(std::string isa, int64_t steps) {
 
 int64_t fma_peak(std::string isa, int64_t steps) {
 #if defined(__x86_64__)
-  if (isa == "avx512vnni") return on_all_threads(w4a4::fma_peak_avx512vnni, steps);
+  if (isa == "avx512vnni" || isa == "avx512amx") return on_all_threads(w4a4::fma_peak_avx512vnni, steps);
   if (isa == "avx2" || isa == "avxvnni") return on_all_threads(w4a4::fma_peak_avx2, steps);
 #endif
   return 0;
