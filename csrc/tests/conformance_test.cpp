@@ -284,7 +284,7 @@ void test(const w4a4::Kernels& kernels) {
       }
     }
   }
-  for (const int64_t tokens : {2, 7, 8, 15, 16, 17, 31, 33, 47, 64, 258, 530}) {
+  for (const int64_t tokens : {2, 8, 17, 33, 47}) {
     for (const bool is_int4 : {true, false}) {
       test_batches(kernels, {12, 16, 50, tokens, 1}, is_int4);
       test_batches(kernels, {7, 11, 17, tokens, 1}, is_int4);
