@@ -19,12 +19,12 @@ from tools.npu_environment import install
 # The half precision type of the host compiler is missing in g++ 11 on x86 only.
 COMPILERS = {"g++-11": "g++-11", "clang++-15": "clang-15"}
 
-# The editable installation's finder comes before the path, and lends its library through sysconfig.
+# The editable installation's finder comes before the path, and its metadata would lend its library.
 ONLY_THIS_PACKAGE = """
-import sys, sysconfig
+import importlib.metadata, sys
 sys.meta_path = [finder for finder in sys.meta_path if "ScikitBuild" not in type(finder).__name__]
 sys.path.insert(0, {package!r})
-sysconfig.get_path = lambda key: "/nonexistent"
+importlib.metadata.distributions = lambda **of: []
 import vllm_w4a4_plugin
 assert vllm_w4a4_plugin.__file__.startswith({package!r}), vllm_w4a4_plugin.__file__
 """
