@@ -25,10 +25,15 @@ from vllm_w4a4_plugin.cli import eval as eval_command
 from vllm_w4a4_plugin.ops import reference
 
 WINDOW = 64
+# A rotated embedding is stored in bfloat16, so that in about two of five tokens of this model an input of the first
+# layer lies exactly on a rounding boundary of W4A4_DYNAMIC (a transform would move it). There the last bit of a norm
+# decides, and every later token sees the result: token by token the two differ by 0.46 (standard deviation), which is
+# 0.8 % of the perplexity of 3,000 tokens. Rounding as a whole changes it by 79 %.
+TOLERANCE = {"tutorial": 0.01, "all-w4a4": 0.01, "w4a4-dynamic": 0.03}
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("recipe", ["tutorial", "all-w4a4", "w4a4-dynamic"])
+@pytest.mark.parametrize("recipe", TOLERANCE)
 def test_served_perplexity_is_the_simulated_one(recipe: str, float_model: Callable[..., Path], tmp_path: Path) -> None:
     directory = float_model(
         "qwen2", hidden_size=128, head_dim=32, intermediate_size=192, initializer_range=0.15, use_sliding_window=False
@@ -41,7 +46,7 @@ def test_served_perplexity_is_the_simulated_one(recipe: str, float_model: Callab
     assert simulated > 1.02 * exact, "rounding must show, or the comparison below would prove nothing"
     served = eval_command.perplexity(output, windows.tolist(), "float32")
     assert served.tokens == windows.numel() - len(windows)
-    assert served.value == pytest.approx(simulated, rel=0.01)
+    assert served.value == pytest.approx(simulated, rel=TOLERANCE[recipe])
 
 
 TOY = TypeSpec(
