@@ -3,16 +3,13 @@
 
 #include <cstdint>
 
+#include "tiles.h"
+
 namespace w4a4 {
 
 // Four tiles of sums from two by two operands, as the kernel has them; 16 x 16 x 64 products each.
 int64_t dot_peak_avx512amx(int64_t steps) {
-  struct alignas(64) {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-  } config;
-  _tile_loadconfig(&config);
+  const Tiles configured;
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -27,7 +24,6 @@ int64_t dot_peak_avx512amx(int64_t steps) {
     _tile_dpbsud(2, 5, 6);
     _tile_dpbsud(3, 5, 7);
   }
-  _tile_release();
   return steps * 4 * 16 * 16 * 64;
 }
 

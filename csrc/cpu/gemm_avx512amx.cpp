@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "gemm_impl.h"
+#include "tiles.h"
 #include "unpack_avx512.h"
 
 namespace w4a4 {
@@ -27,22 +28,6 @@ constexpr int64_t kTogether = 2;
 // tiles than once for each pair, even though the sums then fill half of it.
 constexpr int64_t kCachedBytes = 768 * 1024;
 constexpr int64_t kFewTiles = 8, kManyTiles = 32;
-
-// The tile registers of this thread, all of 16 rows x 64 bytes, while it lives. Whoever uses tiles configures them
-// anew, so nothing is restored.
-class Tiles {
- public:
-  Tiles() {
-    struct alignas(64) {
-      uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } config;
-    static_assert(sizeof config == 64);
-    _tile_loadconfig(&config);
-  }
-  ~Tiles() { _tile_release(); }
-};
 
 // acc[p][i] (+)= panel p times weight tile i, over `chunks` chunks; 16 x 16 sums each. A panel of fewer than 16 tokens
 // is read beyond its end; the sums of those rows are never used. The compiler does not know that tile instructions

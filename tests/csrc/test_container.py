@@ -37,7 +37,10 @@ TOOLS = (
 )
 
 pytestmark = [
-    pytest.mark.skipif(not os.environ.get("W4A4_CONTAINER"), reason="W4A4_CONTAINER=1 runs it; it takes some minutes"),
+    pytest.mark.skipif(
+        not os.environ.get("W4A4_CONTAINER"),
+        reason="three fresh environments from the package index, some minutes of CI: W4A4_CONTAINER=1 runs it",
+    ),
     pytest.mark.skipif(shutil.which("g++-11") is None, reason="g++-11 is needed (Debian 12: apt-get install g++-11)"),
 ]
 

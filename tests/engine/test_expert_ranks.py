@@ -17,7 +17,7 @@ from tests.mixtures import EXPERTS, HIDDEN, KINDS, TOP_K, ReferenceExperts, writ
 from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader
 
 PROMPTS, LENGTH = 20, 64
-needs_two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < RANKS, reason="needs two cores")
+needs_two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < RANKS, reason="vLLM binds each rank to a core of its own")
 PARALLEL = {"tensor parallel": {}, "expert parallel": {"enable_expert_parallel": True}}
 
 
@@ -77,6 +77,7 @@ def test_seven_experts_on_two_ranks(tmp_path: Path) -> None:
     assert "divides the 7 experts, found 2. Use another --tensor-parallel-size" in str(error.value)
 
 
+@pytest.mark.feature("expert parallelism (`--enable-expert-parallel`)")
 @needs_two_cores
 @pytest.mark.engine
 @pytest.mark.parametrize("arguments", PARALLEL.values(), ids=PARALLEL)

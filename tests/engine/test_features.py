@@ -45,7 +45,7 @@ def engine(directory: Path, **arguments: Any) -> Iterator[LLM]:
 
 @pytest.mark.feature("structured output: outlines")
 @pytest.mark.feature("pipeline parallelism (`--pipeline-parallel-size`), eager")
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="vLLM binds each rank to a core of its own")
 def test_pipeline() -> None:
     """In eager mode, where vLLM by itself does not allocate what the second stage receives into."""
     with engine(

@@ -17,7 +17,7 @@ from tools.demo import free_port
 
 pytestmark = [
     pytest.mark.engine,
-    pytest.mark.skipif(os.environ.get("W4A4_RAY") != "1", reason="needs the package ray: W4A4_RAY=1 runs it"),
+    pytest.mark.skipif(os.environ.get("W4A4_RAY") != "1", reason="vLLM does not bring Ray: pip install ray, W4A4_RAY=1"),
 ]
 
 

@@ -18,7 +18,7 @@ from tests.engine.texts import assert_same_texts, greedy, prompts
 
 pytestmark = [
     pytest.mark.engine,
-    pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores"),
+    pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="vLLM binds each rank to a core of its own"),
 ]
 
 TYPICAL_DIFFERENCE = 0.02
@@ -67,7 +67,7 @@ def test_the_tutorials_types_and_reloading(micro_copy: Path, edit_tensors: Calla
         assert_same_texts(texts, greedy(llm, PROMPTS, LENGTH))
 
 
-@pytest.mark.skipif(not ALL, reason="four more engines: W4A4_RANKS=1 runs it")
+@pytest.mark.skipif(not ALL, reason="four more engines, two minutes of CI: W4A4_RANKS=1 runs it")
 @pytest.mark.parametrize("kinds", [ALL_W4A4, ALL_DYNAMIC], ids=["all-w4a4", "dynamic"])
 def test_other_types(tmp_path: Path, kinds: dict[str, str]) -> None:
     directory = requantize(tmp_path, kinds)
