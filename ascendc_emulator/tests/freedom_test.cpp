@@ -24,19 +24,24 @@ Options in_order(uint64_t order) {
   return options;
 }
 
-// Results of L0C in `z`, half by half.
-void store_zeros(const CubeMemories& c, uint8_t* z) {
-  InitConstValue(at<half>(c.l1, 0), InitConstValueParams<half>{1, 16, 0, half(0.0f)});
-  set_and_wait<HardEvent::MTE2_MTE1>();
+// The product of the 16 x 16 matrices at bytes 0 and `right` of L1, in L0C.
+void multiply_16(const CubeMemories& c, uint32_t right) {
   LoadData2DParams load;
   load.repeatTimes = 1;
   LoadData(at<half>(c.l0a, 0), at<half>(c.l1, 0), load);
-  LoadData(at<half>(c.l0b, 0), at<half>(c.l1, 0), load);
+  LoadData(at<half>(c.l0b, 0), at<half>(c.l1, right), load);
   set_and_wait<HardEvent::MTE1_M>();
   MmadParams product;
   product.m = 16, product.n = 16, product.k = 16;
   Mmad(at<float>(c.l0c, 0), at<half>(c.l0a, 0), at<half>(c.l0b, 0), product);
   set_and_wait<HardEvent::M_FIX>();
+}
+
+// Results of L0C in `z`, half by half.
+void store_zeros(const CubeMemories& c, uint8_t* z) {
+  InitConstValue(at<half>(c.l1, 0), InitConstValueParams<half>{1, 16, 0, half(0.0f)});
+  set_and_wait<HardEvent::MTE2_MTE1>();
+  multiply_16(c, 0);
   FixpipeParamsV220 out;
   out.nSize = 16, out.mSize = 16, out.srcStride = 16, out.dstStride = 16, out.quantPre = NoQuant;
   Fixpipe<float, float, CFG_ROW_MAJOR>(global<float>(z), at<float>(c.l0c, 0), out);
@@ -53,17 +58,14 @@ Report run_two_flags(uint64_t order, bool own_flag) {
       [&] {
         const uint16_t again = own_flag ? 4 : 1;
         if ASCEND_IS_AIC {
-          TPipe pipe;
-          TBuf<TPosition::A1> l1;
-          TBuf<TPosition::A2> l0a;
-          TBuf<TPosition::B2> l0b;
-          TBuf<TPosition::CO1> l0c;
-          pipe.InitBuffer(l1, 4096), pipe.InitBuffer(l0a, 4096), pipe.InitBuffer(l0b, 4096), pipe.InitBuffer(l0c, 4096);
-          store_zeros({l1.Get<uint8_t>(), l0a.Get<uint8_t>(), l0b.Get<uint8_t>(), l0c.Get<uint8_t>()}, z);
-          CrossCoreSetFlag<2, PIPE_FIX>(1);
-          CrossCoreSetFlag<2, PIPE_MTE1>(2);
-          CrossCoreWaitFlag(3);
-          CrossCoreSetFlag<2, PIPE_MTE1>(again);
+          // Inside, because the end of a TPipe waits for all pipes.
+          with_cube_memories([&](const CubeMemories& c) {
+            store_zeros(c, z);
+            CrossCoreSetFlag<2, PIPE_FIX>(1);
+            CrossCoreSetFlag<2, PIPE_MTE1>(2);
+            CrossCoreWaitFlag(3);
+            CrossCoreSetFlag<2, PIPE_MTE1>(again);
+          });
         }
         if ASCEND_IS_AIV {
           TPipe pipe;
@@ -97,28 +99,8 @@ void test_order_of_flags() {
 void test_every_order() {
   for (uint64_t order = 0; order <= kOrders; ++order) {
     const std::string what = ", order " + std::to_string(order);
-    const auto pingpong = [&](int rounds, int ahead) {
-      return Launch(
-          1,
-          [=] {
-            if ASCEND_IS_AIC {
-              for (int i = 0; i < rounds; ++i) {
-                CrossCoreSetFlag<2, PIPE_FIX>(1);
-                if (i >= ahead) CrossCoreWaitFlag(2);
-              }
-              for (int i = 0; i < ahead; ++i) CrossCoreWaitFlag(2);
-            }
-            if ASCEND_IS_AIV {
-              for (int i = 0; i < rounds; ++i) {
-                CrossCoreWaitFlag(1);
-                CrossCoreSetFlag<2, PIPE_MTE3>(2);
-              }
-            }
-          },
-          in_order(order));
-    };
-    expect_clean(pingpong(40, 14), "15 flags outstanding" + what);
-    check(pingpong(40, 20).has(Detector::kCrossCore), "21 flags outstanding" + what);
+    expect_clean(pingpong(40, 14, in_order(order)), "15 flags outstanding" + what);
+    check(pingpong(40, 20, in_order(order)).has(Detector::kCrossCore), "21 flags outstanding" + what);
     expect_clean(Launch(
                      3,
                      [] {
@@ -314,15 +296,7 @@ uint16_t round_in_fixpipe(float value, QuantMode_t mode, FixpipeRounding roundin
     DataCopy(at<half>(c.l1, 0), global<half>(left), copy);
     DataCopy(at<half>(c.l1, 512), global<half>(right), copy);
     set_and_wait<HardEvent::MTE2_MTE1>();
-    LoadData2DParams load;
-    load.repeatTimes = 1;
-    LoadData(at<half>(c.l0a, 0), at<half>(c.l1, 0), load);
-    LoadData(at<half>(c.l0b, 0), at<half>(c.l1, 512), load);
-    set_and_wait<HardEvent::MTE1_M>();
-    MmadParams product;
-    product.m = 16, product.n = 16, product.k = 16;
-    Mmad(at<float>(c.l0c, 0), at<half>(c.l0a, 0), at<half>(c.l0b, 0), product);
-    set_and_wait<HardEvent::M_FIX>();
+    multiply_16(c, 512);
     FixpipeParamsV220 store;
     store.nSize = 16, store.mSize = 16, store.srcStride = 16, store.dstStride = 16, store.quantPre = mode;
     if (mode == F322F16) {

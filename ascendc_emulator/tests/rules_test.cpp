@@ -229,23 +229,6 @@ void test_flags() {
 }
 
 void test_cross_core() {
-  const auto pingpong = [](int rounds, int ahead) {
-    return Launch(1, [=] {
-      if ASCEND_IS_AIC {
-        for (int i = 0; i < rounds; ++i) {
-          CrossCoreSetFlag<2, PIPE_FIX>(1);
-          if (i >= ahead) CrossCoreWaitFlag(2);
-        }
-        for (int i = 0; i < ahead; ++i) CrossCoreWaitFlag(2);
-      }
-      if ASCEND_IS_AIV {
-        for (int i = 0; i < rounds; ++i) {
-          CrossCoreWaitFlag(1);
-          CrossCoreSetFlag<2, PIPE_MTE3>(2);
-        }
-      }
-    });
-  };
   expect_clean(pingpong(40, 14), "15 flags outstanding");
   expect_violations(pingpong(40, 15), {Detector::kCrossCore}, "16 flags outstanding");
   expect_violations(Launch(1,

@@ -20,6 +20,21 @@ struct CubeMemories {
   LocalTensor<uint8_t> l1, l0a, l0b, l0c;
 };
 
+// Calls body(CubeMemories), on an AIC.
+template <typename Body>
+void with_cube_memories(const Body& body) {
+  TPipe pipe;
+  TBuf<TPosition::A1> l1;
+  TBuf<TPosition::A2> l0a;
+  TBuf<TPosition::B2> l0b;
+  TBuf<TPosition::CO1> l0c;
+  pipe.InitBuffer(l1, 512 * 1024);
+  pipe.InitBuffer(l0a, 64 * 1024);
+  pipe.InitBuffer(l0b, 64 * 1024);
+  pipe.InitBuffer(l0c, 128 * 1024);
+  body(CubeMemories{l1.Get<uint8_t>(), l0a.Get<uint8_t>(), l0b.Get<uint8_t>(), l0c.Get<uint8_t>()});
+}
+
 // Runs `body` on the AIC of one block.
 template <typename Body>
 Report run_on_cube(const Body& body, const ascendc_emulator::Options& options = {}) {
@@ -27,16 +42,29 @@ Report run_on_cube(const Body& body, const ascendc_emulator::Options& options = 
       1,
       [&] {
         if ASCEND_IS_AIC {
-          TPipe pipe;
-          TBuf<TPosition::A1> l1;
-          TBuf<TPosition::A2> l0a;
-          TBuf<TPosition::B2> l0b;
-          TBuf<TPosition::CO1> l0c;
-          pipe.InitBuffer(l1, 512 * 1024);
-          pipe.InitBuffer(l0a, 64 * 1024);
-          pipe.InitBuffer(l0b, 64 * 1024);
-          pipe.InitBuffer(l0c, 128 * 1024);
-          body(CubeMemories{l1.Get<uint8_t>(), l0a.Get<uint8_t>(), l0b.Get<uint8_t>(), l0c.Get<uint8_t>()});
+          with_cube_memories(body);
+        }
+      },
+      options);
+}
+
+// The AIC sets flag 1 `rounds` times, up to `ahead` + 1 times before its AIVs answer by flag 2.
+inline Report pingpong(int rounds, int ahead, const ascendc_emulator::Options& options = {}) {
+  return Launch(
+      1,
+      [=] {
+        if ASCEND_IS_AIC {
+          for (int i = 0; i < rounds; ++i) {
+            CrossCoreSetFlag<2, PIPE_FIX>(1);
+            if (i >= ahead) CrossCoreWaitFlag(2);
+          }
+          for (int i = 0; i < ahead; ++i) CrossCoreWaitFlag(2);
+        }
+        if ASCEND_IS_AIV {
+          for (int i = 0; i < rounds; ++i) {
+            CrossCoreWaitFlag(1);
+            CrossCoreSetFlag<2, PIPE_MTE3>(2);
+          }
         }
       },
       options);

@@ -20,7 +20,7 @@ from tools.demo import MODEST_MEMORY, free_port, running, wait_until_healthy
 
 pytestmark = [
     pytest.mark.engine,
-    pytest.mark.skipif(os.environ.get("W4A4_RANKS") != "1", reason="two more engines, a minute of CI: W4A4_RANKS=1 runs it"),
+    pytest.mark.skipif(os.environ.get("W4A4_RANKS") != "1", reason="a minute of CI: W4A4_RANKS=1 runs it"),
 ]
 LENGTH = 8
 

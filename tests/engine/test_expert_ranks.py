@@ -17,7 +17,9 @@ from tests.mixtures import EXPERTS, HIDDEN, KINDS, TOP_K, ReferenceExperts, writ
 from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader
 
 PROMPTS, LENGTH = 20, 64
-needs_two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < RANKS, reason="vLLM binds each rank to a core of its own")
+needs_two_cores = pytest.mark.skipif(
+    len(os.sched_getaffinity(0)) < RANKS, reason="vLLM binds each rank to a core of its own"
+)
 PARALLEL = {"tensor parallel": {}, "expert parallel": {"enable_expert_parallel": True}}
 
 

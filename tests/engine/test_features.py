@@ -1,19 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Features of vLLM that need an engine of their own: pipelines and draft models."""
 
-import gc
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from vllm import LLM, SamplingParams
+from vllm import SamplingParams
 
 from tests.conftest import MICRO
+from tests.engine.engines import engine
 from tests.engine.oracle import engine_logprobs, prompt_logprobs
 from tests.engine.texts import NUMBER, greedy, structured_number
 from vllm_w4a4_plugin.constants import METHOD
@@ -21,26 +17,6 @@ from vllm_w4a4_plugin.constants import METHOD
 pytestmark = pytest.mark.engine
 
 TOKENS = torch.randint(3, 500, (96,), generator=torch.Generator().manual_seed(0)).tolist()
-
-
-@contextmanager
-def engine(directory: Path, **arguments: Any) -> Iterator[LLM]:
-    llm = LLM(
-        str(directory),
-        max_model_len=128,
-        dtype="float32",
-        enforce_eager=True,
-        enable_prefix_caching=False,
-        gpu_memory_utilization=0.2,
-        disable_log_stats=False,
-        **arguments,
-    )
-    try:
-        yield llm
-    finally:
-        llm.llm_engine.engine_core.shutdown()
-        del llm
-        gc.collect()
 
 
 @pytest.mark.feature("structured output: outlines")
@@ -61,7 +37,7 @@ def test_pipeline() -> None:
 def test_draft_model() -> None:
     """The draft is the model itself, read a second time: all that it proposes is accepted."""
     draft = {"model": str(MICRO), "method": "draft_model", "num_speculative_tokens": 3}
-    with engine(MICRO, quantization=METHOD, speculative_config=draft) as llm:
+    with engine(MICRO, quantization=METHOD, speculative_config=draft, disable_log_stats=False) as llm:
         llm.generate([{"prompt_token_ids": TOKENS}], SamplingParams(temperature=0, max_tokens=16), use_tqdm=False)
         counts = {metric.name: getattr(metric, "value", None) for metric in llm.get_metrics()}
     proposed = counts["vllm:spec_decode_num_draft_tokens"]
@@ -76,7 +52,11 @@ def test_ngram() -> None:
     ngram = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
     repeating = [TOKENS[:12] * 4, TOKENS[:6] * 8]
     with engine(
-        MICRO, quantization=METHOD, speculative_config=ngram, structured_outputs_config={"backend": "guidance"}
+        MICRO,
+        quantization=METHOD,
+        speculative_config=ngram,
+        structured_outputs_config={"backend": "guidance"},
+        disable_log_stats=False,
     ) as llm:
         found = greedy(llm, repeating, 48)
         number = structured_number(llm)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Features of vLLM's engine that change how tokens are computed, in one engine that has all of them on."""
 
-import gc
 import json
 import re
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import BeamSearchParams
 
 from tests.conftest import MICRO
+from tests.engine.engines import engine
 from tests.engine.oracle import engine_logprobs, prompt_logprobs
 from tests.engine.texts import NUMBER, assert_same_texts, greedy, prompts, structured_number
 from vllm_w4a4_plugin.checkpoint import CheckpointReader
@@ -38,11 +38,9 @@ ADAPTED = {
 
 @pytest.fixture(scope="module")
 def llm() -> Iterator[LLM]:
-    engine = LLM(
-        str(MICRO),
+    with engine(
+        MICRO,
         max_model_len=160,
-        dtype="float32",
-        enforce_eager=True,
         enable_prefix_caching=True,
         block_size=32,
         max_num_batched_tokens=STEP,
@@ -51,12 +49,8 @@ def llm() -> Iterator[LLM]:
         max_lora_rank=RANK,
         enable_prompt_embeds=True,
         structured_outputs_config={"backend": "xgrammar"},
-        gpu_memory_utilization=0.2,
-    )
-    yield engine
-    engine.llm_engine.engine_core.shutdown()
-    del engine
-    gc.collect()
+    ) as llm:
+        yield llm
 
 
 def assert_near(found: torch.Tensor, expected: torch.Tensor) -> None:

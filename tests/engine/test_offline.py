@@ -5,7 +5,6 @@ Whole models are compared by the log probabilities of a prompt in float32. Singl
 way move them a little, a wrong layer moves them by several units.
 """
 
-import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from vllm import LLM, SamplingParams
 
 from tests.conftest import MICRO, swapped_layers
+from tests.engine.engines import engine
 from tests.engine.oracle import engine_logprobs, prompt_logprobs
 
 pytestmark = pytest.mark.engine
@@ -28,19 +28,8 @@ TYPICAL_DIFFERENCE = 0.02
 def llm(request: pytest.FixtureRequest) -> Iterator[LLM]:
     # The compiled engine is started without naming the method: it must be detected.
     method: dict[str, Any] = {"quantization": "ascend"} if request.param == "eager" else {}
-    engine = LLM(
-        str(MICRO),
-        max_model_len=128,
-        dtype="float32",
-        enforce_eager=request.param == "eager",
-        enable_prefix_caching=False,
-        gpu_memory_utilization=0.3,
-        **method,
-    )
-    yield engine
-    engine.llm_engine.engine_core.shutdown()
-    del engine
-    gc.collect()
+    with engine(MICRO, enforce_eager=request.param == "eager", gpu_memory_utilization=0.3, **method) as llm:
+        yield llm
 
 
 def assert_same_model(found: torch.Tensor, expected: torch.Tensor) -> None:

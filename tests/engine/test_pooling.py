@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Embeddings, scores, and classifiers."""
 
-import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from transformers import AutoTokenizer
 from vllm import LLM
 
 from tests.conftest import MICRO
+from tests.engine.engines import engine
 from tests.engine.oracle import reference_model
 from tests.loading import loaded_model
 from vllm_w4a4_plugin.checkpoint import CheckpointError
@@ -20,19 +20,8 @@ TEXTS = ["what is a large language model?", "the weather", "a model of language 
 
 @pytest.fixture(scope="module")
 def llm() -> Iterator[LLM]:
-    engine = LLM(
-        str(MICRO),
-        runner="pooling",
-        convert="embed",
-        max_model_len=128,
-        dtype="float32",
-        enforce_eager=True,
-        gpu_memory_utilization=0.2,
-    )
-    yield engine
-    engine.llm_engine.engine_core.shutdown()
-    del engine
-    gc.collect()
+    with engine(MICRO, runner="pooling", convert="embed") as llm:
+        yield llm
 
 
 def expected(texts: list[str]) -> torch.Tensor:

@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two ranks that Ray starts. Needs the package ray."""
 
-import gc
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
-from vllm import LLM
 
 from tests.conftest import MICRO
+from tests.engine.engines import engine
 from tests.engine.oracle import engine_logprobs, prompt_logprobs
 from tests.engine.texts import prompts
 from tools.demo import free_port
 
 pytestmark = [
     pytest.mark.engine,
-    pytest.mark.skipif(os.environ.get("W4A4_RAY") != "1", reason="vLLM does not bring Ray: pip install ray, W4A4_RAY=1"),
+    pytest.mark.skipif(
+        os.environ.get("W4A4_RAY") != "1", reason="vLLM does not bring Ray: install it, W4A4_RAY=1"
+    ),
 ]
 
 
@@ -34,21 +35,7 @@ def cluster() -> Iterator[None]:
 @pytest.mark.feature("Ray (`--distributed-executor-backend ray`), one node", flag="W4A4_RAY")
 @pytest.mark.usefixtures("cluster")
 def test_two_ranks() -> None:
-    llm = LLM(
-        str(MICRO),
-        quantization="ascend",
-        max_model_len=128,
-        dtype="float32",
-        enforce_eager=True,
-        tensor_parallel_size=2,
-        distributed_executor_backend="ray",
-        gpu_memory_utilization=0.2,
-    )
-    try:
+    with engine(MICRO, quantization="ascend", tensor_parallel_size=2, distributed_executor_backend="ray") as llm:
         (tokens,) = prompts(1, shortest=96)
         difference = engine_logprobs(llm, tokens) - prompt_logprobs(MICRO, tokens)
-    finally:
-        llm.llm_engine.engine_core.shutdown()
-        del llm
-        gc.collect()
     assert difference.abs().median() < 0.02

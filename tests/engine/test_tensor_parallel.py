@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two ranks, one core each, and one rank give the same texts; weights reloaded on both ranks."""
 
-import gc
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import torch
 from vllm import LLM
 
 from tests.conftest import MICRO, swapped_layers
+from tests.engine.engines import engine
 from tests.engine.oracle import engine_logprobs, prompt_logprobs
 from tests.engine.requantized import ALL_DYNAMIC, ALL_W4A4, requantize
 from tests.engine.texts import assert_same_texts, greedy, prompts
@@ -28,31 +28,15 @@ PROMPTS, LENGTH = prompts(20), 64
 ALL = os.environ.get("W4A4_RANKS") == "1"
 
 
-@contextmanager
-def engine(directory: Path, ranks: int) -> Iterator[LLM]:
-    llm = LLM(
-        str(directory),
-        quantization="ascend",
-        max_model_len=128,
-        dtype="float32",
-        enforce_eager=True,
-        enable_prefix_caching=False,
-        tensor_parallel_size=ranks,
-        gpu_memory_utilization=0.2,
-    )
-    try:
-        yield llm
-    finally:
-        llm.llm_engine.engine_core.shutdown()
-        del llm
-        gc.collect()
+def ranks_of(directory: Path, ranks: int) -> AbstractContextManager[LLM]:
+    return engine(directory, quantization="ascend", tensor_parallel_size=ranks)
 
 
 @pytest.mark.feature("tensor parallelism (`--tensor-parallel-size`), also on one NUMA node")
 def test_the_tutorials_types_and_reloading(micro_copy: Path, edit_tensors: Callable[..., None]) -> None:
     """Also on a machine with one NUMA node, where vLLM by itself does not start two ranks."""
     edit_tensors({**swapped_layers(), OFFSET: torch.full((256, 1), 0.5)})
-    with engine(MICRO, 2) as llm:
+    with ranks_of(MICRO, 2) as llm:
         texts = greedy(llm, PROMPTS, LENGTH)
         first = engine_logprobs(llm, TOKENS)
         llm.collective_rpc("reload_weights", kwargs={"weights_path": str(micro_copy)})
@@ -63,7 +47,7 @@ def test_the_tutorials_types_and_reloading(micro_copy: Path, edit_tensors: Calla
     assert (other - prompt_logprobs(micro_copy, TOKENS)).abs().median() < TYPICAL_DIFFERENCE
     assert (other - first).abs().median() > 10 * TYPICAL_DIFFERENCE
     assert torch.equal(again, first)
-    with engine(MICRO, 1) as llm:
+    with ranks_of(MICRO, 1) as llm:
         assert_same_texts(texts, greedy(llm, PROMPTS, LENGTH))
 
 
@@ -73,6 +57,6 @@ def test_other_types(tmp_path: Path, kinds: dict[str, str]) -> None:
     directory = requantize(tmp_path, kinds)
     texts = []
     for ranks in (1, 2):
-        with engine(directory, ranks) as llm:
+        with ranks_of(directory, ranks) as llm:
             texts.append(greedy(llm, PROMPTS, LENGTH))
     assert_same_texts(texts[1], texts[0])
