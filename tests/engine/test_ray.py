@@ -16,9 +16,7 @@ from tools.demo import free_port
 
 pytestmark = [
     pytest.mark.engine,
-    pytest.mark.skipif(
-        os.environ.get("W4A4_RAY") != "1", reason="vLLM does not bring Ray: install it, W4A4_RAY=1"
-    ),
+    pytest.mark.skipif(os.environ.get("W4A4_RAY") != "1", reason="vLLM does not bring Ray: install it, W4A4_RAY=1"),
 ]
 
 
