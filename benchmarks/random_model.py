@@ -22,12 +22,19 @@ RECIPES: dict[str, Mapping[str, QuantType]] = {
     "tutorial": TUTORIAL,
     "all-w4a4": dict.fromkeys(TUTORIAL, W4A4),
 }
-VOCABULARY = 151936
+GPTQ = "gptq"
+"""The recipe of vLLM's own int4 layers: 4-bit weights in groups of 128 along the input, or one group."""
+
+GPTQ_GROUP = 128
 _POOL_VALUES = 1 << 24
 
 
 def make(directory: Path, model: Model, layers: int, recipe: str) -> None:
-    """Write a Qwen3 checkpoint: config, weights (one shard per layer) and, if it is quantized, the description."""
+    """Write a Qwen3 checkpoint: config, weights (one shard per layer) and the description of W4A4 recipes.
+
+    Args:
+        recipe: one of RECIPES, or GPTQ.
+    """
     directory.mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
     floats = (torch.randn(_POOL_VALUES, generator=generator) * 0.02).bfloat16()
@@ -36,26 +43,38 @@ def make(directory: Path, model: Model, layers: int, recipe: str) -> None:
     types: dict[str, str] = {}
     for index in range(-1, layers):
         tensors: dict[str, Tensor] = {}
-        parts = _outer(model, floats) if index < 0 else _layer(model, index, RECIPES[recipe], floats, integers)
+        if index < 0:
+            parts = _outer(model, floats)
+        elif recipe == GPTQ:
+            parts = _gptq_layer(model, index)
+        else:
+            parts = _layer(model, index, RECIPES[recipe], floats, integers)
         for name, tensor, kind in parts:
             tensors[name], types[name] = tensor, kind.value
         shard = f"model-{index + 2:05d}-of-{layers + 1:05d}.safetensors"
         save_file(tensors, directory / shard, {"format": "pt"})
         weight_map |= dict.fromkeys(tensors, shard)
     _write(directory / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
-    _write(directory / "config.json", _config(model, layers))
-    if recipe != "float":
+    config = _config(model, layers)
+    if recipe == GPTQ:
+        config["quantization_config"] = {
+            "quant_method": "gptq", "bits": 4, "group_size": _gptq_group(model), "desc_act": False, "sym": True,
+        }  # fmt: skip
+    _write(directory / "config.json", config)
+    if any(kind is not FLOAT for kind in RECIPES.get(recipe, {}).values()):
         _write(directory / DESCRIPTION_FILE, {"model_quant_type": W4A4.value, **types})
 
 
 def step_bytes(model: Model, layers: int, recipe: str, float_bytes: int) -> int:
     """Bytes of weights that a decode step reads: all linear layers and the output head, int4 as half a byte."""
     size = {W4A4: 0.5, W8A8: 1.0, FLOAT: float_bytes}
-    inner = sum(n * k * size[RECIPES[recipe][name]] for name, (n, k) in _shapes(model).items())
-    return round(layers * inner) + float_bytes * VOCABULARY * model.hidden
+    types = dict.fromkeys(TUTORIAL, W4A4) if recipe == GPTQ else RECIPES[recipe]
+    inner = sum(n * k * size[types[name]] for name, (n, k) in shapes(model).items())
+    return round(layers * inner) + float_bytes * model.vocabulary * model.hidden
 
 
-def _shapes(model: Model) -> dict[str, tuple[int, int]]:
+def shapes(model: Model) -> dict[str, tuple[int, int]]:
+    """(output_size, input_size) of each linear layer of a block."""
     attention, key_value = model.heads * model.head_dim, model.kv_heads * model.head_dim
     return {
         "q": (attention, model.hidden),
@@ -69,7 +88,7 @@ def _shapes(model: Model) -> dict[str, tuple[int, int]]:
 
 
 def _outer(model: Model, floats: Tensor) -> Iterator[tuple[str, Tensor, QuantType]]:
-    yield "model.embed_tokens.weight", _take(floats, VOCABULARY, model.hidden), FLOAT
+    yield "model.embed_tokens.weight", _take(floats, model.vocabulary, model.hidden), FLOAT
     yield "model.norm.weight", torch.ones(model.hidden, dtype=torch.bfloat16), FLOAT
 
 
@@ -77,10 +96,8 @@ def _layer(
     model: Model, index: int, recipe: Mapping[str, QuantType], floats: Tensor, integers: Tensor
 ) -> Iterator[tuple[str, Tensor, QuantType]]:
     prefix = f"model.layers.{index}."
-    for norm, size in (("input_layernorm", model.hidden), ("post_attention_layernorm", model.hidden),
-                       ("self_attn.q_norm", model.head_dim), ("self_attn.k_norm", model.head_dim)):  # fmt: skip
-        yield f"{prefix}{norm}.weight", torch.ones(size, dtype=torch.bfloat16), FLOAT
-    for short, (output_size, input_size) in _shapes(model).items():
+    yield from _norms(model, prefix)
+    for short, (output_size, input_size) in shapes(model).items():
         name = f"{prefix}{'mlp' if short in ('gate', 'up', 'down') else 'self_attn'}.{short}_proj."
         kind = recipe[short]
         if kind is FLOAT:
@@ -95,6 +112,32 @@ def _layer(
             if right is not None:
                 yield f"{name}right_trans", _orthogonal(right), kind
             yield f"{name}clip_ratio", torch.tensor([0.9]), kind
+
+
+def _gptq_layer(model: Model, index: int) -> Iterator[tuple[str, Tensor, QuantType]]:
+    prefix = f"model.layers.{index}."
+    yield from _norms(model, prefix)
+    generator = torch.Generator().manual_seed(0)
+    for short, (output_size, input_size) in shapes(model).items():
+        name = f"{prefix}{'mlp' if short in ('gate', 'up', 'down') else 'self_attn'}.{short}_proj."
+        packed = torch.randint(-(2**31), 2**31 - 1, (input_size // 8, output_size), generator=generator)
+        groups = max(1, input_size // _gptq_group(model))
+        yield f"{name}qweight", packed.int(), FLOAT
+        # Symmetric weights have the zero point 8, which GPTQ stores less one.
+        yield f"{name}qzeros", torch.full((groups, output_size // 8), 0x77777777, dtype=torch.int32), FLOAT
+        yield f"{name}scales", torch.full((groups, output_size), 0.2 / sqrt(input_size)).half(), FLOAT
+        yield f"{name}g_idx", (torch.arange(input_size) // (input_size // groups)).int(), FLOAT
+
+
+def _gptq_group(model: Model) -> int:
+    divides = all(input_size % GPTQ_GROUP == 0 for _, input_size in shapes(model).values())
+    return GPTQ_GROUP if divides else GPTQ_GROUP // 2
+
+
+def _norms(model: Model, prefix: str) -> Iterator[tuple[str, Tensor, QuantType]]:
+    for norm, size in (("input_layernorm", model.hidden), ("post_attention_layernorm", model.hidden),
+                       ("self_attn.q_norm", model.head_dim), ("self_attn.k_norm", model.head_dim)):  # fmt: skip
+        yield f"{prefix}{norm}.weight", torch.ones(size, dtype=torch.bfloat16), FLOAT
 
 
 def _orthogonal(size: int) -> Tensor:
@@ -115,7 +158,7 @@ def _config(model: Model, layers: int) -> dict[str, object]:
         "num_attention_heads": model.heads,
         "num_key_value_heads": model.kv_heads,
         "head_dim": model.head_dim,
-        "vocab_size": VOCABULARY,
+        "vocab_size": model.vocabulary,
         "tie_word_embeddings": True,
         "max_position_embeddings": 40960,
         "rms_norm_eps": 1e-6,

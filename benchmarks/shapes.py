@@ -24,6 +24,7 @@ class Model:
     heads: int
     kv_heads: int
     head_dim: int
+    vocabulary: int = 151936
 
     @property
     def linears(self) -> list[Linear]:
@@ -37,7 +38,7 @@ class Model:
 
 
 MODELS = [
-    Model("SmolLM2-135M", hidden=576, intermediate=1536, heads=9, kv_heads=3, head_dim=64),
+    Model("SmolLM2-135M", hidden=576, intermediate=1536, heads=9, kv_heads=3, head_dim=64, vocabulary=49152),
     Model("Qwen3-0.6B", hidden=1024, intermediate=3072, heads=16, kv_heads=8, head_dim=128),
     Model("Qwen3-8B", hidden=4096, intermediate=12288, heads=32, kv_heads=8, head_dim=128),
     Model("Qwen3-32B", hidden=5120, intermediate=25600, heads=64, kv_heads=8, head_dim=128),
