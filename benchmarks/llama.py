@@ -8,6 +8,7 @@ import argparse
 import ctypes
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -46,8 +47,16 @@ def install() -> Path:
         LlamaUnavailable: the package cannot be downloaded or built.
     """
     if not (SITE / "llama_cpp").exists():
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(SITE), *PACKAGES]
-        flags = {"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF", "CMAKE_BUILD_PARALLEL_LEVEL": "2"}
+        command = [
+            sys.executable, "-m", "pip", "install", "--quiet", "--no-cache-dir", "--no-deps", "--target", str(SITE), *PACKAGES,
+        ]  # fmt: skip
+        # A cached package may have been built with other flags.
+        # Without AMX, for the reason given in native/ggml/CMakeLists.txt.
+        no_amx = "-mno-amx-int8" if platform.machine().lower() in ("x86_64", "amd64") else ""
+        flags = {
+            "CMAKE_ARGS": f"-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DCMAKE_CXX_FLAGS={no_amx} -DCMAKE_C_FLAGS={no_amx}",
+            "CMAKE_BUILD_PARALLEL_LEVEL": "2",
+        }
         result = subprocess.run(command, env={**os.environ, **flags}, capture_output=True, text=True)
         if result.returncode != 0:
             raise LlamaUnavailable(f"pip install {' '.join(PACKAGES)} failed: {result.stderr.strip()[-300:]}")

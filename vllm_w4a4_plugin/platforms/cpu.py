@@ -12,12 +12,13 @@ from vllm_w4a4_plugin.checkpoint import CheckpointError
 from vllm_w4a4_plugin.constants import DESCRIPTION_FILE, LOAD_FORMAT, LOGGER, METHOD, STREAMED_LOAD_FORMAT
 
 from . import dtype as dtypes
-from . import requested_dtype
+from . import eager, requested_dtype
 from .registration import register_method
 from .threads import bind_ranks
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.config.kernel import IrOpPriorityConfig
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 logger = logging.getLogger(LOGGER)
@@ -69,6 +70,22 @@ class W4A4CpuPlatform(CpuPlatform):
                 extra.setdefault("enable_weights_track", True)
                 vllm_config.load_config.load_format = LOAD_FORMATS[vllm_config.load_config.load_format]
             cls._choose_dtype(vllm_config)
+            eager.prefer_eager(vllm_config)
+
+    @classmethod
+    def import_ir_kernels(cls) -> None:
+        super().import_ir_kernels()
+        eager.register_kernels()
+
+    @classmethod
+    def get_default_ir_op_priority(cls, vllm_config: "VllmConfig") -> "IrOpPriorityConfig":
+        priority = super().get_default_ir_op_priority(vllm_config)
+        model_config = vllm_config.model_config
+        if model_config is not None and model_config.quantization == METHOD and eager.have_kernels():
+            if eager.is_eager(vllm_config):
+                for operator in eager.OPERATORS:
+                    getattr(priority, operator).insert(0, eager.PROVIDER)
+        return priority
 
     @classmethod
     def check_and_update_config(cls, vllm_config: "VllmConfig") -> None:

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Execution without torch.compile on CPUs, and vLLM's own C kernels for what stands between the linear layers.
+
+A quantized model spends its time in operators that torch.compile cannot look into, and attention is vLLM's. What is left
+to compile are norms and SiLU. vLLM has C kernels for both, but on CPUs it leaves them to torch.compile: without it they
+would be five to ten calls of torch each.
+"""
+
+import logging
+from typing import TYPE_CHECKING
+
+import torch
+
+from vllm_w4a4_plugin.constants import LOGGER
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+logger = logging.getLogger(LOGGER)
+
+PROVIDER = "w4a4_cpu"
+"""Our name in vLLM's list of implementations of an operator."""
+
+OPERATORS = ("rms_norm", "fused_add_rms_norm")
+"""Operators of vLLM's that we provide."""
+
+KERNELS = (*OPERATORS, "silu_and_mul")
+"""The kernels in vLLM's library for CPUs that this uses."""
+
+
+def prefer_eager(vllm_config: "VllmConfig") -> None:
+    """Run without torch.compile, unless a compilation mode or another optimization level than vLLM's default was asked
+    for."""
+    from vllm.config import CompilationMode, CUDAGraphMode
+    from vllm.config.vllm import OptimizationLevel
+
+    compilation = vllm_config.compilation_config
+    if compilation.mode is not None or vllm_config.optimization_level != OptimizationLevel.O2 or not have_kernels():
+        return
+    compilation.mode, compilation.cudagraph_mode = CompilationMode.NONE, CUDAGraphMode.NONE
+    logger.info("Running without torch.compile, which would not make a quantized model faster here. -O1 or -O3 uses it.")
+
+
+def is_eager(vllm_config: "VllmConfig") -> bool:
+    """Whether the model runs without torch.compile. vLLM never compiles models with LoRA adapters on CPUs."""
+    from vllm.config import CompilationMode
+
+    return vllm_config.compilation_config.mode == CompilationMode.NONE or vllm_config.lora_config is not None
+
+
+def have_kernels() -> bool:
+    """Whether vLLM's library for this CPU has all of KERNELS."""
+    from vllm.platforms import current_platform
+
+    current_platform.import_kernels()
+    return all(hasattr(torch.ops._C, name) for name in KERNELS)
+
+
+def register_kernels() -> None:
+    """Offer vLLM's C kernels as implementations of its own operators. Idempotent.
+
+    Norms are chosen by `get_default_ir_op_priority`. SiLU is an operator of the older kind, which a class replaces; vLLM
+    calls its `forward_cpu` only without torch.compile.
+    """
+    from vllm import ir
+    from vllm.model_executor.custom_op import op_registry_oot
+    from vllm.model_executor.layers.activation import SiluAndMul
+
+    if not have_kernels() or PROVIDER in ir.ops.rms_norm.impls:
+        return
+
+    @ir.ops.rms_norm.register_impl(PROVIDER, supports_args=_norm_is_supported)
+    def rms_norm(
+        x: torch.Tensor, weight: torch.Tensor | None, epsilon: float, variance_size: int | None = None
+    ) -> torch.Tensor:
+        x = x.contiguous()
+        output = torch.empty_like(x)
+        torch.ops._C.rms_norm(output, x, weight, epsilon)
+        return output
+
+    @ir.ops.fused_add_rms_norm.register_impl(PROVIDER, supports_args=_fused_norm_is_supported, inplace=True)
+    def fused_add_rms_norm(
+        x: torch.Tensor,
+        x_residual: torch.Tensor,
+        weight: torch.Tensor | None,
+        epsilon: float,
+        variance_size: int | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.ops._C.fused_add_rms_norm(x, x_residual, weight, epsilon)
+        return x, x_residual
+
+    class CpuSiluAndMul(SiluAndMul):
+        """`SiluAndMul` in one call, without torch.compile."""
+
+        def forward_cpu(self, x: torch.Tensor) -> torch.Tensor:
+            output = x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
+            torch.ops._C.silu_and_mul(output, x.contiguous())
+            return output
+
+    if SiluAndMul.__name__ not in op_registry_oot:
+        SiluAndMul.register_oot(CpuSiluAndMul, name=SiluAndMul.__name__)
+
+
+def _norm_is_supported(
+    x: torch.Tensor, weight: torch.Tensor | None, epsilon: float, variance_size: int | None = None
+) -> bool:
+    return variance_size is None and weight is not None and weight.dtype == x.dtype
+
+
+def _fused_norm_is_supported(
+    x: torch.Tensor,
+    x_residual: torch.Tensor,
+    weight: torch.Tensor | None,
+    epsilon: float,
+    variance_size: int | None = None,
+) -> bool:
+    return _norm_is_supported(x, weight, epsilon, variance_size) and x.is_contiguous() and x_residual.is_contiguous()
