@@ -6,11 +6,18 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from . import trace
 from .workload import MOST_REQUESTS, PREFILL, PROMPT, RESULT, STEPS, peak_memory, tokens_of
+
+MODES: dict[bool | None, dict[str, Any]] = {
+    None: {},
+    True: {"enforce_eager": True},
+    False: {"compilation_config": {"mode": "VLLM_COMPILE"}},
+}
 
 
 def measure(directory: Path, dtype: str, profile: bool, eager: bool | None) -> dict[str, Any]:
@@ -26,7 +33,7 @@ def measure(directory: Path, dtype: str, profile: bool, eager: bool | None) -> d
         llm = LLM(
             str(directory), dtype=dtype, skip_tokenizer_init=True, max_model_len=PREFILL + 64,
             max_num_batched_tokens=PREFILL + 64, max_num_seqs=MOST_REQUESTS, enable_prefix_caching=False,
-            gpu_memory_utilization=0.3, **({} if eager is None else {"enforce_eager": eager}),
+            gpu_memory_utilization=0.3, **MODES[eager],
             profiler_config={"profiler": "torch", "torch_profiler_dir": traces} if profile else None,
         )  # fmt: skip
         result: dict[str, Any] = {"ready": time.perf_counter() - begin, "memory": peak_memory()}
@@ -48,7 +55,9 @@ def measure(directory: Path, dtype: str, profile: bool, eager: bool | None) -> d
         result["memory"] = max(result["memory"], peak_memory())
         if profile:
             result["profile prefill"] = _profiled(llm, traces, lambda: seconds(1, PREFILL, 1))
-            result["profile decode 1"] = _profiled(llm, traces, lambda: seconds(1, PROMPT, STEPS + 1))
+            for batch in (1, MOST_REQUESTS):
+                work = partial(seconds, batch, PROMPT, STEPS + 1)
+                result[f"profile decode {batch}"] = _profiled(llm, traces, work)
     return result
 
 

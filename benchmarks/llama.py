@@ -48,7 +48,8 @@ def install() -> Path:
     """
     if not (SITE / "llama_cpp").exists():
         command = [
-            sys.executable, "-m", "pip", "install", "--quiet", "--no-cache-dir", "--no-deps", "--target", str(SITE), *PACKAGES,
+            sys.executable, "-m", "pip", "install", "--quiet", "--no-cache-dir", "--no-deps", "--target", str(SITE),
+            *PACKAGES,
         ]  # fmt: skip
         # A cached package may have been built with other flags.
         # Without AMX, for the reason given in native/ggml/CMakeLists.txt.

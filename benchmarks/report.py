@@ -216,7 +216,7 @@ def _engine_run(result: dict[str, Any]) -> list[str]:
             lines.append(
                 f"| {name} | {prefill:.2f}x | {one:.2f}x | {one / allowed:.0%} | {many:.2f}x | {1 / memory:.2f}x |"
             )
-    for key in ("profile prefill", "profile decode 1"):
+    for key in ("profile prefill", "profile decode 1", "profile decode 16"):
         for name, of in records.items():
             if key in of[0]:
                 parts = [f"{operator} {share:.1%}" for operator, share in list(of[0][key].items())[:8]]

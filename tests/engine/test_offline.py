@@ -28,7 +28,8 @@ TYPICAL_DIFFERENCE = 0.02
 def llm(request: pytest.FixtureRequest) -> Iterator[LLM]:
     # The compiled engine is started without naming the method: it must be detected.
     method: dict[str, Any] = {"quantization": "ascend"} if request.param == "eager" else {}
-    with engine(MICRO, enforce_eager=request.param == "eager", gpu_memory_utilization=0.3, **method) as llm:
+    compilation = {"enforce_eager": False, "compilation_config": {"mode": 3}} if request.param == "compiled" else {}
+    with engine(MICRO, gpu_memory_utilization=0.3, **method, **compilation) as llm:
         yield llm
 
 

@@ -81,10 +81,10 @@ class W4A4CpuPlatform(CpuPlatform):
     def get_default_ir_op_priority(cls, vllm_config: "VllmConfig") -> "IrOpPriorityConfig":
         priority = super().get_default_ir_op_priority(vllm_config)
         model_config = vllm_config.model_config
-        if model_config is not None and model_config.quantization == METHOD and eager.have_kernels():
-            if eager.is_eager(vllm_config):
-                for operator in eager.OPERATORS:
-                    getattr(priority, operator).insert(0, eager.PROVIDER)
+        is_ours = model_config is not None and model_config.quantization == METHOD
+        if is_ours and eager.is_eager(vllm_config) and eager.have_kernels():
+            for operator in eager.OPERATORS:
+                getattr(priority, operator).insert(0, eager.PROVIDER)
         return priority
 
     @classmethod

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Execution without torch.compile on CPUs, and vLLM's own C kernels for what stands between the linear layers.
 
-A quantized model spends its time in operators that torch.compile cannot look into, and attention is vLLM's. What is left
-to compile are norms and SiLU. vLLM has C kernels for both, but on CPUs it leaves them to torch.compile: without it they
-would be five to ten calls of torch each.
+A quantized model spends its time in operators that torch.compile cannot look into, and attention is vLLM's. What is
+left to compile are norms and SiLU. vLLM has C kernels for both, but on CPUs it leaves them to torch.compile: without it
+they would be five to ten calls of torch each.
 """
 
 import logging
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vllm_w4a4_plugin.constants import LOGGER
+from vllm_w4a4_plugin.constants import LOGGER, METHOD
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -38,7 +38,9 @@ def prefer_eager(vllm_config: "VllmConfig") -> None:
     if compilation.mode is not None or vllm_config.optimization_level != OptimizationLevel.O2 or not have_kernels():
         return
     compilation.mode, compilation.cudagraph_mode = CompilationMode.NONE, CUDAGraphMode.NONE
-    logger.info("Running without torch.compile, which would not make a quantized model faster here. -O1 or -O3 uses it.")
+    logger.info(
+        "Running without torch.compile, which would not make a quantized model faster here. -O1 or -O3 uses it."
+    )
 
 
 def is_eager(vllm_config: "VllmConfig") -> bool:
@@ -59,10 +61,11 @@ def have_kernels() -> bool:
 def register_kernels() -> None:
     """Offer vLLM's C kernels as implementations of its own operators. Idempotent.
 
-    Norms are chosen by `get_default_ir_op_priority`. SiLU is an operator of the older kind, which a class replaces; vLLM
-    calls its `forward_cpu` only without torch.compile.
+    The platform's `get_default_ir_op_priority` chooses the norms. SiLU is an operator of the older kind, which a class
+    replaces; vLLM calls its `forward_cpu` only without torch.compile.
     """
     from vllm import ir
+    from vllm.config import get_current_vllm_config
     from vllm.model_executor.custom_op import op_registry_oot
     from vllm.model_executor.layers.activation import SiluAndMul
 
@@ -90,9 +93,16 @@ def register_kernels() -> None:
         return x, x_residual
 
     class CpuSiluAndMul(SiluAndMul):
-        """`SiluAndMul` in one call, without torch.compile."""
+        """`SiluAndMul` in one call for quantized models without torch.compile; for others as it is."""
+
+        def __init__(self, **arguments: bool) -> None:
+            super().__init__(**arguments)
+            model_config = get_current_vllm_config().model_config
+            self.is_quantized = model_config is not None and model_config.quantization == METHOD
 
         def forward_cpu(self, x: torch.Tensor) -> torch.Tensor:
+            if not self.is_quantized:
+                return super().forward_cpu(x)
             output = x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
             torch.ops._C.silu_and_mul(output, x.contiguous())
             return output
