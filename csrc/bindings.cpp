@@ -13,6 +13,7 @@
 #include "cpu/layout.h"
 #include "cpu/linear.h"
 #include "cpu/pack.h"
+#include "cpu/silu.h"
 #include "cpu/split.h"
 #include "cpu/weight_only.h"
 #include "tensors.h"
@@ -230,6 +231,16 @@ Tensor w8a8_linear(const Tensor& x, const Tensor& packed, const Tensor& weight_s
   return y;
 }
 
+Tensor silu_and_mul(const Tensor& x) {
+  const int64_t both = check_tokens(x, "x"), features = both / 2;
+  STD_TORCH_CHECK(both % 2 == 0, "x: expected gate and up of equal sizes side by side, found ", shape_text(x));
+  const w4a4::Dtype dtype = float_dtype(x, "x");
+  Tensor y = new_tensor(x, with_last(x, features), x.scalar_type());
+  w4a4::silu_and_mul(x.const_data_ptr(), dtype, x.numel() / both, features, y.mutable_data_ptr(), w4a4::kernels(),
+                     torch_pool());
+  return y;
+}
+
 void check_int8_matrix(const Tensor& weight) {
   check_contiguous(weight, "weight");
   STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Char && weight.dim() == 2,
@@ -325,6 +336,7 @@ STABLE_TORCH_LIBRARY(vllm_w4a4, m) {
   m.def(
       "weight_only_linear(Tensor x, Tensor weight_packed, Tensor weight_scale, Tensor? bias=None, "
       "Tensor? weight_offset=None) -> Tensor");
+  m.def("silu_and_mul(Tensor x) -> Tensor");
   m.def("pack_int4(Tensor weight) -> Tensor");
   m.def("pack_int4_rows_(Tensor(a!) packed, Tensor weight, int first_row) -> ()");
   m.def(
@@ -344,6 +356,7 @@ STABLE_TORCH_LIBRARY_IMPL(vllm_w4a4, CPU, m) {
   m.impl("int8_linear", TORCH_BOX(&int8_linear));
   m.impl("split_linear", TORCH_BOX(&split_linear));
   m.impl("weight_only_linear", TORCH_BOX(&weight_only_linear));
+  m.impl("silu_and_mul", TORCH_BOX(&silu_and_mul));
   m.impl("pack_int4", TORCH_BOX(&pack_int4));
   m.impl("pack_int4_rows_", TORCH_BOX(&pack_int4_rows));
   m.impl("w8a8_linear", TORCH_BOX(&w8a8_linear));

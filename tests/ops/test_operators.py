@@ -48,6 +48,7 @@ def test_opcheck(dtype: torch.dtype) -> None:
         (namespace.w8a8_linear, (a["x"], packed_int8, a["weight_scale"], None, None, None, None, torch.ones(3))),
         (namespace.kronecker_quant, (a["x"], None, None, a["clip_ratio"], 8, torch.ones(3))),
         (namespace.pack_int8_rows_, (packed_int8, rows, 7)),
+        (namespace.silu_and_mul, (a["x"],)),
     ]:
         torch.library.opcheck(operator.default, args, test_utils=utilities)
 

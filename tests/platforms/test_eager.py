@@ -110,6 +110,6 @@ def test_silu_and_mul(layers: torch.dtype) -> None:
 
 
 def test_a_platform_without_the_kernels_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eager, "KERNELS", ("no_such_kernel",))
+    monkeypatch.setattr(eager, "OPERATORS", ("no_such_kernel",))
     assert current_platform.is_cpu()
     assert mode() == CompilationMode.DYNAMO_TRACE_ONCE

@@ -151,6 +151,19 @@ def split_linear(x: Tensor, weight_packed: Tensor, weight_scale: Tensor, bias: T
     return torch.ops.vllm_w4a4.split_linear(x, weight_packed, weight_scale, bias)
 
 
+def silu_and_mul(x: Tensor) -> Tensor:
+    """silu(gate) * up in float32. What is not finite stays not finite.
+
+    Args:
+        x: float32, bfloat16 or float16 [..., 2 * features], contiguous: gate, then up.
+
+    Returns:
+        [..., features] in x's dtype.
+    """
+    load_library()
+    return torch.ops.vllm_w4a4.silu_and_mul(x)
+
+
 def weight_only_linear(
     x: Tensor,
     weight_packed: Tensor,

@@ -152,6 +152,12 @@ def split_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor |
     return (y if bias is None else y + bias.double()).to(x.dtype)
 
 
+def silu_and_mul(x: Tensor) -> Tensor:
+    """silu(gate) * up in float32, for gate and up side by side."""
+    gate, up = x.float().chunk(2, dim=-1)
+    return (gate / (1 + torch.exp(-gate)) * up).to(x.dtype)
+
+
 def weight_only_linear(
     x: Tensor,
     weight: Tensor,
