@@ -155,10 +155,7 @@ def silu_and_mul(x: Tensor) -> Tensor:
     """silu(gate) * up in float32. What is not finite stays not finite.
 
     Args:
-        x: float32, bfloat16 or float16 [..., 2 * features], contiguous: gate, then up.
-
-    Returns:
-        [..., features] in x's dtype.
+        x: float32, bfloat16 or float16 [..., 2 * features], contiguous: gate, then up. The result has its dtype.
     """
     load_library()
     return torch.ops.vllm_w4a4.silu_and_mul(x)

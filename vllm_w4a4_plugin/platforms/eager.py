@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vllm_w4a4_plugin.constants import LOGGER, METHOD
-from vllm_w4a4_plugin.ops import api
+from vllm_w4a4_plugin.constants import LOGGER
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -63,9 +62,8 @@ def register_kernels() -> None:
     replaces; vLLM calls its `forward_cpu` only without torch.compile.
     """
     from vllm import ir
-    from vllm.config import get_current_vllm_config
-    from vllm.model_executor.custom_op import op_registry_oot
-    from vllm.model_executor.layers.activation import SiluAndMul
+
+    from vllm_w4a4_plugin.quantization.silu import register_silu
 
     if not have_kernels() or PROVIDER in ir.ops.rms_norm.impls:
         return
@@ -90,21 +88,7 @@ def register_kernels() -> None:
         torch.ops._C.fused_add_rms_norm(x, x_residual, weight, epsilon)
         return x, x_residual
 
-    class CpuSiluAndMul(SiluAndMul):
-        """`SiluAndMul` in one call for quantized models without torch.compile; for others as it is."""
-
-        def __init__(self, **arguments: bool) -> None:
-            super().__init__(**arguments)
-            model_config = get_current_vllm_config().model_config
-            self.is_quantized = model_config is not None and model_config.quantization == METHOD
-
-        def forward_cpu(self, x: torch.Tensor) -> torch.Tensor:
-            if not self.is_quantized:
-                return super().forward_cpu(x)
-            return api.silu_and_mul(x.contiguous())
-
-    if SiluAndMul.__name__ not in op_registry_oot:
-        SiluAndMul.register_oot(CpuSiluAndMul, name=SiluAndMul.__name__)
+    register_silu()
 
 
 def _norm_is_supported(
