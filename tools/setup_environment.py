@@ -218,11 +218,18 @@ def install_plugin(environment: Environment) -> None:
     environment.pip_install("scikit-build-core>=0.10", "cmake>=3.22", "ninja", what="build tools")
     environment.pip_install(
         "--no-build-isolation",
+        # Kept, so that only what changed is compiled again, and by tests/release.
+        f"--config-settings=build-dir={build_directory(environment.path)}",
         "-e",
-        f"{ROOT}[test,lint,bench,demo]",
+        f"{ROOT}[test,lint,bench,demo,release]",
         what="the plugin (compiles its kernels) and its development tools",
     )
     (environment.path / STAMP).write_text(source_fingerprint())
+
+
+def build_directory(venv: Path) -> Path:
+    """Where the kernels are compiled for an environment; each has its own torch."""
+    return ROOT / "build" / "plugin" / hashlib.sha256(str(venv.absolute()).encode()).hexdigest()[:8]
 
 
 def source_fingerprint() -> str:

@@ -2,8 +2,9 @@
 """Names, versions and ranges that more than one part of the package needs. Imports nothing."""
 
 VERSION = "0.1.0"
+"""Version of this package, which is written nowhere else; the build reads it from here."""
+
 DISTRIBUTION = "vllm-w4a4-plugin"
-"""Version of this package; the build reads it from here."""
 
 METHOD = "ascend"
 """Name of the quantization method: that of vllm-ascend, so that one command line serves on CPUs and on NPUs."""

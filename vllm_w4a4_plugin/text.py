@@ -1,7 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text output shared by the start-up log and the command line."""
+"""Text output shared by the start-up log, errors and the command line."""
 
 from collections.abc import Iterable, Sequence
+
+
+def printable(text: str) -> str:
+    """`text` without characters that a terminal or a log would obey, or that cannot be encoded.
+
+    Control characters, bidirectional overrides, lone surrogates and the like become escapes such as \\x1b. Line breaks
+    stay.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from vllm_w4a4_plugin.constants import VERSION
+
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "tests" / "data" / "micro-qwen3-w4a4"
 TOOLS = (
@@ -96,7 +98,7 @@ class Container:
         assert (
             self.bash("cd / && python -c 'import importlib.util as u; print(u.find_spec(\"torch_npu\"))'") == "None\n"
         )
-        assert "0.1.0" in self.bash("cd / && vllm-w4a4 --version")
+        assert VERSION in self.bash("cd / && vllm-w4a4 --version")
         assert "W4A4_FLATQUANT_DYNAMIC" in self.bash(f"cd / && vllm-w4a4 inspect {MODEL}")
         found = self.bash(f"cd / && vllm-w4a4 doctor {MODEL}")
         assert "It fits." in found

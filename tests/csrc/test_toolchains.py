@@ -15,6 +15,7 @@ import pytest
 
 from tests.csrc.test_cpu_kernels import ENVIRONMENT, IS_X86, ROOT
 from tools.npu_environment import install
+from vllm_w4a4_plugin.constants import VERSION
 
 # The half precision type of the host compiler is missing in g++ 11 on x86 only.
 COMPILERS = {"g++-11": "g++-11", "clang++-15": "clang-15"}
@@ -101,7 +102,7 @@ class TestWithoutCpuKernels:
         assert name.endswith("-py3-none-any.whl")
         assert not list(package.rglob("*.so"))
         code = "import vllm_w4a4_plugin.cli as cli; cli.main(['--version'])"
-        assert "0.1.0" in run_with(package, code)
+        assert VERSION in run_with(package, code)
 
     def test_a_cpu_operator_says_so(self, built: tuple[str, Path]) -> None:
         code = (

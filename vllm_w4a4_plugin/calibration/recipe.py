@@ -159,8 +159,11 @@ def _read_yaml(file: Path) -> tuple[str, list[tuple[str, QuantType]]]:
     import yaml  # type: ignore[import-untyped]
 
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = file.read_text(encoding="utf-8")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(content)):
+            raise CalibrationError(f"{file}: aliases (*name) are not allowed in a recipe. Write the value out.")
+        data = yaml.safe_load(content)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise CalibrationError(f"{file}: cannot be read as YAML: {error}") from None
     if not isinstance(data, dict) or not set(data) <= {"base", "layers"}:
         raise CalibrationError(f"{file}: expected a mapping with the keys base and layers only.")

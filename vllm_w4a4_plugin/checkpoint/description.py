@@ -2,6 +2,7 @@
 """`quant_model_description.json`: the file in which msModelSlim says how each tensor is quantized."""
 
 import json
+import stat
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,11 @@ from vllm_w4a4_plugin.constants import DESCRIPTION_FILE
 
 from .errors import CheckpointError
 from .types import QuantType
+
+MAX_JSON_BYTES = 1 << 27
+"""The description of a model with 256 experts in each of 60 layers has a tenth of this."""
+
+MAX_JSON_DEPTH = 64
 
 
 class QuantDescription(BaseModel):
@@ -57,6 +63,8 @@ class QuantDescription(BaseModel):
         """
         own = {key: value for key, value in data.items() if "." not in key}
         entries = {key: value for key, value in data.items() if "." in key}
+        for text in (*data, *(value for value in data.values() if isinstance(value, str))):
+            check_name(text, source)
         bad = {key: value for key, value in entries.items() if not isinstance(value, str)}
         if bad:
             key, value = next(iter(bad.items()))
@@ -122,9 +130,18 @@ def read_json_object(file: Path) -> dict[str, Any]:
     """Read a JSON file whose top level is an object.
 
     Raises:
-        CheckpointError: missing, unreadable, not JSON, or not an object.
+        CheckpointError: missing, unreadable, not JSON, not an object, larger than `MAX_JSON_BYTES`, or nested more
+            than `MAX_JSON_DEPTH` deep.
     """
     try:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointError(f"{file}: is no file. Copy the file from where it was made.")
+        if status.st_size > MAX_JSON_BYTES:
+            raise CheckpointError(
+                f"{file}: {status.st_size} bytes of JSON, more than {MAX_JSON_BYTES}, which no checkpoint needs. "
+                "Do not use this checkpoint unless you trust where it came from."
+            )
         data = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
@@ -133,13 +150,51 @@ def read_json_object(file: Path) -> dict[str, Any]:
         ) from None
     except PermissionError:
         raise CheckpointError(unreadable(file)) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}. Copy it again.") from None
+    except (ValueError, RecursionError) as error:  # a ValueError also for bytes that are not UTF-8 and for huge numbers
         raise CheckpointError(
             f"{file}: not valid JSON ({error}). Copy the file again from where it was made."
         ) from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{file}: expected a JSON object, found {type(data).__name__}.")
+    if _is_deeper(data, MAX_JSON_DEPTH):
+        raise CheckpointError(
+            f"{file}: nested more than {MAX_JSON_DEPTH} levels deep, which no checkpoint needs. "
+            "Do not use this checkpoint unless you trust where it came from."
+        )
     return data
+
+
+def _is_deeper(data: Any, limit: int) -> bool:
+    """Whether JSON data has more levels than `limit`. Without recursion, which the data could exhaust."""
+    level = [data]
+    for _ in range(limit + 1):
+        level = [
+            item
+            for value in level
+            for item in (value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
+        ]
+        if not level:
+            return False
+    return True
+
+
+def check_name(name: str, source: object) -> None:
+    """Refuse a name that could not be printed as it is.
+
+    Args:
+        name: of a tensor, a file or a quant type, from a file of the checkpoint.
+        source: this file.
+
+    Raises:
+        CheckpointError: it has control characters or others that a terminal obeys, or half of a surrogate pair.
+    """
+    if not name.isprintable():
+        raise CheckpointError(
+            f"{source}: the name {name!a} has characters that cannot be printed. "
+            "Do not use this checkpoint unless you trust where it came from."
+        )
 
 
 def unreadable(file: Path) -> str:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one exception that reading and checking checkpoints raises."""
 
+from vllm_w4a4_plugin.text import printable
+
 DAMAGED = "The checkpoint is damaged or does not fit config.json; copy or quantize it again."
 """What to do about values and shapes that no quantization makes."""
 
@@ -11,4 +13,9 @@ class CheckpointError(Exception):
     The message names the file, the layer and the tensor as far as they are known, what was expected and what
     was found, and what to do about it. It is no ValueError: vLLM builds its configuration inside pydantic, which hides
     those in lines of its own.
+
+    Much of a message comes from files that somebody else made, so nothing in it can steer a terminal.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The safetensors files of a checkpoint directory: names, dtypes and shapes from the headers, tensors on demand."""
 
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from vllm_w4a4_plugin.constants import INDEX_SUFFIX
 
-from .description import QuantDescription, load_description, read_json_object, unreadable
+from .description import QuantDescription, check_name, load_description, read_json_object, unreadable
 from .errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -84,8 +85,8 @@ class CheckpointReader:
 
     @property
     def has_config(self) -> bool:
-        """Whether there is a config.json."""
-        return (self.directory / "config.json").is_file()
+        """Whether there is a config.json, or something else of this name, which `config` then refuses."""
+        return os.path.lexists(self.directory / "config.json")
 
     @cached_property
     def has_weights(self) -> bool:
@@ -151,13 +152,16 @@ class CheckpointReader:
         weight_map = read_json_object(self.index_file).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
             raise CheckpointError(f"{self.index_file}: expected an object 'weight_map' of tensor name to file name.")
+        for name in weight_map:
+            check_name(name, self.index_file)
         for shard in sorted(set(weight_map.values())):
+            check_name(shard, self.index_file)
             if Path(shard).is_absolute() or ".." in Path(shard).parts:
                 raise CheckpointError(
                     f"{self.index_file}: shard {shard!r} lies outside the checkpoint directory. "
                     "Do not use this checkpoint unless you trust where it came from."
                 )
-            if not (self.directory / shard).exists():
+            if not os.path.exists(self.directory / shard):  # False also for names that no file can have
                 raise CheckpointError(
                     f"{self.index_file}: shard {shard} is missing. Download or copy it into {self.directory}."
                 )
@@ -183,9 +187,13 @@ class CheckpointReader:
 
     def _read_header(self, shard: str) -> Iterator[TensorInfo]:
         file = self.directory / shard
+        check_name(shard, self.directory)
+        if not file.is_file():  # a pipe or a device would be read without end
+            raise CheckpointError(f"{file}: is no file, or a link to none. Download or copy it again.")
         try:
             with safe_open(file, framework="np") as opened:
                 for name in opened.keys():  # noqa: SIM118 - safe_open is no mapping
+                    check_name(name, file)
                     part = opened.get_slice(name)
                     yield TensorInfo(name, shard, part.get_dtype(), tuple(part.get_shape()))
         except PermissionError:

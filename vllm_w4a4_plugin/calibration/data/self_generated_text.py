@@ -78,6 +78,7 @@ def generate_text(
         directory,
         dtype=dtype,
         trust_remote_code=trust_remote_code,
+        use_safetensors=True,
         attn_implementation=attention_implementation(config),
     )
     model = model.to(device).eval()
