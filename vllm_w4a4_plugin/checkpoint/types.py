@@ -31,6 +31,9 @@ QUANT_BIAS = "quant_bias"
 DEQ_SCALE = "deq_scale"
 
 FLOAT_DTYPES = ("F32", "BF16", "F16", "F64")
+PACKED_DTYPE = "U8"
+"""Of int4 weights that are stored two to a byte (see `packed`)."""
+INT4_DTYPES = ("I8", PACKED_DTYPE)
 
 CPU, NPU, VLLM_ASCEND = "cpu", "npu", "vllm-ascend"
 """Where a type runs: our kernels on CPUs, ours on NPUs, or vllm-ascend's own."""
@@ -83,7 +86,8 @@ class TypeSpec:
         runs_on: of CPU, NPU and VLLM_ASCEND.
         experts_run_on: the same for the experts of a mixture.
         has_groups: whether a row may have several weight scales, one for each group of inputs.
-        may_be_packed: whether int4 weights may be stored two to a byte (see `packed`).
+        may_be_packed: whether int4 weights may be stored two to a byte under the dtype I8 too, as msModelSlim does for
+            some types (see `packed`).
     """
 
     name: str
@@ -197,10 +201,18 @@ BIAS_TENSOR = TensorSpec(BIAS, Layout.ROW, required=False, check=finite)
 """A layer of any type may have a bias, in float."""
 
 
-def quantized_tensors(check: ValueCheck | None = None, offsets: ValueCheck = finite) -> tuple[TensorSpec, ...]:
-    """int8 weights with a float scale, and perhaps an offset, for each row or group; `check` is of the weights."""
+def quantized_tensors(
+    check: ValueCheck | None = None, offsets: ValueCheck = finite, dtypes: tuple[str, ...] = ("I8",)
+) -> tuple[TensorSpec, ...]:
+    """Integer weights with a float scale, and perhaps an offset, for each row or group.
+
+    Args:
+        check: of the weights' values.
+        offsets: of the offsets' values.
+        dtypes: of the weights.
+    """
     return (
-        TensorSpec(WEIGHT, Layout.MATRIX, ("I8",), check=check),
+        TensorSpec(WEIGHT, Layout.MATRIX, dtypes, check=check),
         TensorSpec(WEIGHT_SCALE, Layout.SCALES, check=scales),
         TensorSpec(WEIGHT_OFFSET, Layout.LIKE_SCALES, (*FLOAT_DTYPES, "I8"), required=False, check=offsets),
     )

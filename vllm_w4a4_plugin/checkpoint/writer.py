@@ -4,7 +4,8 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from .types import QuantType
 MODEL_QUANT_TYPE = "W4A4_FLATQUANT_DYNAMIC"
 FORMAT_VERSION = "1.0.0"
 SHARD_BYTES = 4 * 10**9
+METADATA = {"format": "pt"}
+"""What safetensors' writer for torch says in the headers of its files."""
 _COPY_BYTES = 1 << 24
 _FILE_MODE = 0o644
 _NOT_COPIED = (
@@ -55,13 +58,38 @@ class StoredTensor:
         """Size of the data."""
         return self.stop - self.start
 
+    def pieces(self) -> Iterator[bytes]:
+        """The data, in pieces that fit into memory whatever its size.
+
+        Raises:
+            CheckpointError: the file is shorter than its header says.
+        """
+        return self.read(_COPY_BYTES)
+
+    def read(self, size: int) -> Iterator[bytes]:
+        """The stored data in pieces of `size` bytes, of which the last may be shorter."""
+        with self.file.open("rb") as source:
+            source.seek(self.start)
+            left = self.stop - self.start
+            while left:
+                piece = source.read(min(left, size))
+                if len(piece) < min(left, size):
+                    raise CheckpointError(f"{self.file}: ends before the data of tensor {self.name}.")
+                yield piece
+                left -= len(piece)
+
 
 def stored_tensors(file: Path) -> list[StoredTensor]:
     """The tensors of a safetensors file in the order of their data."""
+    return read_shard(file)[0]
+
+
+def read_shard(file: Path) -> tuple[list[StoredTensor], dict[str, str] | None]:
+    """The tensors of a safetensors file in the order of their data, and the metadata of its header."""
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None)
     base = 8 + length
     tensors = [
         StoredTensor(
@@ -69,7 +97,7 @@ def stored_tensors(file: Path) -> list[StoredTensor]:
         )
         for name, h in header.items()
     ]
-    return sorted(tensors, key=lambda t: t.start)
+    return sorted(tensors, key=lambda t: t.start), metadata
 
 
 def write_checkpoint(
@@ -99,21 +127,32 @@ def write_checkpoint(
     Raises:
         CheckpointError: `output` exists, a tensor has no type or no data, or the disk is full.
     """
-    if output.exists():
-        raise CheckpointError(f"{output}: exists already. Remove it or choose another output directory.")
     tensors = {tensor.name: tensor for part in parts for tensor in stored_tensors(part)}
     if different := set(tensors) ^ set(types):
         raise CheckpointError(f"{output}: tensor {min(different)} has data or a quant type, but not both.")
+    with new_directory(output) as staging:
+        copy_small_files(source, staging)
+        _write_config(source, staging, headline, config or {})
+        _write_weights(staging, [tensors[name] for name in types], headline, shard_bytes)
+        write_json(staging / DESCRIPTION_FILE, _description(types, headline))
+        for name, text in (extras or {}).items():
+            (staging / name).write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def new_directory(output: Path) -> Iterator[Path]:
+    """Context with an empty directory to write to, which becomes `output` at the end if nothing was raised.
+
+    Raises:
+        CheckpointError: `output` exists, or cannot be written; then it does not exist afterwards.
+    """
+    if output.exists():
+        raise CheckpointError(f"{output}: exists already. Remove it or choose another output directory.")
     staging = output.with_name(f".{output.name}.writing")
     shutil.rmtree(staging, ignore_errors=True)
     try:
         staging.mkdir(parents=True)
-        _copy_small_files(source, staging)
-        _write_config(source, staging, headline, config or {})
-        _write_weights(staging, [tensors[name] for name in types], headline, shard_bytes)
-        _write_json(staging / DESCRIPTION_FILE, _description(types, headline))
-        for name, text in (extras or {}).items():
-            (staging / name).write_text(text, encoding="utf-8")
+        yield staging
         for file in staging.iterdir():
             file.chmod(_FILE_MODE)
             _flush(file)
@@ -137,8 +176,8 @@ def _description(types: Mapping[str, QuantType], headline: str) -> dict[str, Any
     }
 
 
-def _copy_small_files(source: Path, target: Path) -> None:
-    """Tokenizer, chat template, generation settings and whatever else is in the directory of the weights."""
+def copy_small_files(source: Path, target: Path) -> None:
+    """Copy tokenizer, chat template, generation settings and whatever else is in the directory of the weights."""
     for file in sorted(source.iterdir()):
         hidden = file.name.startswith(".") or file.name in ("config.json", DESCRIPTION_FILE)
         if file.is_file() and not hidden and not file.name.endswith(_NOT_COPIED):
@@ -148,22 +187,23 @@ def _copy_small_files(source: Path, target: Path) -> None:
 def _write_config(source: Path, target: Path, headline: str, changes: Mapping[str, Any]) -> None:
     config = read_json_object(source / "config.json")
     config.pop("quantization_config", None)
-    _write_json(target / "config.json", {**config, **changes, "quantize": headline.lower()})
+    write_json(target / "config.json", {**config, **changes, "quantize": headline.lower()})
 
 
 def _write_weights(target: Path, tensors: Sequence[StoredTensor], headline: str, shard_bytes: int) -> None:
     stem = f"quant_model_weight_{headline.lower()}"
-    shards = list(_shards(tensors, shard_bytes))
+    shards = list(split_shards(tensors, shard_bytes))
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_shard(target / name, shard)
+        write_shard(target / name, aligned(shard))
         weight_map |= {tensor.name: name for tensor in shard}
     total = sum(tensor.nbytes for tensor in tensors)
-    _write_json(target / f"{stem}{INDEX_SUFFIX}", {"metadata": {"total_size": total}, "weight_map": weight_map})
+    write_json(target / f"{stem}{INDEX_SUFFIX}", {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _shards(tensors: Sequence[StoredTensor], limit: int) -> Iterator[list[StoredTensor]]:
+def split_shards(tensors: Iterable[StoredTensor], limit: int) -> Iterator[list[StoredTensor]]:
+    """Consecutive groups of tensors with at most `limit` bytes of data, or one tensor, in each."""
     shard: list[StoredTensor] = []
     for tensor in tensors:
         if shard and sum(t.nbytes for t in shard) + tensor.nbytes > limit:
@@ -174,13 +214,33 @@ def _shards(tensors: Sequence[StoredTensor], limit: int) -> Iterator[list[Stored
         yield shard
 
 
-def _write_shard(file: Path, tensors: Sequence[StoredTensor]) -> None:
-    # Readers that map the file want aligned tensors: the widest dtypes first, as safetensors itself does.
+def aligned(tensors: Iterable[StoredTensor]) -> list[StoredTensor]:
+    """The widest dtypes first, as safetensors itself does: readers that map the file want aligned tensors."""
     width = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2}
-    ordered = sorted(tensors, key=lambda t: -width.get(t.dtype, 1))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    return sorted(tensors, key=lambda t: -width.get(t.dtype, 1))
+
+
+def write_shard(
+    file: Path,
+    tensors: Sequence[StoredTensor],
+    metadata: Mapping[str, str] | None = METADATA,
+    wrote: Callable[[int], object] = lambda size: None,
+) -> None:
+    """Write a safetensors file with the tensors in the given order.
+
+    Args:
+        file: to write.
+        tensors: their data is copied.
+        metadata: of the header.
+        wrote: called with the number of bytes of data after each piece.
+
+    Raises:
+        CheckpointError: a source file ends early.
+        OSError: the disk is full.
+    """
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     offset = 0
-    for tensor in ordered:
+    for tensor in tensors:
         header[tensor.name] = {
             "dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, offset + tensor.nbytes]
         }  # fmt: skip
@@ -189,19 +249,14 @@ def _write_shard(file: Path, tensors: Sequence[StoredTensor]) -> None:
     encoded += b" " * (-len(encoded) % 8)
     with file.open("wb") as output:
         output.write(len(encoded).to_bytes(8, "little") + encoded)
-        for tensor in ordered:
-            with tensor.file.open("rb") as source:
-                source.seek(tensor.start)
-                left = tensor.nbytes
-                while left:
-                    chunk = source.read(min(left, _COPY_BYTES))
-                    if not chunk:
-                        raise CheckpointError(f"{tensor.file}: ends before the data of tensor {tensor.name}.")
-                    output.write(chunk)
-                    left -= len(chunk)
+        for tensor in tensors:
+            for piece in tensor.pieces():
+                output.write(piece)
+                wrote(len(piece))
 
 
-def _write_json(file: Path, data: Mapping[str, Any]) -> None:
+def write_json(file: Path, data: Mapping[str, Any]) -> None:
+    """Write a JSON object."""
     file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

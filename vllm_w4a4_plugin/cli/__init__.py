@@ -11,7 +11,7 @@ from vllm_w4a4_plugin.constants import VERSION
 
 from .output import guarded_stdout
 
-COMMANDS = ("inspect", "verify", "quantize", "eval", "doctor")
+COMMANDS = ("inspect", "verify", "quantize", "convert", "eval", "doctor")
 """Modules of this package; each has `add_parser(subparsers)`, which sets `func(args) -> exit code`."""
 
 INTERRUPTED = 130

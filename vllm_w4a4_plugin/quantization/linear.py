@@ -13,7 +13,7 @@ from vllm.model_executor.layers.linear import (
 from vllm_w4a4_plugin.checkpoint import CheckpointError
 
 from .dummy import fill_with_plausible_values
-from .parameters.base import Completeness
+from .parameters.base import Completeness, unpacking
 from .schemes import LayerShape, LinearScheme
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class AscendW4A4LinearMethod(LinearMethodBase):
                 param.load_replicated_weight(loaded_weight)
 
         shape = LayerShape(sum(output_partition_sizes), input_size_per_partition, input_size, params_dtype)
-        self.scheme.create_weights(layer, shape, weight_loader)
+        self.scheme.create_weights(layer, shape, unpacking(weight_loader))
         self.report.expect(self.scheme)
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:

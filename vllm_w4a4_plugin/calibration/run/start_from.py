@@ -8,7 +8,17 @@ import torch
 from torch import Tensor
 
 from vllm_w4a4_plugin.checkpoint import CheckpointReader, QuantType
-from vllm_w4a4_plugin.checkpoint.types import CLIP_RATIO, INPUT_SCALE, LEFT_TRANS, RIGHT_TRANS, WEIGHT, known_types
+from vllm_w4a4_plugin.checkpoint.packed import unpack_rows
+from vllm_w4a4_plugin.checkpoint.reader import TensorInfo
+from vllm_w4a4_plugin.checkpoint.types import (
+    CLIP_RATIO,
+    INPUT_SCALE,
+    LEFT_TRANS,
+    PACKED_DTYPE,
+    RIGHT_TRANS,
+    WEIGHT,
+    known_types,
+)
 from vllm_w4a4_plugin.checkpoint.verify import check_headers
 
 from ..block.report import NOT_QUANTIZED, LayerReport
@@ -67,7 +77,7 @@ class StartingPoint:
         """Block `index` as the checkpoint has it."""
         prefix = f"{self.model.block_name(index)}."
         types = {name: kind for name, kind in self.reader.description.tensors.items() if name.startswith(prefix)}
-        tensors = {name: self.reader.load(name) for name in types}
+        tensors = {name: self._load(name) for name in types}
         linears = [name for name in self.model.linear_names() if name.startswith(prefix)]
         reports = [_report(name, tensors, types) for name in linears]
         for experts in self.model.experts[index]:
@@ -77,6 +87,14 @@ class StartingPoint:
         reports += [_float_report(module, tensors, names) for module, names in weights.items()]
         return StoredBlock(tensors, types, reports)
 
+    def _load(self, name: str) -> Tensor:
+        tensor = self.reader.load(name)
+        return unpack_rows(tensor) if self.reader.tensors[name].dtype == PACKED_DTYPE else tensor
+
+    def _shape(self, info: TensorInfo) -> tuple[int, ...]:
+        rows, *rest = info.shape or (0,)
+        return (2 * rows, *rest) if info.dtype == PACKED_DTYPE else info.shape
+
     def _check_tensors(self) -> None:
         model, reader, types = self.model, self.reader, self.reader.description.tensors
         trainable, extra = trainable_types(), set(model.mtp_names())
@@ -84,8 +102,8 @@ class StartingPoint:
             found = reader.tensors.get(name)
             if found is None and name in extra:
                 continue  # the float model's are written
-            if found is None or found.shape != info.shape:
-                shape = "is missing" if found is None else f"has shape {list(found.shape)}"
+            if found is None or self._shape(found) != info.shape:
+                shape = "is missing" if found is None else f"has shape {list(self._shape(found))}"
                 raise CalibrationError(
                     f"{reader.directory}: tensor {name} {shape}, but {model.directory} has it with shape "
                     f"{list(info.shape)}. Give the float model that the checkpoint was made from."

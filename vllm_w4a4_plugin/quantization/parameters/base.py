@@ -2,16 +2,33 @@
 """Parameters that are filled row range by row range."""
 
 from collections.abc import Callable, Mapping
+from functools import wraps
 from typing import Any
 
 import torch
 from vllm.model_executor.parameter import BasevLLMParameter
 
+from vllm_w4a4_plugin.checkpoint.packed import unpack_rows
 from vllm_w4a4_plugin.checkpoint.plan import LayerPlan
 from vllm_w4a4_plugin.checkpoint.spec import check_values
 from vllm_w4a4_plugin.checkpoint.types import WEIGHT_OFFSET
 
 _QKV = {"q": 0, "k": 1, "v": 2}
+
+
+def unpacked(loaded: torch.Tensor) -> torch.Tensor:
+    """A checkpoint tensor with one value per element: int8 [output_size, input_size] of a packed weight (uint8)."""
+    return unpack_rows(loaded) if loaded.dtype == torch.uint8 and loaded.dim() == 2 else loaded
+
+
+def unpacking(weight_loader: Callable[..., Any]) -> Callable[..., Any]:
+    """vLLM's weight loader for parameters that get unpacked tensors, so that vLLM divides rows as it knows them."""
+
+    @wraps(weight_loader)
+    def load(param: Any, loaded_weight: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return weight_loader(param, unpacked(loaded_weight), *args, **kwargs)
+
+    return load
 
 
 def shard_index(shard_id: str | int | None) -> int | None:

@@ -10,7 +10,7 @@ import torch
 from vllm_w4a4_plugin.checkpoint.experts import ExpertsPlan
 from vllm_w4a4_plugin.ops.layout import INT4_TILE_ROWS
 
-from .base import MatrixParameter
+from .base import MatrixParameter, unpacked
 from .shared import ClipRatioParameter, TransformParameter
 
 PROJECTIONS = {"w1": 0, "w3": 1, "w2": 2}
@@ -60,7 +60,7 @@ def load_expert(
     """
     is_here = expert_id in param.part.places
     if is_here:
-        param.load_expert(loaded_weight, param.part.index(expert_id, shard_id))
+        param.load_expert(unpacked(loaded_weight), param.part.index(expert_id, shard_id))
     return is_here if return_success else None
 
 
