@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make setup | demo | test | test-npu | lint | wheels | bench | bench-engine; VENV=dir uses another environment, PYTHON=exe creates it with another Python.
+# make setup | demo | test | test-npu | lint | wheels | bench | bench-engine | bench-start; VENV=dir uses another environment, PYTHON=exe creates it with another Python.
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -8,7 +8,7 @@ MODEL ?=
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-npu test-ascendc npu-cost ascendc lint wheels bench bench-engine
+.PHONY: help setup demo test test-npu test-ascendc npu-cost ascendc lint wheels bench bench-engine bench-start
 
 help:
 	@echo "make setup         install vLLM for CPU and the plugin into the virtual environment $(VENV)"
@@ -21,13 +21,14 @@ help:
 	@echo "make npu-cost      print predicted times of the NPU kernels"
 	@echo "make bench         compare the CPU kernels with vLLM's and the machine's limits; writes docs/ (about ten minutes on an idle machine)"
 	@echo "make bench-engine  compare W4A4 with float in vLLM on a model with Qwen3-4B's shape; writes docs/ (20 GB of disk, up to an hour on an idle machine)"
+	@echo "make bench-start   time a server from its start to its first answer; writes docs/ (MODEL=dir; default: the demo's; about five minutes on an idle machine)"
 
 setup:
 	@command -v $(PYTHON) >/dev/null || { echo "make setup needs python3 (Debian, Ubuntu: apt-get install python3 python3-venv)"; exit 1; }
 	@$(PYTHON) tools/setup_environment.py --venv $(VENV) $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 
 demo: setup
-	@$(VENV)/bin/python tools/demo.py $(MODEL)
+	@$(VENV)/bin/python -m tools.demo $(MODEL)
 
 lint: setup
 	$(VENV)/bin/ruff check .
@@ -64,3 +65,6 @@ bench: setup
 
 bench-engine: setup
 	$(VENV)/bin/python -m benchmarks.end_to_end --profile --docs docs
+
+bench-start: setup
+	$(VENV)/bin/python -m benchmarks.start_up $(or $(MODEL),build/demo/smollm2) --docs docs

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Serve a W4A4 checkpoint with `vllm serve` and send it the tutorial's request; `make demo` runs this.
 
-Without a checkpoint, it first downloads a small language model and quantizes it.
+Without a checkpoint, it first downloads a small language model, quantizes it, and shows what both models answer.
 """
 
 import argparse
@@ -15,14 +15,26 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from tools.demo_client import Client
+from tools.demo_comparison import Measured, measure, table
+from tools.demo_model import make_models
 
 WORK = Path("build/demo")
 START_TIMEOUT_S = 600
 # vLLM does not start unless this fraction of the machine's memory is free, however little the model needs.
 MODEST_MEMORY = ("--gpu-memory-utilization", "0.3")
+ENVIRONMENT = {
+    # A gigabyte of KV cache is plenty for a demonstration; vLLM's default takes half of the machine's memory.
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "HF_HUB_OFFLINE": "1",
+    # The server's output goes through a pipe, in which vLLM's progress bars are lines.
+    "TQDM_MININTERVAL": "10",
+    "TQDM_DELAY": "10",
+}
 # The tutorial's request, in which numbers are strings as well.
 REQUEST = """{
         "model": "%s",
@@ -32,38 +44,74 @@ REQUEST = """{
         "top_k": "40",
         "temperature": "0.0"
     }"""
+QUANTIZED = ("--quantization", "ascend")
+# W4A4 models run without torch.compile by default. The float model does so here too, which saves a minute or two.
+FLOAT = ("--enforce-eager",)
+NEXT = """\
+What to do next:
+  vllm serve {checkpoint} --quantization ascend                    serve this model yourself
+  vllm-w4a4 inspect {checkpoint}                                   see what the checkpoint contains
+  vllm-w4a4 quantize MODEL --output DIR --calib-file text.json      quantize a model of your own (docs/quantize.md)
+  make demo MODEL=DIR                                              serve a checkpoint that you have"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path, nargs="?", help="checkpoint directory (default: one is made in build/demo)")
     args = parser.parse_args()
-    from demo_model import make_checkpoint  # in this file's directory, since it is run as a script
-
     began = time.monotonic()
-    model = args.model or make_checkpoint(WORK)
-    if not (model / "config.json").is_file():
-        sys.exit(f"{model}: contains no config.json. Give the directory of a checkpoint: make demo MODEL=dir")
-    name = model.resolve().name.lower()
-    port = free_port()
+    if args.model:
+        if not (args.model / "config.json").is_file():
+            sys.exit(f"{args.model}: contains no config.json. Give the directory of a checkpoint: make demo MODEL=dir")
+        with serving(args.model, QUANTIZED) as client:
+            send_tutorial_request(client)
+    else:
+        compare(*make_models(WORK))
+    print(f"\nThe demo took {time.monotonic() - began:.0f} s in total.")
+
+
+def compare(float_model: Path, checkpoint: Path) -> None:
+    """Serve one model after the other; print what both did, and the tutorial's request to the quantized one."""
+    measured: list[Measured] = []
+    with serving(float_model, FLOAT) as client:
+        measured.append(measure(client, "float", float_model))
+    with serving(checkpoint, QUANTIZED) as client:
+        measured.append(measure(client, "W4A4", checkpoint))
+        print(table(measured))
+        send_tutorial_request(client)
+    print("\n" + NEXT.format(checkpoint=checkpoint))
+
+
+def send_tutorial_request(client: Client) -> None:
+    """Print the request as a command for curl, and the server's answer."""
+    body, url = REQUEST % client.name, client.url("completions")
+    print(f"$ curl {url} \\\n    -H \"Content-Type: application/json\" \\\n    -d '{body}'", flush=True)
+    started = time.monotonic()
+    print(client.ask_raw("completions", body))
+    print(f"\nAnswered in {time.monotonic() - started:.1f} s.", flush=True)
+
+
+@contextmanager
+def serving(model: Path, options: Sequence[str]) -> Iterator[Client]:
+    """Run `vllm serve` until the end of the context, and show its command and its output."""
+    name, port = model.resolve().name.lower(), free_port()
     command = [
         str(Path(sys.executable).parent / "vllm"), "serve", str(model), "--served-model-name", name,
-        "--max-model-len", "1024", "--quantization", "ascend", "--port", str(port), *MODEST_MEMORY,
+        "--max-model-len", "1024", *options, "--port", str(port), *MODEST_MEMORY,
     ]  # fmt: skip
     print("$", shlex.join(["vllm", *command[1:]]), flush=True)
     started = time.monotonic()
     with running(command) as server:
         wait_until_healthy(server, f"http://127.0.0.1:{port}/health")
-        print(f"\nThe server was ready after {time.monotonic() - started:.0f} s.\n", flush=True)
-        ask(f"http://localhost:{port}/v1/completions", REQUEST % name)
-    print(f"The demo took {time.monotonic() - began:.0f} s in total.")
+        ready_s = time.monotonic() - started
+        print(f"\nThe server was ready after {ready_s:.0f} s.\n", flush=True)
+        yield Client(name, port, ready_s)
 
 
 @contextmanager
 def running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
     """The server process, which is terminated at the end. Its output is shown until then."""
-    # A gigabyte of KV cache is plenty for a demonstration; vLLM's default takes half of the machine's memory.
-    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", **os.environ}
+    environment = {**ENVIRONMENT, **os.environ}
     server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     ending = threading.Event()
     echo = threading.Thread(target=show_output, args=(server, ending), daemon=True)
@@ -101,17 +149,8 @@ def wait_until_healthy(server: subprocess.Popen[bytes], url: str) -> None:
             with urllib.request.urlopen(url, timeout=5):
                 return
         except (urllib.error.URLError, OSError):
-            time.sleep(1)
+            time.sleep(0.2)
     sys.exit(f"vllm serve was not ready within {START_TIMEOUT_S} s")
-
-
-def ask(url: str, body: str) -> None:
-    print(f"$ curl {url} \\\n    -H \"Content-Type: application/json\" \\\n    -d '{body}'", flush=True)
-    request = urllib.request.Request(url, body.encode(), {"Content-Type": "application/json"})
-    started = time.monotonic()
-    with urllib.request.urlopen(request, timeout=300) as response:
-        print(response.read().decode())
-    print(f"\nAnswered in {time.monotonic() - started:.1f} s.", flush=True)
 
 
 def free_port() -> int:

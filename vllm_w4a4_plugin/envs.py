@@ -141,6 +141,14 @@ def set_default(name: str, value: str) -> None:
     os.environ.setdefault(name, value)
 
 
-def assign(name: str, value: str) -> None:
-    """Set a variable of another package in this process."""
-    os.environ[name] = value
+def assign(name: str, value: str | None) -> None:
+    """Set a variable of another package in this process; None removes it."""
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
+
+
+def snapshot() -> dict[str, str]:
+    """All variables of this process, to tell which ones another package changes."""
+    return dict(os.environ)

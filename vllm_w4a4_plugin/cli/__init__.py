@@ -9,6 +9,7 @@ from importlib import import_module
 from vllm_w4a4_plugin.checkpoint import CheckpointError
 from vllm_w4a4_plugin.constants import VERSION
 
+from .log_files import calm_in_logs
 from .output import guarded_stdout
 
 COMMANDS = ("inspect", "verify", "quantize", "convert", "eval", "doctor")
@@ -20,6 +21,7 @@ INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    calm_in_logs()
     with guarded_stdout() as output:
         try:
             code = _run(argv)

@@ -10,14 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from vllm_w4a4_plugin import calibration
 from vllm_w4a4_plugin.calibration.errors import CalibrationError
 from vllm_w4a4_plugin.calibration.options import DEFAULT_RECIPE, QuantizeOptions
 from vllm_w4a4_plugin.text import format_table
 
+from .bars import bar
+
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from vllm_w4a4_plugin.calibration.progress import Progress
 
 
@@ -180,7 +182,7 @@ class _Bars:
             if self._bar is not None:
                 self._bar.close()
             # Steps of an earlier, interrupted run must not count towards the speed of this one.
-            self._bar = tqdm(total=progress.total, initial=progress.done, desc=progress.phase)
+            self._bar = bar(total=progress.total, initial=progress.done, desc=progress.phase)
         self._bar.set_postfix_str(progress.detail, refresh=False)
         self._bar.update(progress.done - self._bar.n)
         self._bar.refresh()

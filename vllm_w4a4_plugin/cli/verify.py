@@ -3,10 +3,10 @@
 
 import argparse
 
-from tqdm import tqdm
-
 from vllm_w4a4_plugin.checkpoint import CheckpointReader
 from vllm_w4a4_plugin.checkpoint.verify import header_findings, remarks, value_findings
+
+from .bars import bar
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -22,8 +22,8 @@ def run(args: argparse.Namespace) -> int:
     reader = CheckpointReader(args.directory)
     findings = list(header_findings(reader))
     if not findings and not args.headers_only:
-        with tqdm(desc="Checking values", unit=" tensors", leave=False) as bar:
-            findings = list(value_findings(reader, bar.update))
+        with bar(desc="Checking values", unit=" tensors", leave=False) as checked:
+            findings = list(value_findings(reader, checked.update))
     for finding in findings:
         print(finding)
     count = len(findings)

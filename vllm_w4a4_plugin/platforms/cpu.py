@@ -12,7 +12,7 @@ from vllm_w4a4_plugin.checkpoint import CheckpointError
 from vllm_w4a4_plugin.constants import DESCRIPTION_FILE, LOAD_FORMAT, LOGGER, METHOD, STREAMED_LOAD_FORMAT
 
 from . import dtype as dtypes
-from . import eager, requested_dtype
+from . import eager, executor, requested_dtype
 from .registration import register_method
 from .threads import bind_ranks
 
@@ -92,15 +92,20 @@ class W4A4CpuPlatform(CpuPlatform):
         parallel_config = vllm_config.parallel_config
         if parallel_config.pipeline_parallel_size > 1 and parallel_config.worker_cls == "auto":
             parallel_config.worker_cls = PIPELINE_WORKER
+        model_config = vllm_config.model_config
+        is_ours = model_config is not None and model_config.quantization == METHOD
+        computes_in_engine = is_ours and executor.is_one_process_possible(vllm_config)
+        executor.forget_last_engine()
         super().check_and_update_config(vllm_config)
         bind_ranks(parallel_config)
+        if computes_in_engine and parallel_config.distributed_executor_backend == executor.PROCESS_PER_RANK:
+            executor.bind_this_engine(vllm_config)
         if parallel_config.distributed_executor_backend == "ray":
             logger.info(
                 "Each rank takes one GPU of Ray's resources, which stands for a share of the cores: start Ray with "
                 "`ray start --num-gpus=N` for N ranks on the node."
             )
-        model_config = vllm_config.model_config
-        if model_config is None or model_config.quantization != METHOD:
+        if not is_ours:
             return
         load_format = vllm_config.load_config.load_format
         if load_format not in (*LOAD_FORMATS, "dummy"):
