@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from vllm_w4a4_plugin.cli import bars, log_files
+from vllm_w4a4_plugin.cli.progress import ProgressDisplay
 
 
 class Clock:
@@ -29,7 +30,6 @@ def lines_of(clock: Clock, units: int, seconds_per_unit: float, **kwargs: Any) -
     with bars.LogBar(total=units, desc="Work", file=file, **kwargs) as bar:
         for _ in range(units):
             clock.now += seconds_per_unit
-            bar._time = clock.monotonic  # tqdm's own clock
             bar.update(1)
             bar.refresh()
     return file.getvalue().splitlines()
@@ -63,3 +63,14 @@ def test_other_bars_are_calmed_through_the_environment(monkeypatch: pytest.Monke
     import os
 
     assert {name: os.environ[name] for name in log_files.LOG_SETTINGS} == log_files.LOG_SETTINGS
+
+
+def test_tasks_follow_one_another(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressDisplay() as progress:
+        for what in ("Reading", "Writing"):
+            for done in range(1, 31):
+                clock.now += 1
+                progress.show(what, done, 30)
+    lines = capsys.readouterr().err.splitlines()
+    assert 4 <= len(lines) <= 6
+    assert [line.split(":")[0] for line in lines] == sorted(line.split(":")[0] for line in lines)

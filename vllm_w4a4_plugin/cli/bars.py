@@ -15,7 +15,7 @@ class LogBar(tqdm):
 
     def __init__(self, **kwargs: Any) -> None:
         self._last_line = time.monotonic()
-        super().__init__(**kwargs | {"leave": False, "mininterval": LOG_INTERVAL_S, "miniters": 1})
+        super().__init__(**kwargs | {"leave": False, "mininterval": 0, "miniters": 1})
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         """Print the state as a line if the last one is old enough. An empty `msg`, which erases a bar, does nothing."""

@@ -33,5 +33,5 @@ class ProgressDisplay:
         if self._bar is None or self._bar.desc != f"{what}: ":
             if self._bar is not None:
                 self._bar.close()
-            self._bar = bar(total, initial=done, desc=what, unit=self.unit, unit_scale=True, leave=False)
+            self._bar = bar(total=total, initial=done, desc=what, unit=self.unit, unit_scale=True, leave=False)
         self._bar.update(done - self._bar.n)
