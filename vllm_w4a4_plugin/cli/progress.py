@@ -30,7 +30,7 @@ class ProgressDisplay:
 
     def show(self, what: str, done: int, total: int) -> None:
         """What is being done, how much of it is done, and of how much."""
-        if self._bar is None or self._bar.desc != f"{what}: ":
+        if self._bar is None or self._bar.desc != what:
             if self._bar is not None:
                 self._bar.close()
             self._bar = bar(total=total, initial=done, desc=what, unit=self.unit, unit_scale=True, leave=False)
