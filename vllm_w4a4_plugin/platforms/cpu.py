@@ -38,6 +38,7 @@ WHY_REFUSED = {
 }
 
 PIPELINE_WORKER = "vllm_w4a4_plugin.platforms.worker.PipelineCpuWorker"
+COMMUNICATOR = "vllm_w4a4_plugin.platforms.communicator.NodeAwareCpuCommunicator"
 
 
 class W4A4CpuPlatform(CpuPlatform):
@@ -71,6 +72,10 @@ class W4A4CpuPlatform(CpuPlatform):
                 vllm_config.load_config.load_format = LOAD_FORMATS[vllm_config.load_config.load_format]
             cls._choose_dtype(vllm_config)
             eager.prefer_eager(vllm_config)
+
+    @classmethod
+    def get_device_communicator_cls(cls) -> str:
+        return COMMUNICATOR
 
     @classmethod
     def import_ir_kernels(cls) -> None:
