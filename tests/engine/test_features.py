@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Features of vLLM that need an engine of their own: pipelines and draft models."""
 
+import json
 import os
 import re
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from vllm import SamplingParams
 
 from tests.conftest import MICRO
@@ -43,6 +46,44 @@ def test_draft_model() -> None:
     proposed = counts["vllm:spec_decode_num_draft_tokens"]
     assert proposed >= 9
     assert counts["vllm:spec_decode_num_accepted_tokens"] == proposed
+
+
+def write_eagle_head(directory: Path) -> None:
+    """A float Eagle-3 head with random weights for the micro checkpoint."""
+    config = json.loads((MICRO / "config.json").read_text())
+    del config["quantize"]
+    config |= {"architectures": ["LlamaForCausalLMEagle3"], "model_type": "llama", "num_hidden_layers": 1}
+    config |= {"draft_vocab_size": config["vocab_size"], "eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 1]}}
+    (directory / "config.json").write_text(json.dumps(config))
+    hidden, attention, keys, inner = 192, 256, 128, 384
+    shapes = {
+        "fc": (hidden, 2 * hidden),
+        "lm_head": (512, hidden),
+        "midlayer.self_attn.q_proj": (attention, 2 * hidden),
+        **{f"midlayer.self_attn.{name}_proj": (keys, 2 * hidden) for name in "kv"},
+        "midlayer.self_attn.o_proj": (hidden, attention),
+        **{f"midlayer.mlp.{name}_proj": (inner, hidden) for name in ("gate", "up")},
+        "midlayer.mlp.down_proj": (hidden, inner),
+    }
+    generator = torch.Generator().manual_seed(0)
+    tensors = {f"{name}.weight": torch.randn(shape, generator=generator) * 0.05 for name, shape in shapes.items()}
+    norms = ("norm", *(f"midlayer.{n}" for n in ("hidden_norm", "input_layernorm", "post_attention_layernorm")))
+    save_file(tensors | {f"{name}.weight": torch.ones(hidden) for name in norms}, directory / "model.safetensors")
+
+
+@pytest.mark.feature("speculative decoding: Eagle-3 head in float")
+def test_eagle_head(tmp_path: Path) -> None:
+    """Proposals of a random head change nothing in the tokens of the quantized target."""
+    write_eagle_head(tmp_path)
+    head = {"model": str(tmp_path), "method": "eagle3", "num_speculative_tokens": 3}
+    with engine(MICRO, quantization=METHOD, speculative_config=head, disable_log_stats=False) as llm:
+        (completion,) = greedy(llm, [TOKENS[:40]], 32)
+        counts = {metric.name: getattr(metric, "value", None) for metric in llm.get_metrics()}
+    assert counts["vllm:spec_decode_num_draft_tokens"] > 0
+    found = [entries[token].logprob for entries, token in zip(completion.logprobs, completion.token_ids, strict=True)]
+    expected = prompt_logprobs(MICRO, TOKENS[:40] + list(completion.token_ids))[-32:]
+    assert (torch.tensor(found) - expected).abs().median() < 0.02
+    assert all(e[t].rank == 1 for e, t in zip(completion.logprobs, completion.token_ids, strict=True))
 
 
 @pytest.mark.feature("structured output: guidance")

@@ -14,6 +14,7 @@ from vllm.model_executor.model_loader import _LOAD_FORMAT_TO_MODEL_LOADER
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.runai_streamer_loader import RunaiModelStreamerLoader
 from vllm.model_executor.model_loader.weight_utils import runai_safetensors_weights_iterator
+from vllm.model_executor.models.utils import get_draft_quant_config
 
 from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader
 from vllm_w4a4_plugin.checkpoint.inventory import Inventory
@@ -42,8 +43,10 @@ class W4A4ModelLoader(DefaultModelLoader):
         super().__init__(replace(load_config, load_format="safetensors"))
 
     def load_model(self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = "") -> torch.nn.Module:
-        # A draft model has a configuration of its own, which is not the one in force.
-        self.quant_config: Any = vllm_config.quant_config
+        # A draft model has a configuration of its own, which is not the one in force. A head that drafts (Eagle) is
+        # loaded with the target's configuration around it, but is quantized by its own.
+        is_target = model_config is vllm_config.model_config
+        self.quant_config: Any = vllm_config.quant_config if is_target else get_draft_quant_config(vllm_config)
         return super().load_model(vllm_config, model_config, prefix)
 
     def load_weights(self, model: torch.nn.Module, model_config: ModelConfig) -> None:
