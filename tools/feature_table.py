@@ -24,6 +24,8 @@ FEATURES = {
         "`vllm serve`: completions, streaming, `AsyncLLM`",
         "`vllm run-batch`",
         "`vllm bench latency`",
+        "`vllm bench throughput`",
+        "`vllm bench serve`",
     ),
     "Generation": (
         "greedy decoding and sampling, batches of mixed lengths",
@@ -43,6 +45,7 @@ FEATURES = {
         "long context: 32k tokens in chunks",
         "speculative decoding: n-gram",
         "speculative decoding: draft model",
+        "speculative decoding: Eagle-3 head in float",
         "LoRA adapters",
         "reloading weights (`reload_weights`)",
         "weights loaded in place, also in portions, by a trainer",
@@ -51,7 +54,9 @@ FEATURES = {
     ),
     "Models": (
         "embeddings and scores (`--runner pooling`)",
+        "classification (`--runner pooling`), head with weights",
         "classification (`--runner pooling`), head without weights",
+        "rewards (`--runner pooling`), values for each token",
         "vision-language models",
         "mixtures of experts",
     ),
@@ -61,6 +66,7 @@ FEATURES = {
         "data parallelism (`--data-parallel-size`)",
         "expert parallelism (`--enable-expert-parallel`)",
         "Ray (`--distributed-executor-backend ray`), one node",
+        "Ray, two nodes",
         "several nodes (`--nnodes`)",
     ),
     "Load formats": (

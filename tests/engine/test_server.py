@@ -4,7 +4,6 @@
 import json
 import shutil
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,32 +11,17 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import DESCRIPTION, MICRO
-from tools.demo import MODEST_MEMORY, free_port, running, wait_until_healthy
+from tests.conftest import DESCRIPTION
+from tests.engine.serving import CURL, VLLM, command
+from tools.demo import free_port, running, wait_until_healthy
 
 pytestmark = pytest.mark.engine
-
-# The tutorial's command, word for word.
-CURL = """curl http://localhost:8000/v1/completions \\
-    -H "Content-Type: application/json" \\
-    -d '{
-        "model": "qwen3-32b-w4a4",
-        "prompt": "what is large language model?",
-        "max_tokens": "128",
-        "top_p": "0.95",
-        "top_k": "40",
-        "temperature": "0.0"
-    }'
-"""
 
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
     port = free_port()
-    vllm = str(Path(sys.executable).parent / "vllm")
-    command = [vllm, "serve", str(MICRO), "--served-model-name", "qwen3-32b-w4a4", "--max-model-len", "4096"]
-    command += MODEST_MEMORY
-    with running([*command, "--quantization", "ascend", "--enforce-eager", "--port", str(port)]) as server:
+    with running([*command(), "--port", str(port)]) as server:
         wait_until_healthy(server, f"http://127.0.0.1:{port}/health")
         yield port
 
@@ -52,8 +36,8 @@ def check_answer(text: str) -> None:
 def test_the_tutorials_curl_command(port: int) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed (Debian, Ubuntu: apt-get install curl); the next test sends the same bytes")
-    command = CURL.replace("localhost:8000", f"localhost:{port}")
-    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=300)
+    curl = CURL.replace("localhost:8000", f"localhost:{port}")
+    result = subprocess.run(["sh", "-c", curl], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     check_answer(result.stdout)
 
@@ -79,8 +63,9 @@ def test_streaming(port: int) -> None:
 
 def test_a_refusal_ends_in_one_readable_line(micro_copy: Path, edit_json: Callable[..., None]) -> None:
     edit_json(DESCRIPTION, {"model.layers.1.mlp.down_proj.weight": "W5A5"})
-    command = [str(Path(sys.executable).parent / "vllm"), "serve", str(micro_copy), "--quantization", "ascend"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(
+        [VLLM, "serve", str(micro_copy), "--quantization", "ascend"], capture_output=True, text=True, timeout=300
+    )
     assert result.returncode != 0
     last = result.stderr.strip().splitlines()[-1]
     assert "CheckpointError: " in last
