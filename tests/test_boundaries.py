@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "constants": set(),
     "envs": set(),
     "text": set(),
+    "catalogue": set(),
     "checkpoint": LEAVES,
     "ops": LEAVES | {"checkpoint"},
     "quantization": LEAVES | {"checkpoint", "ops"},
@@ -25,7 +26,7 @@ MAY_IMPORT = {
     "capacity": LEAVES | {"checkpoint", "ops", "calibration"},
     "device_check": LEAVES | {"checkpoint", "ops", "capacity"},
     "platforms": LEAVES | {"checkpoint", "quantization"},
-    "cli": LEAVES | {"checkpoint", "ops", "calibration", "capacity", "device_check"},
+    "cli": LEAVES | {"checkpoint", "ops", "calibration", "capacity", "device_check", "catalogue"},
     "__init__": LEAVES | {"platforms"},
 }
 

@@ -12,7 +12,7 @@ from vllm_w4a4_plugin.constants import VERSION
 from .log_files import calm_in_logs
 from .output import guarded_stdout
 
-COMMANDS = ("inspect", "verify", "quantize", "convert", "eval", "doctor")
+COMMANDS = ("inspect", "verify", "quantize", "convert", "eval", "doctor", "explain")
 """Modules of this package; each has `add_parser(subparsers)`, which sets `func(args) -> exit code`."""
 
 INTERRUPTED = 130
