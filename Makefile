@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make setup | demo | test | test-npu | lint | wheels | bench | bench-engine | bench-start; VENV=dir uses another environment, PYTHON=exe creates it with another Python.
+# make setup | demo | test | test-npu | lint | docs | wheels | bench | bench-engine | bench-start; VENV=dir uses another environment, PYTHON=exe creates it with another Python.
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -8,7 +8,7 @@ MODEL ?=
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-npu test-ascendc npu-cost ascendc lint wheels bench bench-engine bench-start
+.PHONY: help setup demo test test-npu test-ascendc npu-cost ascendc lint docs wheels bench bench-engine bench-start
 
 help:
 	@echo "make setup         install vLLM for CPU and the plugin into the virtual environment $(VENV)"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-npu      run only the tests with vllm-ascend, on a stand-in for an NPU, and those of vllm-w4a4 doctor"
 	@echo "make test-ascendc  run only the tests of the Ascend C emulator and of the NPU kernels under it (needs no CANN)"
 	@echo "make lint          run only the linters"
+	@echo "make docs          build the documentation site in site/"
 	@echo "make wheels        make the source distribution and the wheels of a release in dist/"
 	@echo "make npu-cost      print predicted times of the NPU kernels"
 	@echo "make bench         compare the CPU kernels with vLLM's and the machine's limits; writes docs/ (about ten minutes on an idle machine)"
@@ -35,6 +36,10 @@ lint: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	git ls-files '*.cpp' '*.h' '*.hpp' | xargs -r $(VENV)/bin/clang-format --dry-run --Werror
+
+docs: setup
+	$(VENV)/bin/python tools/reference_pages.py --check
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
 
 wheels: setup
 	@$(VENV)/bin/python tools/release.py

@@ -221,7 +221,7 @@ def install_plugin(environment: Environment) -> None:
         # Kept, so that only what changed is compiled again, and by tests/release.
         f"--config-settings=build-dir={build_directory(environment.path)}",
         "-e",
-        f"{ROOT}[test,lint,bench,demo,release]",
+        f"{ROOT}[test,lint,bench,demo,docs,release]",
         what="the plugin (compiles its kernels) and its development tools",
     )
     (environment.path / STAMP).write_text(source_fingerprint())
