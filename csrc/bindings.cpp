@@ -14,7 +14,6 @@
 #include "cpu/linear.h"
 #include "cpu/pack.h"
 #include "cpu/silu.h"
-#include "cpu/split.h"
 #include "cpu/weight_only.h"
 #include "tensors.h"
 
@@ -193,16 +192,6 @@ Tensor int8_linear(const Tensor& q, const Tensor& scale, const Tensor& packed, c
   return y;
 }
 
-Tensor split_linear(const Tensor& x, const Tensor& packed, const Tensor& weight_scale, const OptionalTensor& bias) {
-  const int64_t features = check_tokens(x, "x");
-  const w4a4::Dtype dtype = float_dtype(x, "x");
-  const w4a4::Weight weight = make_int8_weight(features, packed, weight_scale, bias);
-  Tensor y = new_tensor(x, with_last(x, weight.out_features), x.scalar_type());
-  w4a4::split_linear(x.const_data_ptr(), dtype, x.numel() / features, weight, y.mutable_data_ptr(), w4a4::kernels(),
-                     torch_pool());
-  return y;
-}
-
 Tensor weight_only_linear(const Tensor& x, const Tensor& packed, const Tensor& weight_scale, const OptionalTensor& bias,
                           const OptionalTensor& weight_offset) {
   const int64_t features = check_tokens(x, "x");
@@ -332,7 +321,6 @@ STABLE_TORCH_LIBRARY(vllm_w4a4, m) {
   m.def(
       "int8_linear(Tensor q, Tensor scale, Tensor weight_packed, Tensor weight_scale, Tensor? bias, "
       "Tensor? quant_bias, ScalarType out_dtype) -> Tensor");
-  m.def("split_linear(Tensor x, Tensor weight_packed, Tensor weight_scale, Tensor? bias=None) -> Tensor");
   m.def(
       "weight_only_linear(Tensor x, Tensor weight_packed, Tensor weight_scale, Tensor? bias=None, "
       "Tensor? weight_offset=None) -> Tensor");
@@ -354,7 +342,6 @@ STABLE_TORCH_LIBRARY_IMPL(vllm_w4a4, CPU, m) {
   m.impl("kronecker_quant", TORCH_BOX(&kronecker_quant));
   m.impl("int4_linear", TORCH_BOX(&int4_linear));
   m.impl("int8_linear", TORCH_BOX(&int8_linear));
-  m.impl("split_linear", TORCH_BOX(&split_linear));
   m.impl("weight_only_linear", TORCH_BOX(&weight_only_linear));
   m.impl("silu_and_mul", TORCH_BOX(&silu_and_mul));
   m.impl("pack_int4", TORCH_BOX(&pack_int4));

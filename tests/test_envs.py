@@ -24,7 +24,7 @@ SWITCHES = {
 CHOICES = {
     # name -> texts to set, None for unset, and the values to read
     "VLLM_W4A4_ACTIVATION_BITS": ((None, "", "4", "8"), (4, 4, 4, 8)),
-    "VLLM_W4A4_HEAD": ((None, "", "int8", "float"), ("int8", "int8", "int8", "float")),
+    "VLLM_W4A4_HEAD": ((None, "", "int8", "int4", "float"), ("int8", "int8", "int8", "int4", "float")),
 }
 TEXTS = {"VLLM_W4A4_ISA": "avx2", "ASCEND_HOME_PATH": "/opt/cann"}
 

@@ -54,8 +54,8 @@ def _activation_bits(text: str | None) -> int:
 
 
 def _head(text: str | None) -> str:
-    if text not in (None, "", "int8", "float"):
-        raise ValueError(f"VLLM_W4A4_HEAD: expected int8 or float, found {text!r}")
+    if text not in (None, "", "int8", "int4", "float"):
+        raise ValueError(f"VLLM_W4A4_HEAD: expected int8, int4 or float, found {text!r}")
     return text or "int8"
 
 
@@ -93,8 +93,8 @@ VARIABLES = {
             "VLLM_W4A4_HEAD",
             _head,
             "int8",
-            "How a CPU computes an output head that is in float: `int8` rounds its weights to int8 per token of the "
-            "vocabulary (see [The output head](../explanation/output-head.md)), `float` leaves it to vLLM.",
+            "How a CPU computes an output head that is in float: `int8` and `int4` round its weights "
+            "(see [The output head](../explanation/output-head.md)), `float` leaves it to vLLM.",
         ),
         Variable(
             "VLLM_W4A4_FORCE",

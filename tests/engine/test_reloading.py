@@ -13,7 +13,7 @@ from tests.cases import write_case
 from tests.conftest import MICRO, WEIGHTS, swapped_layers
 from tests.loading import loaded_model
 from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader
-from vllm_w4a4_plugin.quantization.head import Int8HeadMethod
+from vllm_w4a4_plugin.quantization.head import RotatedHeadMethod
 
 Q = "model.layers.0.self_attn.q_proj"
 
@@ -74,7 +74,7 @@ def test_an_int8_head_follows_its_weights(
     if tied:
         second["lm_head.weight"] = second[source].clone()
     with loaded_model(micro_copy) as model:
-        assert type(model.lm_head.quant_method) is Int8HeadMethod
+        assert type(model.lm_head.quant_method) is RotatedHeadMethod
         for weights in (first, second, first):
             model.load_weights(iter(weights.items()))
             found = model.lm_head.quant_method.apply(model.lm_head, x)

@@ -17,7 +17,6 @@ CONFORMANCE = [
         "test_conformance.py",
         "test_experts.py",
         "test_nonfinite.py",
-        "test_split_linear.py",
         "test_wide_operators.py",
     )
 ]

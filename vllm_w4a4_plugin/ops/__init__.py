@@ -15,7 +15,6 @@ if TYPE_CHECKING:
         int4_linear,
         int8_linear,
         kronecker_quant,
-        split_linear,
         w8a8_linear,
         weight_only_linear,
     )
@@ -40,7 +39,6 @@ __all__ = [
     "packed_int4_shape",
     "packed_int8_shape",
     "reference",
-    "split_linear",
     "unpack_int4",
     "w8a8_linear",
     "weight_only_linear",

@@ -132,25 +132,6 @@ def int8_linear(
     return torch.ops.vllm_w4a4.int8_linear(q, scale, weight_packed, weight_scale, bias, quant_bias, out_dtype)
 
 
-def split_linear(x: Tensor, weight_packed: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """y = x (weight * weight_scale)^T + bias with int8 weights, for output heads.
-
-    A token is rounded to 15 bits, with scale max|x| / 16256, and multiplied in integers as two int8 halves. A token
-    that is not finite has outputs of NaN; others do not change.
-
-    Args:
-        x: float32, bfloat16 or float16 [..., in].
-        weight_packed: filled by `pack_int8_rows_`.
-        weight_scale: float32 [out].
-        bias: [out], any float dtype, or None.
-
-    Returns:
-        [..., out] in x's dtype.
-    """
-    load_library()
-    return torch.ops.vllm_w4a4.split_linear(x, weight_packed, weight_scale, bias)
-
-
 def silu_and_mul(x: Tensor) -> Tensor:
     """silu(gate) * up in float32. What is not finite stays not finite.
 

@@ -137,10 +137,6 @@ def _register_fakes() -> None:
     ) -> Tensor:
         return q.new_empty((*q.shape[:-1], weight_scale.shape[0]), dtype=out_dtype)
 
-    @torch.library.register_fake("vllm_w4a4::split_linear")
-    def _(x: Tensor, weight_packed: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:
-        return x.new_empty((*x.shape[:-1], weight_scale.shape[0]))
-
     @torch.library.register_fake("vllm_w4a4::silu_and_mul")
     def _(x: Tensor) -> Tensor:
         return x.new_empty((*x.shape[:-1], x.shape[-1] // 2))

@@ -144,14 +144,6 @@ def int8_linear(
     return y.to(out_dtype)
 
 
-def split_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """int8 weights [out, in]; tokens rounded to integers up to 16256, the sums exact (computed in float64)."""
-    scale = x.float().abs().amax(-1, keepdim=True) / 16256
-    q = torch.where(scale > 0, torch.round(x.float() / scale), torch.zeros(())).clamp(-16256, 16256)
-    y = scale.double() * weight_scale.double() * (q.double() @ weight.double().T)
-    return (y if bias is None else y + bias.double()).to(x.dtype)
-
-
 def silu_and_mul(x: Tensor) -> Tensor:
     """silu(gate) * up in float32, for gate and up side by side."""
     gate, up = x.float().chunk(2, dim=-1)

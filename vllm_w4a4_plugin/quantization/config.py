@@ -23,7 +23,7 @@ from vllm_w4a4_plugin.constants import LOGGER, METHOD
 from vllm_w4a4_plugin.ops.cpu import cpu_instruction_set, load_library
 
 from .experts import AscendW4A4ExpertsMethod
-from .head import Int8HeadMethod
+from .head import RotatedHeadMethod
 from .linear import AscendW4A4LinearMethod
 from .report import LoadReport
 from .schemes import new_scheme
@@ -127,12 +127,13 @@ class AscendW4A4Config(QuantizationConfig):
         return None
 
     def _head_method(self, layer: ParallelLMHead) -> QuantizeMethodBase | None:
-        if envs.VLLM_W4A4_HEAD == "float":
+        bits = {"float": None, "int8": 8, "int4": 4}[envs.VLLM_W4A4_HEAD]
+        if bits is None:
             return None
-        weight_bytes = layer.num_embeddings_per_partition * layer.embedding_dim
-        operator = f"vllm_w4a4::split_linear, {cpu_instruction_set()}"
-        self.report.others(QuantType.FLOAT.value, operator, weight_bytes, "output head in int8 (VLLM_W4A4_HEAD)")
-        return Int8HeadMethod()
+        weight_bytes = layer.num_embeddings_per_partition * layer.embedding_dim * bits // 8
+        operator = f"vllm_w4a4::{'w8a8_linear' if bits == 8 else 'flatquant_linear'}, {cpu_instruction_set()}"
+        self.report.others(QuantType.FLOAT.value, operator, weight_bytes, f"output head in int{bits} (VLLM_W4A4_HEAD)")
+        return RotatedHeadMethod(bits)
 
     def _experts_method(self, layer: RoutedExperts, prefix: str) -> QuantizeMethodBase | None:
         config = layer.moe_config

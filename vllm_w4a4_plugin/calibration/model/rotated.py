@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vllm_w4a4_plugin.ops.orthogonal import random_flat_orthogonal
+
 from ..errors import CalibrationError
-from ..transforms.hadamard import random_flat_orthogonal
 from .streamed import StreamedModel
 from .structure import Group, Role
 from .tracing import linear

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .hadamard import random_flat_orthogonal
+from vllm_w4a4_plugin.ops.orthogonal import random_flat_orthogonal
+
 from .sizes import FactorSizes
 
 ROUNDS = 6

@@ -18,7 +18,7 @@ from vllm_w4a4_plugin.checkpoint import CheckpointError
 from vllm_w4a4_plugin.checkpoint.inventory import Inventory
 from vllm_w4a4_plugin.checkpoint.resolve import USUALLY_FUSED
 from vllm_w4a4_plugin.checkpoint.types import BIAS
-from vllm_w4a4_plugin.quantization.head import Int8HeadMethod
+from vllm_w4a4_plugin.quantization.head import RotatedHeadMethod
 
 Module = Any
 """A vLLM module. `torch.nn.Module` would type each of its attributes as "Tensor or Module"."""
@@ -89,7 +89,7 @@ def _add_bias(module: Module, inventory: Inventory, name: str) -> None:
     elif isinstance(module, ParallelLMHead) and isinstance(module.quant_method, UnquantizedEmbeddingMethod):
         size = module.num_embeddings_per_partition
         _register(module, size, module.params_dtype, output_dim=0, weight_loader=module.weight_loader)
-        if not isinstance(module.quant_method, Int8HeadMethod):  # it knows of the bias
+        if not isinstance(module.quant_method, RotatedHeadMethod):  # it knows of the bias
             module.quant_method = _BiasedHeadMethod()
     elif "Norm" in type(module).__name__ and getattr(module, "weight", None) is not None:
         _register(module, module.weight.shape[0], module.weight.dtype)

@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from vllm_w4a4_plugin.calibration.transforms.hadamard import flat_orthogonal, random_flat_orthogonal
+from vllm_w4a4_plugin.ops.orthogonal import flat_orthogonal, random_flat_orthogonal
 
 
 @pytest.mark.parametrize("n", [*range(1, 41), 48, 64, 80, 86, 128, 160])
