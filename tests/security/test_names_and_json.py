@@ -144,6 +144,25 @@ def test_links_of_a_hub_cache_are_followed(tmp_path: Path, capsys: pytest.Captur
     assert CheckpointReader(snapshot).tensors.keys() == CheckpointReader(MICRO).tensors.keys()
 
 
+def test_what_a_hub_says_of_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Headers and a description that were read by vLLM's client of the hub, not by us."""
+    from vllm_w4a4_plugin.quantization import source
+
+    deep: Any = {}
+    for _ in range(MAX_JSON_DEPTH + 1):
+        deep = {"a": deep}
+    description = json.loads((MICRO / DESCRIPTION).read_text())
+    headers = {f"model.{HOSTILE[0]}.weight": {"dtype": "F32", "shape": [1]}}
+    monkeypatch.setattr(source, "get_hf_file_to_dict", lambda *_: {**description, "metadata": deep})
+    monkeypatch.setattr(source, "try_get_local_file", lambda *_: None)
+    monkeypatch.setattr(source, "get_safetensors_params_metadata", lambda *_, **__: headers)
+    with pytest.raises(CheckpointError, match="levels deep"):
+        source.open_checkpoint("some/model")
+    monkeypatch.setattr(source, "get_hf_file_to_dict", lambda *_: description)
+    with pytest.raises(CheckpointError, match="cannot be printed"):
+        source.open_checkpoint("some/model")
+
+
 BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nbase: *c\n"
 
 

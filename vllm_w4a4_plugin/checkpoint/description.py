@@ -63,6 +63,8 @@ class QuantDescription(BaseModel):
         """
         own = {key: value for key, value in data.items() if "." not in key}
         entries = {key: value for key, value in data.items() if "." in key}
+        if _is_deeper(data, MAX_JSON_DEPTH):  # one that a hub client has read
+            raise CheckpointError(too_deep(source))
         for text in (*data, *(value for value in data.values() if isinstance(value, str))):
             check_name(text, source)
         bad = {key: value for key, value in entries.items() if not isinstance(value, str)}
@@ -159,11 +161,16 @@ def read_json_object(file: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise CheckpointError(f"{file}: expected a JSON object, found {type(data).__name__}.")
     if _is_deeper(data, MAX_JSON_DEPTH):
-        raise CheckpointError(
-            f"{file}: nested more than {MAX_JSON_DEPTH} levels deep, which no checkpoint needs. "
-            "Do not use this checkpoint unless you trust where it came from."
-        )
+        raise CheckpointError(too_deep(file))
     return data
+
+
+def too_deep(source: object) -> str:
+    """Message for JSON with more than `MAX_JSON_DEPTH` levels."""
+    return (
+        f"{source}: nested more than {MAX_JSON_DEPTH} levels deep, which no checkpoint needs. "
+        "Do not use this checkpoint unless you trust where it came from."
+    )
 
 
 def _is_deeper(data: Any, limit: int) -> bool:

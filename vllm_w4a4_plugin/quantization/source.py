@@ -8,6 +8,7 @@ from vllm.transformers_utils.config import get_safetensors_params_metadata
 from vllm.transformers_utils.repo_utils import get_hf_file_to_dict, try_get_local_file
 
 from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader, QuantDescription, TensorInfo
+from vllm_w4a4_plugin.checkpoint.description import check_name
 from vllm_w4a4_plugin.checkpoint.inventory import Inventory
 from vllm_w4a4_plugin.checkpoint.verify import check_headers
 from vllm_w4a4_plugin.constants import DESCRIPTION_FILE
@@ -70,4 +71,6 @@ def open_checkpoint(model: str, revision: str | None = None) -> Inventory:
 
 def _hub_headers(model: str, revision: str | None) -> dict[str, TensorInfo]:
     metadata = get_safetensors_params_metadata(model, revision=revision)
+    for name in metadata:
+        check_name(name, model)
     return {name: TensorInfo(name, model, info["dtype"], tuple(info["shape"])) for name, info in metadata.items()}
