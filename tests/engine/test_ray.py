@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import MICRO
 from tests.engine.engines import engine
 from tests.engine.oracle import engine_logprobs, prompt_logprobs
+from tests.engine.serving import ask, serving, text_of_one_rank
 from tests.engine.texts import prompts
 from tools.demo import free_port
 
@@ -21,8 +22,9 @@ pytestmark = [
 
 
 @pytest.fixture
-def cluster() -> Iterator[None]:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A Ray node for two ranks, started as docs/several-processes.md says; vLLM finds it by itself."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     ray = [sys.executable, "-m", "ray.scripts.scripts"]
     options = [f"--port={free_port()}", "--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats"]
     subprocess.run([*ray, "start", "--head", "--num-gpus=2", *options], check=True)
@@ -37,3 +39,13 @@ def test_two_ranks() -> None:
         (tokens,) = prompts(1, shortest=96)
         difference = engine_logprobs(llm, tokens) - prompt_logprobs(MICRO, tokens)
     assert difference.abs().median() < 0.02
+
+
+@pytest.mark.feature("Ray (`--distributed-executor-backend ray`), one node", flag="W4A4_RAY")
+@pytest.mark.usefixtures("cluster")
+def test_the_tutorials_request() -> None:
+    """A server with two ranks of Ray's answers with the text of one rank."""
+    float32 = ("--dtype", "float32")
+    with serving(*float32, "--tensor-parallel-size", "2", "--distributed-executor-backend", "ray") as port:
+        text = ask(port)
+    assert text == text_of_one_rank(*float32)
