@@ -4,6 +4,7 @@
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from tests.conftest import MICRO
 from tests.engine.engines import engine
 from tests.engine.oracle import engine_logprobs, prompt_logprobs
 from tests.engine.texts import NUMBER, greedy, structured_number
+from vllm_w4a4_plugin.checkpoint import CheckpointReader
 from vllm_w4a4_plugin.constants import METHOD
+from vllm_w4a4_plugin.quantization.loading.rotation import is_rotated
 
 pytestmark = pytest.mark.engine
 
@@ -72,18 +75,26 @@ def write_eagle_head(directory: Path) -> None:
 
 
 @pytest.mark.feature("speculative decoding: Eagle-3 head in float")
-def test_eagle_head(tmp_path: Path) -> None:
-    """Proposals of a random head change nothing in the tokens of the quantized target."""
+def test_eagle_head(
+    micro_copy: Path, edit_tensors: Callable[..., None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Proposals of a random head change nothing in the tokens of the target, which a warning says is rotated."""
+    reader = CheckpointReader(MICRO)
+    assert not is_rotated(reader)
+    norms = [name for name in reader.tensors if name.endswith("layernorm.weight")]
+    edit_tensors({name: torch.ones_like(reader.load(name)) for name in norms})
     write_eagle_head(tmp_path)
     head = {"model": str(tmp_path), "method": "eagle3", "num_speculative_tokens": 3}
-    with engine(MICRO, quantization=METHOD, speculative_config=head, disable_log_stats=False) as llm:
+    with engine(micro_copy, quantization=METHOD, speculative_config=head, disable_log_stats=False) as llm:
         (completion,) = greedy(llm, [TOKENS[:40]], 32)
         counts = {metric.name: getattr(metric, "value", None) for metric in llm.get_metrics()}
     assert counts["vllm:spec_decode_num_draft_tokens"] > 0
     found = [entries[token].logprob for entries, token in zip(completion.logprobs, completion.token_ids, strict=True)]
-    expected = prompt_logprobs(MICRO, TOKENS[:40] + list(completion.token_ids))[-32:]
+    expected = prompt_logprobs(micro_copy, TOKENS[:40] + list(completion.token_ids))[-32:]
     assert (torch.tensor(found) - expected).abs().median() < 0.02
     assert all(e[t].rank == 1 for e, t in zip(completion.logprobs, completion.token_ids, strict=True))
+    written = capfd.readouterr()
+    assert f"{micro_copy}: the residual stream of this model is rotated" in written.out + written.err
 
 
 @pytest.mark.feature("structured output: guidance")

@@ -24,6 +24,7 @@ from vllm_w4a4_plugin.constants import DESCRIPTION_FILE, LOAD_FORMAT, LOGGER, ST
 
 from .biases import add_missing_biases
 from .guard import LoadGuard
+from .rotation import warn_of_rotation
 
 logger = init_logger(LOGGER)
 
@@ -47,6 +48,10 @@ class W4A4ModelLoader(DefaultModelLoader):
         # loaded with the target's configuration around it, but is quantized by its own.
         is_target = model_config is vllm_config.model_config
         self.quant_config: Any = vllm_config.quant_config if is_target else get_draft_quant_config(vllm_config)
+        if not is_target and vllm_config.speculative_config.use_eagle():
+            target = vllm_config.model_config
+            folder = self._prepare_weights(target.model, None, target.revision, True, None)[0]
+            warn_of_rotation(CheckpointReader(Path(folder)))
         return super().load_model(vllm_config, model_config, prefix)
 
     def load_weights(self, model: torch.nn.Module, model_config: ModelConfig) -> None:
