@@ -16,12 +16,13 @@ ON_NPUS = (
     "platforms/registration.py",
     "platforms/vllm_ascend.py",
     "ops/npu/*.py",
-    "quantization/ascend_config.py",
+    "quantization/ascend_*.py",
     "quantization/linear.py",
     "quantization/report.py",
     "quantization/source.py",
     "quantization/schemes/base.py",
     "quantization/schemes/w4a4_npu.py",
+    "quantization/schemes/experts_npu.py",
     "quantization/parameters/*.py",
 )
 """Files that run on NPUs and may log. The model loader and the rest of `quantization` are for CPUs."""

@@ -89,12 +89,20 @@ def test_a_checkpoint_that_would_be_refused(
     assert data["problems"][0] == finding
 
 
-def test_experts_that_vllm_ascend_has_no_kernel_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_w4a4_experts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_case("c1_moe_w4", tmp_path)
-    assert main(["doctor", str(tmp_path)]) == 1
-    out = capsys.readouterr().out
-    assert "experts of quant type W4A4_DYNAMIC cannot be run on NPUs. Types that can: FLOAT, W8A8_DYNAMIC" in out
-    assert "fits" not in out
+    assert main(["doctor", str(tmp_path)]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "npu_grouped_matmul" in line]
+    assert row.split("  ")[0] == "gate_proj up_proj down_proj"
+    assert "npu_dynamic_quant + npu_grouped_matmul" in row
+
+
+def test_experts_that_cannot_be_divided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """128 intermediate features on 32 devices are 4 on each, less than an int32 of int4 values."""
+    write_case("c1_moe_w4", tmp_path)
+    assert main(["doctor", str(tmp_path), "--tensor-parallel-size", "32", "--json"]) == 1
+    problems = json.loads(capsys.readouterr().out)["problems"]
+    assert any("4 intermediate features, int4 operators of the NPU need a multiple of 8" in text for text in problems)
 
 
 def test_float_experts_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from .plan import LayerPlan, plan_layer
 from .resolve import resolve_experts, spellings
 from .runnable import ON_CPU, Kind, unsupported_reason
 from .spec import LinearSpec
-from .types import WEIGHT
+from .types import NPU, WEIGHT
 
 EXPERTS = "experts"
 PROJECTIONS = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
@@ -41,13 +41,16 @@ class ExpertsPlan(LayerPlan):
         return tuple(name for index, name in enumerate(self.shards) if index % 3 != 2)
 
 
-def plan_experts(prefix: str, inventory: Inventory, sizes: tuple[int, int] | None = None) -> ExpertsPlan:
+def plan_experts(
+    prefix: str, inventory: Inventory, sizes: tuple[int, int] | None = None, backends: frozenset[str] = ON_CPU
+) -> ExpertsPlan:
     """The plan of the experts below `prefix` (`...mlp.experts`).
 
     Args:
         prefix: as vLLM spells it.
         inventory: of the checkpoint.
         sizes: (hidden, intermediate), used where the checkpoint has no weights to read them from.
+        backends: that may run them.
 
     Raises:
         CheckpointError: an expert or a projection is missing, they differ in type or shape, a tensor's header is wrong,
@@ -64,7 +67,7 @@ def plan_experts(prefix: str, inventory: Inventory, sizes: tuple[int, int] | Non
     weight_bytes = sum(plan.weight_bytes for plan in plans)
     if not quant_type.spec.is_quantized:
         return ExpertsPlan(prefix, quant_type, shards, files=files, weight_bytes=weight_bytes)
-    if reason := unsupported_reason(prefix, quant_type, Kind.EXPERTS):
+    if reason := unsupported_reason(prefix, quant_type, Kind.EXPERTS, backends=backends):
         raise CheckpointError(reason)
     specs = [plan.spec for plan in plans if plan.spec is not None]
     if len(specs) < len(plans):
@@ -72,7 +75,7 @@ def plan_experts(prefix: str, inventory: Inventory, sizes: tuple[int, int] | Non
     gate_up = _agreeing(prefix, [spec for index, spec in enumerate(specs) if index % 3 != 2])
     down = _agreeing(prefix, specs[2::3])
     for spec in (gate_up, down):
-        if reason := unsupported_reason(spec.name, quant_type, Kind.EXPERTS, spec):
+        if reason := unsupported_reason(spec.name, quant_type, Kind.EXPERTS, spec, backends):
             raise CheckpointError(reason)
     if (down.output_size, down.input_size) != (gate_up.input_size, gate_up.output_size):
         raise CheckpointError(
@@ -94,13 +97,12 @@ def experts_layers(inventory: Inventory) -> list[str]:
 
 
 def planned_experts(inventory: Inventory, backends: frozenset[str] = ON_CPU) -> Iterator["ExpertsPlan | str"]:
-    """The plan of each layer of experts, or what is wrong with it; of those that others run only the latter."""
+    """The plan of each layer of experts, or what is wrong with it; of those that vllm-ascend runs only the latter."""
     for prefix in experts_layers(inventory):
         try:
-            if backends == ON_CPU:
-                yield plan_experts(prefix, inventory)
-            else:
-                resolve_experts(inventory.description, prefix)
+            quant_type = resolve_experts(inventory.description, prefix)
+            if backends == ON_CPU or NPU in quant_type.spec.experts_run_on & backends:
+                yield plan_experts(prefix, inventory, backends=backends)
         except CheckpointError as error:
             yield str(error)
 

@@ -117,11 +117,8 @@ def resolve_experts(description: QuantDescription, prefix: str) -> QuantType:
         CheckpointError: no expert is described, or the experts differ in type.
     """
     types: dict[QuantType, str] = {}
-    for spelled in spellings(prefix):
-        if modules := sorted(_expert_projections(description, spelled)):
-            for module in modules:
-                types.setdefault(module_type(description, module), module)
-            break
+    for module in expert_projections(description, prefix):
+        types.setdefault(module_type(description, module), module)
     if not types:
         raise CheckpointError(_missing(description, prefix))
     if len(types) > 1:
@@ -131,6 +128,11 @@ def resolve_experts(description: QuantDescription, prefix: str) -> QuantType:
             f"type, found {listing}. Quantize the model again with one type for all experts."
         )
     return next(iter(types))
+
+
+def expert_projections(description: QuantDescription, prefix: str) -> list[str]:
+    """Described modules of the experts below `prefix`, as the description spells them; empty if there are none."""
+    return next(filter(None, (sorted(_expert_projections(description, s)) for s in spellings(prefix))), [])
 
 
 def _expert_projections(description: QuantDescription, prefix: str) -> Iterator[str]:

@@ -82,7 +82,7 @@ _BUILT_IN = (
         4,
         (*quantized_tensors(int4, dtypes=INT4_DTYPES), BIAS_TENSOR),
         frozenset({CPU, NPU}),
-        frozenset({CPU}),
+        frozenset({CPU, NPU}),
         has_groups=True,
     ),
     TypeSpec(
@@ -91,7 +91,7 @@ _BUILT_IN = (
         4,
         (*quantized_tensors(int4, dtypes=INT4_DTYPES), *_TRANSFORM_TENSORS, BIAS_TENSOR),
         frozenset({CPU, NPU}),
-        frozenset({CPU}),
+        frozenset({CPU, NPU}),
         has_groups=True,
     ),
     TypeSpec("W8A8", 8, 8, (*_STATIC_TENSORS, BIAS_TENSOR), runs_on=frozenset({CPU, VLLM_ASCEND})),

@@ -48,10 +48,11 @@ def run(args: argparse.Namespace, worker: Sequence[str] = (), limit: float | Non
     from vllm_w4a4_plugin.device_check import environment, report
     from vllm_w4a4_plugin.device_check.outcome import Outcome
     from vllm_w4a4_plugin.device_check.plan import Step, make_plan
+    from vllm_w4a4_plugin.device_check.plan_experts import expert_steps
     from vllm_w4a4_plugin.device_check.run import WORKER, Result, run_plan
 
-    layers = _layers(args)
-    steps = make_plan(layers, has_fused_library=_has_fused_library())
+    layers, experts = _layers(args)
+    steps = [*make_plan(layers, has_fused_library=_has_fused_library()), *expert_steps(experts)]
     if limit is not None:
         steps = [replace(step, limit=limit) for step in steps]
     found: dict[str, Outcome] = {
@@ -78,17 +79,22 @@ def run(args: argparse.Namespace, worker: Sequence[str] = (), limit: float | Non
     return code
 
 
-def _layers(args: argparse.Namespace) -> list:
+def _layers(args: argparse.Namespace) -> tuple[list, list]:
+    """The kinds of W4A4 linear layers and of W4A4 experts."""
     from vllm_w4a4_plugin.capacity.model import read_model
     from vllm_w4a4_plugin.checkpoint import CheckpointError
     from vllm_w4a4_plugin.device_check.plan import default_layers, layers_on_rank
+    from vllm_w4a4_plugin.device_check.plan_experts import expert_layers
 
     if args.model is None:
-        return default_layers()
-    layers = layers_on_rank(read_model(args.model, args.recipe), args.tensor_parallel_size)
-    if not layers:
-        raise CheckpointError(f"{args.model} has no W4A4 linear layers: the plugin would compute nothing on an NPU.")
-    return layers
+        return default_layers(), []
+    model, ranks = read_model(args.model, args.recipe), args.tensor_parallel_size
+    layers, experts = layers_on_rank(model, ranks), expert_layers(model, ranks)
+    if not layers and not experts:
+        raise CheckpointError(
+            f"{args.model} has no W4A4 linear layers and no W4A4 experts: the plugin would compute nothing on an NPU."
+        )
+    return layers, experts
 
 
 def _has_fused_library() -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from vllm_w4a4_plugin.ops.npu import fused
 from vllm_w4a4_plugin.ops.npu.select import Kernel
 
-from . import graphs, operators, times
+from . import experts, graphs, operators, times
 from .environment import device_outcome
 from .layers import Session
 from .outcome import Outcome, Status, failed, passed
@@ -65,6 +65,9 @@ ACTIONS: dict[str, Callable[[Step, Session], Outcome]] = {
     "phases": operators.phases,
     "linear": operators.linear,
     "nonfinite": operators.nonfinite,
+    "expert products": experts.products,
+    "expert transform": experts.transform,
+    "expert activation": experts.activation,
     "graph": graphs.graph,
     "time": times.time,
 }

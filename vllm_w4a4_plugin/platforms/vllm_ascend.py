@@ -50,7 +50,8 @@ def register() -> None:
     _say(
         logging.INFO,
         f"vllm-w4a4-plugin {VERSION} extends the quantization method {METHOD!r} of vllm-ascend {_version()}: W4A4 "
-        "linear layers run in the plugin, all others in vllm-ascend. VLLM_W4A4_DISABLE=1 disables the plugin.",
+        "linear layers and experts run in the plugin, all others in vllm-ascend. VLLM_W4A4_DISABLE=1 disables the "
+        "plugin.",
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The method "ascend" inside vllm-ascend: its ModelSlim configuration, with our method for W4A4 linear layers.
+"""The method "ascend" inside vllm-ascend: its ModelSlim configuration, with our methods for W4A4 layers.
 
 It is a subclass, because vllm-ascend's code reads attributes of the configuration and checks its class.
 """
@@ -10,6 +10,7 @@ import torch
 from vllm.config import get_current_vllm_config
 from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.logger import init_logger
+from vllm.model_executor.layers.fused_moe import RoutedExperts
 from vllm.model_executor.layers.linear import (
     LinearBase,
     RowParallelLinear,
@@ -19,16 +20,19 @@ from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBa
 from vllm_ascend.quantization import AscendModelSlimConfig
 
 from vllm_w4a4_plugin.checkpoint import QuantDescription
+from vllm_w4a4_plugin.checkpoint.experts import plan_experts
 from vllm_w4a4_plugin.checkpoint.inventory import Inventory
 from vllm_w4a4_plugin.checkpoint.plan import LayerPlan, plan_layer
-from vllm_w4a4_plugin.checkpoint.resolve import checkpoint_name, shard_names
+from vllm_w4a4_plugin.checkpoint.resolve import checkpoint_name, expert_projections, shard_names
+from vllm_w4a4_plugin.checkpoint.runnable import ON_NPU
 from vllm_w4a4_plugin.checkpoint.spec import kronecker_sizes
-from vllm_w4a4_plugin.checkpoint.types import NPU, WEIGHT, runnable_types
+from vllm_w4a4_plugin.checkpoint.types import NPU, WEIGHT, known_types, runnable_types
 from vllm_w4a4_plugin.constants import LOGGER
 from vllm_w4a4_plugin.ops.npu import fused
 from vllm_w4a4_plugin.ops.npu.select import Kernel, RankShape, select_kernel
 from vllm_w4a4_plugin.ops.npu.self_check import select_working_kernel
 
+from .ascend_experts import AscendW4A4NpuExpertsMethod
 from .linear import AscendW4A4LinearMethod
 from .report import LoadReport
 from .schemes import LinearScheme, compiled_graphs, new_scheme, w4a4_npu  # noqa: F401 - registers the NPU's schemes
@@ -51,7 +55,7 @@ class AscendW4A4NpuLinearMethod(AscendW4A4LinearMethod):
 
 
 class AscendW4A4ModelSlimConfig(AscendModelSlimConfig):
-    """vllm-ascend's configuration; linear layers get our method if their type has an NPU scheme, else vllm-ascend's."""
+    """vllm-ascend's configuration; layers get our method if their type has an NPU scheme, else vllm-ascend's."""
 
     def __init__(self, quant_config: dict[str, Any] | None = None) -> None:
         super().__init__(quant_config)
@@ -61,7 +65,8 @@ class AscendW4A4ModelSlimConfig(AscendModelSlimConfig):
     def maybe_update_config(self, model_name: str, hf_config: Any = None, revision: str | None = None) -> None:
         super().maybe_update_config(model_name, hf_config, revision)
         description = self._description()
-        has_ours = any(written in runnable_types(NPU) for written in description.tensors.values())
+        ours = {kind for kind in known_types() if NPU in kind.spec.runs_on | kind.spec.experts_run_on}
+        has_ours = any(written in ours for written in description.tensors.values())
         self.inventory = Inventory(description, tensor_headers(model_name, revision) if has_ours else {})
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: "WeightsMapper") -> None:
@@ -74,14 +79,17 @@ class AscendW4A4ModelSlimConfig(AscendModelSlimConfig):
         self, layer: torch.nn.Module, prefix: str, *args: Any, **kwargs: Any
     ) -> QuantizeMethodBase | None:
         is_linear = isinstance(layer, LinearBase)
-        if is_linear:
+        if is_linear or isinstance(layer, RoutedExperts):
             # For some models, the prefixes of vllm-ascend differ from the names in the description.
             model_type = get_current_vllm_config().model_config.hf_config.model_type
             # From 0.27 on, vllm-ascend adds what vLLM's mapping lacks only here.
             if hasattr(self, "_update_packed_modules_mapping"):
                 self._update_packed_modules_mapping(model_type)
             for name in dict.fromkeys((prefix, self.quant_prefix_mapper(model_type, prefix))):
-                if self._has_shard_of_ours(name):
+                if not is_linear:
+                    if self._has_experts_of_ours(name):
+                        return self._experts_method(layer, name, kwargs.get("tid2eid"))
+                elif self._has_shard_of_ours(name):
                     plan = plan_layer(name, self.inventory, self.packed_modules_mapping, _sizes(layer))
                     why = self._why_theirs(layer, plan)
                     return self._theirs(layer, prefix, why, *args, **kwargs) if why else self._our_method(plan)
@@ -102,6 +110,17 @@ class AscendW4A4ModelSlimConfig(AscendModelSlimConfig):
 
     def _has_shard_of_ours(self, prefix: str) -> bool:
         return any(self._written_type(module) in runnable_types(NPU) for module in self._modules(prefix))
+
+    def _has_experts_of_ours(self, prefix: str) -> bool:
+        description = self.inventory.description
+        types = {self._written_type(module) for module in expert_projections(description, prefix)}
+        return any(kind in types and NPU in kind.spec.experts_run_on for kind in known_types())
+
+    def _experts_method(self, layer: RoutedExperts, prefix: str, tid2eid: Any) -> AscendW4A4NpuExpertsMethod:
+        moe = layer.moe_config
+        sizes = (moe.hidden_dim, moe.intermediate_size_per_partition * moe.tp_size)
+        plan = plan_experts(prefix, self.inventory, sizes, ON_NPU)
+        return AscendW4A4NpuExpertsMethod(moe, plan, self.report, not loads_dummy_weights(), tid2eid)
 
     def _our_method(self, plan: LayerPlan) -> AscendW4A4NpuLinearMethod:
         scheme = new_scheme(plan, self.report.packed, NPU)

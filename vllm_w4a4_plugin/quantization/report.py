@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from .schemes import LinearScheme
     from .schemes.experts import ExpertsScheme
+    from .schemes.experts_npu import NpuExpertsScheme
 
 logger = init_logger(LOGGER)
 
@@ -36,8 +37,10 @@ class LoadReport:
         self._rows: Counter[tuple[str, str, str]] = Counter()
         self._bytes: Counter[tuple[str, str, str]] = Counter()
 
-    def expect(self, scheme: "LinearScheme | ExpertsScheme") -> None:
-        """A quantized layer was created and will be loaded."""
+    def expect(self, scheme: "LinearScheme | ExpertsScheme | NpuExpertsScheme") -> None:
+        """A quantized layer was created and will be loaded. Says nothing new if it was created before."""
+        if scheme.plan.prefix in self._expected:
+            return
         self._expected.add(scheme.plan.prefix)
         if scheme.packs_weights:
             self._tensors += len(scheme.plan.shards)
@@ -62,7 +65,7 @@ class LoadReport:
             self._last_line = now
             logger.info("Packed %d of %d weight tensors", self._packed, self._tensors)
 
-    def ready(self, scheme: "LinearScheme | ExpertsScheme", layer: "torch.nn.Module") -> None:
+    def ready(self, scheme: "LinearScheme | ExpertsScheme | NpuExpertsScheme", layer: "torch.nn.Module") -> None:
         """A quantized layer is loaded; after the last one the table is logged, once."""
         if scheme.plan.prefix not in self._expected:
             return

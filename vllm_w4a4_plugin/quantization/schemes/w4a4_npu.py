@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from vllm.config import CUDAGraphMode, get_current_vllm_config_or_none
 from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_gather
 
 from vllm_w4a4_plugin.checkpoint import CheckpointError, QuantType
@@ -20,6 +19,7 @@ from vllm_w4a4_plugin.quantization.parameters.shared import ClipRatioParameter
 
 from . import compiled_graphs
 from .base import Layer, LayerShape, LinearScheme
+from .clip_slots import captures_graphs, set_clip_ratio
 from .registry import register_scheme
 from .whole_tokens import MAXIMUM_BYTES, shares_maximum, token_maximum
 
@@ -85,11 +85,7 @@ class W4A4NpuScheme(LinearScheme):
         self._register_scales(layer, shape, weight_loader, ZeroOffsetParameter)
         if self.has_transform:
             self._register_transform(layer, shape.params_dtype, weight_loader)
-        config = get_current_vllm_config_or_none()
-        self.captures_graphs = bool(config) and config.compilation_config.cudagraph_mode not in (
-            None,
-            CUDAGraphMode.NONE,
-        )
+        self.captures_graphs = captures_graphs()
 
     def process_weights_after_loading(self, layer: Layer) -> None:
         self._set_clip_ratio(layer.clip_ratio[0].item() if self.has_transform else 1.0)
@@ -152,11 +148,6 @@ class W4A4NpuScheme(LinearScheme):
         layer.register_parameter(CLIP_RATIO, clip)
 
     def _set_clip_ratio(self, value: float) -> None:
-        before = cann.clip_ratio(self.clip_slot)
-        if self.kernel in (Kernel.KRONECKER, Kernel.FUSED) and self.captures_graphs and before not in (None, value):
-            raise CheckpointError(
-                f"layer {self.plan.prefix}: the new weights have clip_ratio {value:.6f}, but captured graphs contain "
-                f"that of the old ones, {before:.6f}. Restart vLLM with the new weights, or with --enforce-eager."
-            )
-        cann.set_clip_ratio(self.clip_slot, value)
+        is_captured = self.kernel in (Kernel.KRONECKER, Kernel.FUSED) and self.captures_graphs
+        set_clip_ratio(self.plan.prefix, self.clip_slot, value, is_captured)
         self.stops_early = self.kernel is Kernel.UNFUSED and value < EXACT_CLAMP_CLIP

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
-from . import device, operators
+from . import device, experts, operators
+from .experts import moe_init_routing as npu_moe_init_routing_v2
+from .experts import npu_grouped_matmul, npu_moe_token_unpermute, npu_swiglu
 from .operators import (
     npu_convert_weight_to_int4pack,
     npu_dynamic_quant,
@@ -24,11 +26,16 @@ __version__ = "2.10.0.post4"
 
 __all__ = [
     "device",
+    "experts",
     "npu_convert_weight_to_int4pack",
     "npu_dynamic_quant",
     "npu_format_cast",
+    "npu_grouped_matmul",
     "npu_kronecker_quant",
+    "npu_moe_init_routing_v2",
+    "npu_moe_token_unpermute",
     "npu_quant_matmul",
+    "npu_swiglu",
     "operators",
 ]
 
@@ -58,6 +65,7 @@ vars(npu).update(
     device_count=lambda: 1,
     current_device=lambda: 0,
     synchronize=lambda: None,
+    current_stream=device.current_stream,
     empty_cache=lambda: None,
     memory_stats=_only_a_name("npu.memory_stats"),
     max_memory_allocated=_only_a_name("npu.max_memory_allocated"),
@@ -67,7 +75,7 @@ vars(npu).update(
     get_device_name=lambda index=0: device.get_device_name(index),
     get_device_properties=lambda index=0: device.get_device_properties(index),
     set_device=lambda index: None,
-    Stream=type("Stream", (), {}),
+    Stream=device.Stream,
     Event=device.Event,
     ExternalEvent=type("ExternalEvent", (), {}),
     NPUGraph=device.NPUGraph,

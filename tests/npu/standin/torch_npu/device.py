@@ -43,6 +43,19 @@ class Event:
         return 1e3 * (end.at - self.at)
 
 
+class Stream:
+    """The only one."""
+
+    def record_event(self) -> Event:
+        event = Event()
+        event.record()
+        return event
+
+
+def current_stream() -> Stream:
+    return Stream()
+
+
 class NPUGraph:
     """Operators on tensors that stay where they are."""
 
