@@ -66,9 +66,10 @@ def test_what_runs_nowhere_is_not_sent_to_npus(name: str, on_npus: bool) -> None
 
 
 def test_experts_on_npus() -> None:
-    assert unsupported_reason("x", QuantType.W8A8_DYNAMIC, Kind.EXPERTS, backends=ON_NPU) == ""
-    reason = unsupported_reason("x", QuantType.W4A4_FLATQUANT_DYNAMIC, Kind.EXPERTS, backends=ON_NPU)
-    assert "experts of quant type W4A4_FLATQUANT_DYNAMIC cannot be run on NPUs" in reason
+    for quant_type in ("W4A4_DYNAMIC", "W4A4_FLATQUANT_DYNAMIC", "W8A8_DYNAMIC"):
+        assert unsupported_reason("x", QuantType(quant_type), Kind.EXPERTS, backends=ON_NPU) == ""
+    reason = unsupported_reason("x", QuantType.W8A8_FLATQUANT_DYNAMIC, Kind.EXPERTS, backends=ON_NPU)
+    assert "experts of quant type W8A8_FLATQUANT_DYNAMIC cannot be run on NPUs" in reason
     assert "W4A8_DYNAMIC" in reason
 
 

@@ -25,6 +25,7 @@ from vllm_w4a4_plugin.device_check.layers import Session
 from vllm_w4a4_plugin.ops.npu import experts_check, self_check
 from vllm_w4a4_plugin.ops.npu.select_experts import Product
 from vllm_w4a4_plugin.quantization.ascend_experts import AscendW4A4NpuExpertsMethod
+from vllm_w4a4_plugin.quantization.dummy import TYPICAL_SCALE, fill_with_plausible_values
 
 pytestmark = pytest.mark.usefixtures("config")
 PREFIX = "model.layers.0.mlp.experts"
@@ -174,6 +175,15 @@ def test_weights_are_loaded_again(checkpoint: Callable[..., Path]) -> None:
     assert relative(through(scheme, layer, x, ids, weights), expected) < 1e-3
     assert {name: parameter.data_ptr() for name, parameter in layer.named_parameters()} == addresses
     assert all(not parameter.missing() for parameter in layer.parameters())
+
+
+def test_dummy_weights_compute(checkpoint: Callable[..., Path]) -> None:
+    scheme, layer = load(checkpoint("W4A4_FLATQUANT_DYNAMIC"), PREFIX, range(EXPERTS))
+    fill_with_plausible_values(layer)
+    scheme.fill_dummy_scales(layer, TYPICAL_SCALE)
+    y = through(scheme, layer, *routed(9, HIDDEN, EXPERTS)).float()
+    assert y.isfinite().all()
+    assert 0.01 < y.std() < 1000
 
 
 @pytest.mark.parametrize(

@@ -125,15 +125,16 @@ def _dispatch_input(
     expert_map: torch.Tensor | None,
     mc2_mask: torch.Tensor | None,
 ) -> Any:
-    routing: Any
     try:
-        from vllm_ascend.ops.fused_moe.dataclass.moe_quant import MoEQuantParams
-        from vllm_ascend.ops.fused_moe.dataclass.router_input import MoeRouterInput as routing
-        from vllm_ascend.ops.fused_moe.dataclass.token_dispatcher import MoETokenDispatchInput
+        from vllm_ascend.ops.fused_moe.dataclass import moe_quant, router_input, token_dispatcher
+
+        kinds = token_dispatcher.MoETokenDispatchInput, router_input.MoeRouterInput, moe_quant.MoEQuantParams
     except ImportError:
-        from vllm_ascend.ops.fused_moe.moe_runtime_args import MoEQuantParams, MoETokenDispatchInput
-        from vllm_ascend.ops.fused_moe.moe_runtime_args import MoERoutingParams as routing
-    return MoETokenDispatchInput(
+        from vllm_ascend.ops.fused_moe import moe_runtime_args as args
+
+        kinds = args.MoETokenDispatchInput, args.MoERoutingParams, args.MoEQuantParams
+    dispatch_input, routing, quant = kinds
+    return dispatch_input(
         hidden_states=x,
         topk_weights=topk_weights,
         topk_ids=topk_ids,
@@ -143,9 +144,10 @@ def _dispatch_input(
             mc2_mask=mc2_mask,
             apply_router_weight_on_input=False,
         ),
-        quant=MoEQuantParams(),  # nothing is quantized on the way
+        quant=quant(),  # nothing is quantized on the way
     )
 
 
 def _event() -> Any:
-    return torch.npu.current_stream().record_event()
+    npu: Any = torch
+    return npu.npu.current_stream().record_event()

@@ -27,9 +27,9 @@ def config(hidden: int, mlp: int, head: int) -> Any:
 
 
 def test_experts() -> None:
-    kinds = [QuantType.W4A4_FLATQUANT_DYNAMIC, QuantType.W8A8_DYNAMIC, QuantType.FLOAT]
+    kinds = [QuantType.W4A4_FLATQUANT_DYNAMIC, QuantType.W8A8_FLATQUANT_DYNAMIC, QuantType.FLOAT]
     assert npu_notes(config(640, 1536, 80), [], kinds) == [
-        "experts of type W4A4_FLATQUANT_DYNAMIC cannot run on NPUs: vllm-ascend has no kernel for them."
+        "experts of type W8A8_FLATQUANT_DYNAMIC cannot run on NPUs: vllm-ascend has no kernel for them."
     ]
 
 

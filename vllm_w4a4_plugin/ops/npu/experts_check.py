@@ -137,8 +137,8 @@ def transform_fault(
         None if n is None else torch.randint(-2, 3, (len(counts), n, n), generator=generator).to(dtype) for n in factors
     )
     groups = _groups(counts, device)
-    on_device = (None if factor is None else factor.to(device) for factor in (left, right))
-    y = experts.transform(x.to(device), *on_device, groups)[: sum(counts)]
+    own_left, own_right = (None if factor is None else factor.to(device) for factor in (left, right))
+    y = experts.transform(x.to(device), own_left, own_right, groups)[: sum(counts)]
     first, expected = 0, []
     for expert, count in enumerate(counts):
         m = factors[0] or size // (factors[1] or size)

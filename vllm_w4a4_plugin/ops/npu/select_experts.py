@@ -8,11 +8,12 @@ https://gitcode.com/cann/ops-transformer/blob/master/gmm/grouped_matmul/docs/acl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 
 from vllm_w4a4_plugin.checkpoint.spec import LinearSpec
 from vllm_w4a4_plugin.checkpoint.types import QuantType
 
-from .select import INT4_PER_WORD, NOTHING_BROKEN, Kernel, kronecker_unsupported_reason
+from .select import INT4_PER_WORD, Kernel, kronecker_unsupported_reason
 
 GROUPED_AXIS_LIMIT = 65535
 """Largest last axis of a tensor of npu_grouped_matmul, and of npu_quant_matmul with int4."""
@@ -103,7 +104,7 @@ class ExpertsChoice:
 
 
 def select_experts_kernel(
-    shape: ExpertsOnRank, *, broken: Mapping[Kernel | Product, str] = NOTHING_BROKEN
+    shape: ExpertsOnRank, *, broken: Mapping[Kernel | Product, str] = MappingProxyType({})
 ) -> ExpertsChoice:
     """The kernels of the routed experts of one layer.
 

@@ -133,7 +133,8 @@ class NpuExpertsScheme:
         """
         if x.shape[0] == 0:
             return torch.empty_like(x)
-        left, right = (getattr(layer, f"w13_{suffix}", None) for suffix in (LEFT_TRANS, RIGHT_TRANS))
+        left: Any = getattr(layer, f"w13_{LEFT_TRANS}", None)
+        right: Any = getattr(layer, f"w13_{RIGHT_TRANS}", None)
         if self.choice.quantizer is Kernel.KRONECKER:
             q, scale = cann.kronecker_quant(x, left, right, self.clip_slot)
         else:
