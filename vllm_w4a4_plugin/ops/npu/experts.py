@@ -41,7 +41,7 @@ class Groups:
     def of(cls, group_list: Tensor, group_list_type: int, rows: int) -> "Groups":
         """From a group_list of npu_grouped_matmul: running totals (type 0) or numbers of rows (type 1)."""
         if group_list_type not in (0, 1):
-            raise ValueError(f"group_list_type must be 0 or 1, found {group_list_type}")
+            raise NotImplementedError(f"group_list_type {group_list_type}")
         group_list = group_list.to(torch.int64)
         # As numbers of rows, npu_grouped_matmul does not take a list of a single expert.
         return cls(group_list if group_list_type == 0 else group_list.cumsum(0), rows)
