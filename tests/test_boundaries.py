@@ -25,8 +25,9 @@ MAY_IMPORT = {
     "calibration": LEAVES | {"checkpoint", "ops"},
     "capacity": LEAVES | {"checkpoint", "ops", "calibration"},
     "device_check": LEAVES | {"checkpoint", "ops", "capacity"},
+    "evaluation": LEAVES | {"checkpoint"},
     "platforms": LEAVES | {"checkpoint", "quantization"},
-    "cli": LEAVES | {"checkpoint", "ops", "calibration", "capacity", "device_check", "catalogue"},
+    "cli": LEAVES | {"checkpoint", "ops", "calibration", "capacity", "device_check", "evaluation", "catalogue"},
     "__init__": LEAVES | {"platforms"},
 }
 

@@ -41,6 +41,9 @@ def test_groups_must_stay_together() -> None:
         ("layers: {'*': INT3}", "quant type must be one of"),
         ("layers: {'*': W4A4_DYNAMIC}", "quant type must be one of"),
         ("rules: {}", "keys base and layers"),
+        ("base: [all-w4a4]", "unknown base"),
+        ("layers: {'*': [FLOAT]}", "quant type must be one of"),
+        ("layers: {'*': {a: FLOAT}}", "quant type must be one of"),
     ],
 )
 def test_bad_recipes(content: str, message: str, tmp_path: Path) -> None:

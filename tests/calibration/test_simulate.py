@@ -21,7 +21,7 @@ from vllm_w4a4_plugin.calibration.simulate import (
 )
 from vllm_w4a4_plugin.checkpoint import CheckpointReader, QuantType, types
 from vllm_w4a4_plugin.checkpoint.types import Layout, TensorSpec, TypeSpec, register_type
-from vllm_w4a4_plugin.cli import eval as eval_command
+from vllm_w4a4_plugin.evaluation.run import perplexity as served_perplexity
 from vllm_w4a4_plugin.ops import reference
 
 WINDOW = 64
@@ -44,9 +44,9 @@ def test_served_perplexity_is_the_simulated_one(recipe: str, float_model: Callab
     exact = perplexity(float_logits(StreamedModel(directory), windows), windows)
     simulated = perplexity(quantized_logits(StreamedModel(directory), output, windows), windows)
     assert simulated > 1.02 * exact, "rounding must show, or the comparison below would prove nothing"
-    served = eval_command.perplexity(output, windows.tolist(), "float32")
+    served = served_perplexity(output, windows.tolist(), "float32")
     assert served.tokens == windows.numel() - len(windows)
-    assert served.value == pytest.approx(simulated, rel=TOLERANCE[recipe])
+    assert served.perplexity == pytest.approx(simulated, rel=TOLERANCE[recipe])
 
 
 TOY = TypeSpec(

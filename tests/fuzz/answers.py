@@ -18,6 +18,7 @@ from vllm.distributed import (
 from vllm.model_executor.model_loader import get_model
 
 from tests.loading import engine_config
+from tests.packing import unpacked
 from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader
 from vllm_w4a4_plugin.checkpoint.verify import header_findings, remarks, value_findings
 from vllm_w4a4_plugin.quantization.parameters.base import MatrixParameter
@@ -118,7 +119,7 @@ def differing(model: torch.nn.Module, reader: CheckpointReader) -> Iterator[str]
             continue
         order = FUSED.get(leaf, ())
         ordered = sorted(stored, key=lambda n: order.index(n.split(".")[-2])) if stored[1:] else stored
-        tensors = [reader.load(n) for n in ordered]
+        tensors = [stored_values(reader, n) for n in ordered]
         if not _holds(name, parameter, tensors, parameters):
             yield name
 
@@ -130,7 +131,7 @@ def differing_experts(model: torch.nn.Module, reader: CheckpointReader) -> Itera
             continue
         part = parameter.part
         names = [part.plan.tensor_name(part.suffix, shard) for shard in part.shards]
-        tensors = [reader.load(name).to(parameter.dtype) for name in names]
+        tensors = [stored_values(reader, name).to(parameter.dtype) for name in names]
         stored = [t.reshape(len(t) if t.ndim else 1, -1) for t in tensors]  # vectors may be columns
         whole = torch.stack(stored).unflatten(0, (len(part.places), -1)).flatten(1, 2)
         expected = torch.zeros_like(parameter.data)
@@ -141,6 +142,12 @@ def differing_experts(model: torch.nn.Module, reader: CheckpointReader) -> Itera
                 expected[place] = matrix.reshape(expected[place].shape)
         if not expected.equal(parameter.data):
             yield name
+
+
+def stored_values(reader: CheckpointReader, name: str) -> torch.Tensor:
+    """A stored tensor, with one value per element if it is a packed weight."""
+    tensor = reader.load(name)
+    return torch.from_numpy(unpacked(tensor.numpy())) if tensor.dtype == torch.uint8 else tensor
 
 
 def _holds(name: str, parameter: torch.Tensor, stored: list[torch.Tensor], others: dict[str, Any]) -> bool:

@@ -168,17 +168,18 @@ def _read_yaml(file: Path) -> tuple[str, list[tuple[str, QuantType]]]:
     if not isinstance(data, dict) or not set(data) <= {"base", "layers"}:
         raise CalibrationError(f"{file}: expected a mapping with the keys base and layers only.")
     base, layers = data.get("base", "tutorial"), data.get("layers", {})
-    if base not in RECIPES:
-        raise CalibrationError(f"{file}: unknown base {base!r}; there are {', '.join(RECIPES)}.")
+    if not isinstance(base, str) or base not in RECIPES:
+        raise CalibrationError(f"{file}: unknown base {base!r:.200}; there are {', '.join(RECIPES)}.")
     if not isinstance(layers, dict):
         raise CalibrationError(f"{file}: layers must map patterns to quant types.")
     allowed = {t for r in RECIPES.values() for t in r.values()} | {QuantType.W4A8_DYNAMIC}
     for pattern, kind in layers.items():
         # Other layers of that type need the rotations that this base folds into the model.
         needs_rotation = kind == _W4A4 and base != "w4a4-dynamic" and ".experts." not in str(pattern)
-        if kind not in allowed or needs_rotation:
+        if not isinstance(kind, str) or kind not in allowed or needs_rotation:
             raise CalibrationError(
-                f"{file}: {pattern}: quant type must be one of {', '.join(sorted(allowed))}, found {kind!r}."
+                f"{file}: {pattern!s:.200}: quant type must be one of {', '.join(sorted(allowed))}, found "
+                f"{kind!r:.200}."
                 + needs_rotation * f" {_W4A4} is for the base w4a4-dynamic, and for patterns with .experts. in them."
             )
     return base, [(str(pattern), QuantType(kind)) for pattern, kind in layers.items()]

@@ -17,6 +17,8 @@ def read_texts(file: Path) -> list[str]:
         CalibrationError: the file is missing, of another kind, malformed, or holds no text; or a text has half of a
             surrogate pair, which JSON can spell but no tokenizer accepts.
     """
+    if file.exists() and not file.is_file():  # a pipe would be waited for
+        raise CalibrationError(f"{file}: is no file.")
     try:
         content = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
