@@ -26,13 +26,15 @@ def missing(preset: str) -> str | None:
         return "emulates x86 instructions on x86"
     if preset == "simde" and not Path("/usr/include/simde").is_dir():
         return "SIMDe is needed (Debian: apt-get install libsimde-dev)"
+    if preset == "threads" and not os.environ.get("W4A4_TSAN"):
+        return "takes two and a half minutes of a core; W4A4_TSAN=1 runs it"
     if preset == "aarch64" and not (shutil.which("aarch64-linux-gnu-g++") and shutil.which("qemu-aarch64-static")):
         return "a cross compiler is needed (Debian: apt-get install g++-aarch64-linux-gnu qemu-user-static)"
     return None
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("preset", ["native", "sanitize", "simde", "aarch64"])
+@pytest.mark.parametrize("preset", ["native", "sanitize", "threads", "simde", "aarch64"])
 def test_conformance(preset: str, tmp_path: Path) -> None:
     if reason := missing(preset):
         pytest.skip(reason)

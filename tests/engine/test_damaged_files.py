@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints with damaged files load correctly or end in CheckpointError, and `verify` and loading agree on each.
 
-W4A4_FUZZ=20000 tries so many; W4A4_FUZZ_FIRST=N starts at case N, whose damage depends on its number alone. A case that hangs ends the process and prints where.
+W4A4_FUZZ=20000 tries so many; W4A4_FUZZ_FIRST=N starts at case N, whose damage depends on its number alone. A case that
+hangs ends the process and prints where.
 """
 
 import faulthandler

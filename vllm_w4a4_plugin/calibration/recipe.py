@@ -180,6 +180,7 @@ def _read_yaml(file: Path) -> tuple[str, list[tuple[str, QuantType]]]:
             raise CalibrationError(
                 f"{file}: {pattern!s:.200}: quant type must be one of {', '.join(sorted(allowed))}, found "
                 f"{kind!r:.200}."
-                + needs_rotation * f" {_W4A4} is for the base w4a4-dynamic, and for patterns with .experts. in them."
+                + needs_rotation
+                * f" {_W4A4} is for the base w4a4-dynamic, and for patterns with .experts. in them."
             )
     return base, [(str(pattern), QuantType(kind)) for pattern, kind in layers.items()]
