@@ -21,7 +21,7 @@ ENTRIES = list(entries())
 INTERNAL = ("AttributeError", "NotImplementedError", "OSError", "_Reached")
 """Exceptions that no user sees: protocols of Python, and what is caught and raised again in other words."""
 
-WITHOUT_MESSAGES = ("device_check", "cli/output.py", "ops/reference.py", "catalogue", "text.py")
+WITHOUT_MESSAGES = ("device_check", "cli/output.py", "ops/reference.py", "catalogue", "text.py", "evaluation/page.py")
 """Parts whose strings are output, not errors. The device check explains each step itself (docs/npu.md)."""
 
 NOT_MESSAGES = (

@@ -34,7 +34,7 @@ KINDS = {
     r"vllm-w4a4 doctor .*": "here",
     r"vllm-w4a4 quantize .* --start-from .*": "tests/calibration/run/test_start_from.py::test_",
     r"vllm-w4a4 quantize .*": "tests/cli/test_quantize.py::test_official_flags_report_and_verify",
-    r"(VLLM_W4A4_\w+=\w+ )?vllm-w4a4 eval .*": "tests/calibration/test_simulate.py::test_served_perplexity",
+    r"(VLLM_W4A4_\w+=\w+ )?vllm-w4a4 eval .*": "tests/engine/test_eval.py::test_perplexities",
     r"vllm serve .*": "tests/engine/test_server.py::test_the_tutorials_curl_command",
     r"curl .*": "tests/engine/test_server.py::test_the_tutorials_curl_command",
     r"docker build .*": "tests/csrc/test_container.py::test_pure_python",  # its commands

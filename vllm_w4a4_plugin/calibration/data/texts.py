@@ -18,7 +18,7 @@ def read_texts(file: Path) -> list[str]:
             surrogate pair, which JSON can spell but no tokenizer accepts.
     """
     if file.exists() and not file.is_file():  # a pipe would be waited for
-        raise CalibrationError(f"{file}: is no file.")
+        raise CalibrationError(f"{file}: is no file of text.")
     try:
         content = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
