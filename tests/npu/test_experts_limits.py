@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch_npu
 from vllm.config import CUDAGraphMode, VllmConfig
+from vllm.model_executor.layers.fused_moe import MoEActivation
 
 from tests.mixtures import EXPERTS, HIDDEN, INTERMEDIATE, PER_GROUP, write, write_mixture
 from tests.npu.expert_layers import Experts, fill, load, relative, routed
@@ -18,10 +19,13 @@ from tests.npu.test_experts import through
 from vllm_w4a4_plugin.capacity.kernels import kernels_of
 from vllm_w4a4_plugin.capacity.model import read_model
 from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader, QuantType
+from vllm_w4a4_plugin.checkpoint.experts import plan_experts
+from vllm_w4a4_plugin.checkpoint.inventory import Inventory
 from vllm_w4a4_plugin.checkpoint.runnable import ON_NPU
 from vllm_w4a4_plugin.checkpoint.verify import header_findings
-from vllm_w4a4_plugin.device_check import plan, plan_experts, steps
+from vllm_w4a4_plugin.device_check import plan, steps
 from vllm_w4a4_plugin.device_check.layers import Session
+from vllm_w4a4_plugin.device_check.plan_experts import expert_layers, expert_steps
 from vllm_w4a4_plugin.ops.npu import experts_check, self_check
 from vllm_w4a4_plugin.ops.npu.select_experts import Product
 from vllm_w4a4_plugin.quantization.ascend_experts import AscendW4A4NpuExpertsMethod
@@ -216,10 +220,35 @@ def test_features_of_vllm_ascend_that_are_refused(
         method.create_weights(SimpleNamespace(), EXPERTS, HIDDEN, INTERMEDIATE, torch.bfloat16)
 
 
+@pytest.mark.parametrize(
+    ("moe", "hidden", "problem"),
+    [
+        ({}, 200, "expected 8 experts with 200 input and 96 intermediate features .* found 8 with 192 and 96"),
+        ({"num_logical_experts": 9}, HIDDEN, "expected 9 experts with 192 input"),
+        ({"activation": MoEActivation.GELU}, HIDDEN, "experts with the activation gelu cannot be run in W4A4_DYNAMIC"),
+        ({"swiglu_limit": 7.0}, HIDDEN, "the activation silu with the limit 7.0 cannot be run"),
+        ({"use_ep": True, "ep_size": 3}, HIDDEN, "ranks that divides the 8 experts, found 3"),
+        ({"tp_size": 2}, HIDDEN, "split over 2 ranks, which are not the 1 of the .*Use --enable-expert-parallel"),
+    ],
+)
+def test_models_that_are_refused(
+    checkpoint: Callable[..., Path], moe: dict[str, Any], hidden: int, problem: str
+) -> None:
+    inventory = Inventory.of(CheckpointReader(checkpoint("W4A4_DYNAMIC")))
+    usual = {
+        "tp_size": 1, "num_logical_experts": EXPERTS, "activation": MoEActivation.SILU, "swiglu_limit": None,
+        "use_ep": False, "ep_size": 1,
+    }  # fmt: skip
+    experts = plan_experts(PREFIX, inventory, backends=ON_NPU)
+    method = AscendW4A4NpuExpertsMethod(SimpleNamespace(**usual | moe), experts, MagicMock(), True)
+    with pytest.raises(CheckpointError, match=f"layer {PREFIX}: .*{problem}"):
+        method.create_weights(SimpleNamespace(), EXPERTS, hidden, INTERMEDIATE // method.moe.tp_size, torch.bfloat16)
+
+
 def test_the_device_check_knows_experts(checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     model = read_model(checkpoint("W4A4_FLATQUANT_DYNAMIC"))
     assert plan.layers_on_rank(model, 1) == []
-    todo = list(plan_experts.expert_steps(plan_experts.expert_layers(model, 1)))
+    todo = list(expert_steps(expert_layers(model, 1)))
     assert [step.kind for step in todo] == [
         "expert products", "expert products", "quantize", "expert transform", "expert activation"
     ]  # fmt: skip

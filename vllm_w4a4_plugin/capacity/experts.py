@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The W4A4 experts of a model as one device computes them in vllm-ascend with this plugin."""
 
-from vllm_w4a4_plugin.checkpoint.experts import EXPERTS
+from vllm_w4a4_plugin.checkpoint.experts import EXPERTS, PROJECTIONS
 from vllm_w4a4_plugin.checkpoint.runnable import Kind, kind_of
 from vllm_w4a4_plugin.checkpoint.spec import LinearSpec
 from vllm_w4a4_plugin.checkpoint.types import NPU
 from vllm_w4a4_plugin.ops.npu.select_experts import ExpertsOnRank
 
 from .model import Model
-from .partition import COLUMN, split_of
+
+DOWN = tuple(names[2] for names in PROJECTIONS)
 
 
 def layer_of(linear: LinearSpec) -> str:
@@ -26,5 +27,5 @@ def experts_on_rank(model: Model, ranks: int) -> dict[str, ExpertsOnRank]:
     gate_up: dict[str, LinearSpec] = {}
     down: dict[str, LinearSpec] = {}
     for linear in filter(is_ours, model.linears):
-        (gate_up if split_of(linear) == COLUMN else down).setdefault(layer_of(linear), linear)
+        (down if linear.leaf in DOWN else gate_up).setdefault(layer_of(linear), linear)
     return {name: ExpertsOnRank(gate_up[name], down[name], model.experts, ranks) for name in gate_up}

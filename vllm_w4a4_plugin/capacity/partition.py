@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 COLUMN, ROW, WHOLE, VOCABULARY = "column", "row", "whole", "vocabulary"
 _SPLIT = {
-    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), COLUMN),
-    **dict.fromkeys(("o_proj", "down_proj"), ROW),
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "w1", "w3"), COLUMN),
+    **dict.fromkeys(("o_proj", "down_proj", "w2"), ROW),
     "lm_head": VOCABULARY,
 }
 _KV_SHARDS = ("k_proj", "v_proj")
-_LATER_SHARDS = (*_KV_SHARDS, "up_proj")
+_LATER_SHARDS = (*_KV_SHARDS, "up_proj", "w3")
 
 VOCABULARY_MULTIPLE = 64
 """vLLM pads the vocabulary to a multiple of this before it divides it."""
