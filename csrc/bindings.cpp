@@ -116,12 +116,10 @@ Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, ScalarT
 
 Tensor flatquant_linear(const Tensor& x, const Tensor& packed, const Tensor& weight_scale,
                         const OptionalTensor& left_trans, const OptionalTensor& right_trans, const Tensor& clip_ratio,
-                        const OptionalTensor& bias, const OptionalTensor& weight_offset, int64_t activation_bits,
-                        const OptionalTensor& token_maximum) {
+                        const OptionalTensor& bias, const OptionalTensor& weight_offset, int64_t activation_bits) {
   const int64_t features = check_tokens(x, "x");
   const w4a4::Dtype dtype = float_dtype(x, "x");
-  w4a4::Transform transform = make_transform(features, left_trans, right_trans, clip_ratio);
-  transform.token_maximum = maxima_or_null(token_maximum, x.numel() / features);
+  const w4a4::Transform transform = make_transform(features, left_trans, right_trans, clip_ratio);
   const w4a4::Weight weight = make_weight(features, packed, w4a4::kBlockBytes, weight_scale, bias, weight_offset);
   Tensor y = new_tensor(x, with_last(x, weight.out_features), x.scalar_type());
   w4a4::flatquant_linear(x.const_data_ptr(), dtype, x.numel() / features, transform, activation_range(activation_bits),
@@ -134,13 +132,13 @@ std::tuple<Tensor, Tensor> kronecker_quant(const Tensor& x, const OptionalTensor
                                            int64_t activation_bits, const OptionalTensor& token_maximum) {
   const int64_t features = check_tokens(x, "x");
   const w4a4::Dtype dtype = float_dtype(x, "x");
-  w4a4::Transform transform = make_transform(features, left_trans, right_trans, clip_ratio);
-  transform.token_maximum = maxima_or_null(token_maximum, x.numel() / features);
+  const w4a4::Transform transform = make_transform(features, left_trans, right_trans, clip_ratio);
+  const float* maxima = maxima_or_null(token_maximum, x.numel() / features);
   Tensor q = new_tensor(x, with_last(x, features), ScalarType::Char);
   std::vector<int64_t> scale_shape = with_last(x, 0);
   scale_shape.pop_back();
   Tensor scale = new_tensor(x, scale_shape, ScalarType::Float);
-  w4a4::kronecker_quant(x.const_data_ptr(), dtype, x.numel() / features, features, transform,
+  w4a4::kronecker_quant(x.const_data_ptr(), dtype, x.numel() / features, features, transform, maxima,
                         activation_range(activation_bits), static_cast<int8_t*>(q.mutable_data_ptr()),
                         static_cast<float*>(scale.mutable_data_ptr()), w4a4::kernels(), torch_pool());
   return {q, scale};
@@ -207,13 +205,12 @@ Tensor weight_only_linear(const Tensor& x, const Tensor& packed, const Tensor& w
 
 Tensor w8a8_linear(const Tensor& x, const Tensor& packed, const Tensor& weight_scale, const OptionalTensor& bias,
                    const OptionalTensor& left_trans, const OptionalTensor& right_trans,
-                   const OptionalTensor& clip_ratio, const OptionalTensor& token_maximum) {
+                   const OptionalTensor& clip_ratio) {
   const int64_t features = check_tokens(x, "x");
   const w4a4::Dtype dtype = float_dtype(x, "x");
   const w4a4::Weight weight = make_int8_weight(features, packed, weight_scale, bias);
-  w4a4::Transform transform = clip_ratio ? make_transform(features, left_trans, right_trans, *clip_ratio)
-                                         : w4a4::Transform{1, features, nullptr, nullptr, 1.0f};
-  transform.token_maximum = maxima_or_null(token_maximum, x.numel() / features);
+  const w4a4::Transform transform = clip_ratio ? make_transform(features, left_trans, right_trans, *clip_ratio)
+                                               : w4a4::Transform{1, features, nullptr, nullptr, 1.0f};
   Tensor y = new_tensor(x, with_last(x, weight.out_features), x.scalar_type());
   w4a4::w8a8_linear(x.const_data_ptr(), dtype, x.numel() / features, transform, weight, y.mutable_data_ptr(),
                     w4a4::kernels(), torch_pool());
@@ -310,8 +307,7 @@ std::vector<int64_t> int4_layout() { return {w4a4::kTileRows, w4a4::kBlockFeatur
 STABLE_TORCH_LIBRARY(vllm_w4a4, m) {
   m.def(
       "flatquant_linear(Tensor x, Tensor weight_packed, Tensor weight_scale, Tensor? left_trans, Tensor? right_trans, "
-      "Tensor clip_ratio, Tensor? bias=None, Tensor? weight_offset=None, int activation_bits=4, "
-      "Tensor? token_maximum=None) -> Tensor");
+      "Tensor clip_ratio, Tensor? bias=None, Tensor? weight_offset=None, int activation_bits=4) -> Tensor");
   m.def(
       "kronecker_quant(Tensor x, Tensor? left_trans, Tensor? right_trans, Tensor clip_ratio, int activation_bits=4, "
       "Tensor? token_maximum=None) -> (Tensor, Tensor)");
@@ -329,7 +325,7 @@ STABLE_TORCH_LIBRARY(vllm_w4a4, m) {
   m.def("pack_int4_rows_(Tensor(a!) packed, Tensor weight, int first_row) -> ()");
   m.def(
       "w8a8_linear(Tensor x, Tensor weight_packed, Tensor weight_scale, Tensor? bias=None, Tensor? left_trans=None, "
-      "Tensor? right_trans=None, Tensor? clip_ratio=None, Tensor? token_maximum=None) -> Tensor");
+      "Tensor? right_trans=None, Tensor? clip_ratio=None) -> Tensor");
   m.def("pack_int8_rows_(Tensor(a!) packed, Tensor weight, int first_row) -> ()");
   m.def("unpack_int4(Tensor packed, int out_features, int in_features) -> Tensor");
   m.def("cpu_instruction_set() -> str");

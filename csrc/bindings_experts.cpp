@@ -135,7 +135,8 @@ Tensor experts_mlp(const Tensor& x, const Tensor& topk_weights, const Tensor& to
                    const OptionalTensor& w2_bias, const OptionalTensor& w13_left_trans,
                    const OptionalTensor& w13_right_trans, const Tensor& w13_clip_ratio,
                    const OptionalTensor& w2_left_trans, const OptionalTensor& w2_right_trans,
-                   const Tensor& w2_clip_ratio, const OptionalTensor& expert_map, int64_t activation_bits) {
+                   const Tensor& w2_clip_ratio, const OptionalTensor& expert_map, int64_t activation_bits,
+                   bool is_double) {
   check_contiguous(x, "x");
   STD_TORCH_CHECK(x.dim() == 2 && x.size(1) > 0, "x: expected [tokens, hidden], found ", shape_text(x));
   const w4a4::Dtype dtype = float_dtype(x, "x");
@@ -164,9 +165,9 @@ Tensor experts_mlp(const Tensor& x, const Tensor& topk_weights, const Tensor& to
   const std::vector<int32_t> experts = local_experts(topk_ids, expert_map, w13.experts);
   const w4a4::Routing routing{static_cast<const float*>(topk_weights.const_data_ptr()), experts.data(),
                               topk_weights.size(1)};
-  Tensor y = torch::stable::new_empty(x, {tokens, hidden}, x.scalar_type());
+  Tensor y = torch::stable::new_empty(x, {tokens, hidden}, is_double ? ScalarType::Double : x.scalar_type());
   w4a4::experts_mlp(x.const_data_ptr(), dtype, tokens, routing, w13_transform, w13, w2_transform, w2,
-                    y.mutable_data_ptr(), w4a4::kernels(), torch_pool());
+                    y.mutable_data_ptr(), is_double, w4a4::kernels(), torch_pool());
   return y;
 }
 
@@ -177,7 +178,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(vllm_w4a4, m) {
       "experts_mlp(Tensor x, Tensor topk_weights, Tensor topk_ids, Tensor w13_packed, Tensor w13_scale, "
       "Tensor w2_packed, Tensor w2_scale, Tensor? w13_offset, Tensor? w2_offset, Tensor? w13_bias, Tensor? w2_bias, "
       "Tensor? w13_left_trans, Tensor? w13_right_trans, Tensor w13_clip_ratio, Tensor? w2_left_trans, "
-      "Tensor? w2_right_trans, Tensor w2_clip_ratio, Tensor? expert_map, int activation_bits=4) -> Tensor");
+      "Tensor? w2_right_trans, Tensor w2_clip_ratio, Tensor? expert_map, int activation_bits=4, "
+      "bool is_double=False) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vllm_w4a4, CPU, m) { m.impl("experts_mlp", TORCH_BOX(&experts_mlp)); }

@@ -74,7 +74,7 @@ FEATURES = {
         "`--load-format runai_streamer`, files on disk",
         "`--load-format dummy`",
         "`--load-format fastsafetensors`",
-        "`--load-format sharded_state`",
+        "`--load-format sharded_state`, saved by `save_sharded_state`",
         "`--load-format tensorizer`",
         "`--load-format pt`",
     ),

@@ -15,11 +15,17 @@ LOGGER = "vllm.plugins.w4a4"
 DESCRIPTION_FILE = "quant_model_description.json"
 INDEX_SUFFIX = ".safetensors.index.json"
 
+SAVED_STATE_FILE = "w4a4_sharded_state.json"
+"""Lies beside the parameters of a model that were saved for `--load-format sharded_state`."""
+
 LOAD_FORMAT = "w4a4"
 """Name of our model loader among vLLM's load formats."""
 
 STREAMED_LOAD_FORMAT = "w4a4-runai"
 """The same with Run:ai's streamer reading the files."""
+
+SAVED_LOAD_FORMAT = "w4a4-sharded-state"
+"""Our loader of vLLM's `sharded_state`."""
 
 TESTED_VLLM = ("0.23", "0.33")
 """First and last minor version of vLLM that the tests run with; these two without a C extension, so without engines."""

@@ -85,9 +85,10 @@ VARIABLES = {
             "VLLM_W4A4_LOCAL_SCALES",
             _off_unless_set,
             "0",
-            "`1` lets each rank of a row-parallel layer without transform quantize its part of a token with a scale of "
-            "its own, as vllm-ascend does. It saves an exchange of 4 bytes per token and layer, but results then "
-            "depend on the number of ranks.",
+            "`1` lets each rank of a row-parallel layer without transform quantize and multiply its part of a token, "
+            "with a scale of its own, as vllm-ascend does. It saves an exchange (see "
+            "[the same answer on any number of ranks](../several-processes.md)), but results then depend on that "
+            "number.",
         ),
         Variable(
             "VLLM_W4A4_HEAD",

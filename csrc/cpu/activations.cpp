@@ -60,7 +60,6 @@ QuantizeArgs quantize_args(const void* x, Dtype dtype, int64_t features, const T
   args.left_trans = transform.left_trans;
   args.padded_right = ceil_div(transform.right, kTransformPadding) * kTransformPadding;
   args.clip = transform.clip;
-  args.token_maximum = transform.token_maximum;
   args.groups = groups;
   if (transform.right_trans != nullptr) {
     float* padded = right_scratch.get<float>(transform.right * args.padded_right);

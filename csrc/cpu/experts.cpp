@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <vector>
 
 #include "activations.h"
@@ -233,9 +234,33 @@ Pairs quantize_hidden(const float* gate_up, const ExpertTransform& transform, co
   return to_panels(pairs, nullptr, order, Gemms(weights, order, kernels), pool);
 }
 
-// y[t] = sum_j weights[t][j] * product[position of (t, j)], always added in the order of j.
+// Where the results go.
+struct Output {
+  char* values;  // [tokens, features]
+  bool is_double;
+  Dtype dtype;  // if not is_double
+
+  int64_t value_bytes() const { return is_double ? sizeof(double) : dtype_size(dtype); }
+  // Writes `count` values from value `first` on.
+  void store(const double* source, int64_t count, int64_t first) const {
+    char* target = values + first * value_bytes();
+    if (is_double) {
+      std::memcpy(target, source, count * sizeof(double));
+      return;
+    }
+    constexpr int64_t kPart = 64;
+    float rounded[kPart];
+    for (int64_t begin = 0; begin < count; begin += kPart) {
+      const int64_t part = std::min(kPart, count - begin);
+      for (int64_t i = 0; i < part; ++i) rounded[i] = static_cast<float>(source[begin + i]);
+      store_floats(rounded, part, dtype, target + begin * dtype_size(dtype));
+    }
+  }
+};
+
+// y[t] = sum_j weights[t][j] * product[position of (t, j)].
 void add_up(const float* product, int64_t features, const Routing& routing, const Order& order, int64_t tokens,
-            Dtype dtype, char* y, const Pool& pool) {
+            const Output& y, const Pool& pool) {
   constexpr int64_t kPart = 1024;
   const int64_t parts = ceil_div(features, kPart);
   const int64_t grain = ceil_div(kSumGrain, kPart * routing.top_k);
@@ -243,13 +268,14 @@ void add_up(const float* product, int64_t features, const Routing& routing, cons
     for (int64_t item = begin; item < end; ++item) {
       const int64_t token = item / parts, first = item % parts * kPart;
       const int64_t count = std::min(kPart, features - first);
-      float sum[kPart] = {};
+      double sum[kPart] = {};
       for (int64_t pair = token * routing.top_k; pair < (token + 1) * routing.top_k; ++pair) {
         if (order.position[pair] < 0) continue;
         const float* row = product + order.position[pair] * features + first;
-        for (int64_t i = 0; i < count; ++i) sum[i] += routing.weights[pair] * row[i];
+        const double weight = routing.weights[pair];
+        for (int64_t i = 0; i < count; ++i) sum[i] += weight * row[i];
       }
-      store_floats(sum, count, dtype, y + (token * features + first) * dtype_size(dtype));
+      y.store(sum, count, token * features + first);
     }
   });
 }
@@ -258,22 +284,23 @@ void add_up(const float* product, int64_t features, const Routing& routing, cons
 
 void experts_mlp(const void* x, Dtype dtype, int64_t tokens, const Routing& routing,
                  const ExpertTransform& gate_up_transform, const ExpertWeights& gate_up,
-                 const ExpertTransform& down_transform, const ExpertWeights& down, void* y, const Kernels& kernels,
-                 const Pool& pool) {
+                 const ExpertTransform& down_transform, const ExpertWeights& down, void* y, bool is_double,
+                 const Kernels& kernels, const Pool& pool) {
   const int64_t chunk = std::max<int64_t>(1, kPairChunk / std::max<int64_t>(1, routing.top_k));
   for (int64_t begin = 0; begin < tokens; begin += chunk) {
     const int64_t count = std::min(chunk, tokens - begin);
     const Routing part{routing.weights + begin * routing.top_k, routing.experts + begin * routing.top_k, routing.top_k};
     const Order order(part.experts, count, routing.top_k, gate_up.experts);
     const char* source = static_cast<const char*>(x) + begin * gate_up.in_features * dtype_size(dtype);
-    char* target = static_cast<char*>(y) + begin * down.out_features * dtype_size(dtype);
+    Output target{static_cast<char*>(y), is_double, dtype};
+    target.values += begin * down.out_features * target.value_bytes();
     // The second product may overwrite the first, which is no longer needed by then.
     float* product = product_scratch.get<float>(order.pairs() * std::max(gate_up.out_features, down.out_features));
     const Pairs input = quantize_input(source, dtype, count, gate_up_transform, gate_up, order, kernels, pool);
     multiply(gate_up, input, order, product, kernels, pool);
     const Pairs hidden = quantize_hidden(product, down_transform, down, order, kernels, pool);
     multiply(down, hidden, order, product, kernels, pool);
-    add_up(product, down.out_features, part, order, count, dtype, target, pool);
+    add_up(product, down.out_features, part, order, count, target, pool);
   }
 }
 

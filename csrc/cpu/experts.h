@@ -36,16 +36,17 @@ struct ExpertTransform {
   int64_t left_count, right_count, clip_count;  // 1 or the number of experts
 };
 
-// x [tokens, hidden] -> y [tokens, hidden], both of type `dtype`:
+// x [tokens, hidden] of type `dtype` -> y [tokens, hidden] of the same type, or of type double if `is_double`:
 //
 //   h = silu(gate) * up, where [gate, up] is gate_up of the transformed, quantized token
 //   y = sum_j weights[j] * down(h of expert j), with h transformed and quantized by that expert
 //
 // `gate_up` has 2 * down.in_features output features, those of gate first; its transform must be one for all experts.
-// Everything between the integer products is float32. A token that goes to no expert of this operator gives 0.
+// Everything between the integer products is float32. The sum over j is double: its order, and which rank adds which
+// terms, show in bits only that a float has no room for. A token that goes to no expert of this operator gives 0.
 void experts_mlp(const void* x, Dtype dtype, int64_t tokens, const Routing& routing,
                  const ExpertTransform& gate_up_transform, const ExpertWeights& gate_up,
-                 const ExpertTransform& down_transform, const ExpertWeights& down, void* y, const Kernels& kernels,
-                 const Pool& pool);
+                 const ExpertTransform& down_transform, const ExpertWeights& down, void* y, bool is_double,
+                 const Kernels& kernels, const Pool& pool);
 
 }  // namespace w4a4

@@ -91,7 +91,6 @@ void linear(const void* x, Dtype dtype, int64_t tokens, QuantizeArgs quantize, G
     const int64_t count = std::min(chunk, tokens - begin);
     quantize.x = static_cast<const char*>(x) + begin * args.in_features * dtype_size(dtype);
     quantize_tokens(quantize, count, kernels, pool);
-    if (quantize.token_maximum != nullptr) quantize.token_maximum += count;
     const Gemm& gemm = gemms.choose(count, args.in_features, args.groups);
     args.panels = Panels(count, gemm.panel_tokens);
     args.q = make_panels(quantize.q, stride, args.panels, gemm, pool);
@@ -152,8 +151,10 @@ void w8a8_linear(const void* x, Dtype dtype, int64_t tokens, const Transform& tr
 }
 
 void kronecker_quant(const void* x, Dtype dtype, int64_t tokens, int64_t features, const Transform& transform,
-                     ActivationRange range, int8_t* q, float* scale, const Kernels& kernels, const Pool& pool) {
+                     const float* token_maximum, ActivationRange range, int8_t* q, float* scale, const Kernels& kernels,
+                     const Pool& pool) {
   QuantizeArgs args = quantize_args(x, dtype, features, transform, range, 1);
+  args.token_maximum = token_maximum;
   args.q = q;
   args.q_stride = features;
   args.scale = scale;

@@ -24,8 +24,6 @@ struct Transform {
   const float* left_trans;   // [left, left]
   const float* right_trans;  // [right, right]
   float clip;
-  // [tokens] or null: the largest magnitude of each whole token, where x has a part of it.
-  const float* token_maximum = nullptr;
 };
 
 // Range of quantized activations.
@@ -54,9 +52,11 @@ void flatquant_linear(const void* x, Dtype dtype, int64_t tokens, const Transfor
 void w8a8_linear(const void* x, Dtype dtype, int64_t tokens, const Transform& transform, const Weight& weight, void* y,
                  const Kernels& kernels, const Pool& pool);
 
-// x [tokens, features] of type `dtype` -> q [tokens, features] in `range`, scale [tokens].
+// x [tokens, features] of type `dtype` -> q [tokens, features] in `range`, scale [tokens]. Where x has parts of tokens,
+// token_maximum [tokens] is the largest magnitude of each whole one, else null.
 void kronecker_quant(const void* x, Dtype dtype, int64_t tokens, int64_t features, const Transform& transform,
-                     ActivationRange range, int8_t* q, float* scale, const Kernels& kernels, const Pool& pool);
+                     const float* token_maximum, ActivationRange range, int8_t* q, float* scale, const Kernels& kernels,
+                     const Pool& pool);
 
 // Already quantized tokens q [tokens, in_features] in `range`, with scales -> y [tokens, out_features] of type `dtype`.
 void int4_linear(const int8_t* q, const float* scale, int64_t tokens, ActivationRange range, const Weight& weight,

@@ -123,10 +123,17 @@ struct Case {
   }
 
   std::vector<float> run(const w4a4::Kernels& kernels, int64_t threads) const {
-    std::vector<float> y(x.size());
-    const w4a4::Routing routing{weights.data(), ids.data(), top_k};
+    return run<float>(kernels, threads, ids);
+  }
+
+  // The sums over the experts `chosen`, in float or double.
+  template <class Value>
+  std::vector<Value> run(const w4a4::Kernels& kernels, int64_t threads, const std::vector<int32_t>& chosen) const {
+    std::vector<Value> y(x.size());
+    const w4a4::Routing routing{weights.data(), chosen.data(), top_k};
     w4a4::experts_mlp(x.data(), w4a4::Dtype::kFloat32, tokens, routing, gate_up_factors.view(), gate_up.view(),
-                      down_factors.view(), down.view(), y.data(), kernels, make_pool(threads));
+                      down_factors.view(), down.view(), y.data(), sizeof(Value) == sizeof(double), kernels,
+                      make_pool(threads));
     return y;
   }
 
@@ -166,6 +173,18 @@ void test_outputs(const w4a4::Kernels& kernels, const Case& c, const std::string
   }
   check(very_far == 0 && far <= std::max<int64_t>(1, c.tokens / 10), what);
   check(c.run(kernels, 1) == y, what + ": the number of threads changes nothing");
+}
+
+// Two ranks with half of the experts each, whose sums are added before they are rounded, give what one rank gives.
+void test_ranks(const w4a4::Kernels& kernels, const Case& c, const std::string& what) {
+  std::vector<double> sum(c.x.size());
+  for (const int rank : {0, 1}) {
+    std::vector<int32_t> here = c.ids;
+    for (int32_t& id : here) id = id % 2 == rank ? id : -1;
+    const std::vector<double> part = c.run<double>(kernels, 2, here);
+    for (size_t i = 0; i < sum.size(); ++i) sum[i] += part[i];
+  }
+  check(std::vector<float>(sum.begin(), sum.end()) == c.run(kernels, 2), what + ": two ranks");
 }
 
 void test_nan(const w4a4::Kernels& kernels, Case c, const std::string& what) {
@@ -222,6 +241,7 @@ void test_experts(const w4a4::Kernels& kernels) {
                                    std::to_string(top_k) + (is_int8 ? ", int8, " : ", int4, ") +
                                    std::to_string(transforms) + " transforms";
           test_outputs(kernels, c, what);
+          test_ranks(kernels, c, what);
           if (tokens > 0 && c.ids[tokens / 2 * top_k] >= 0) test_nan(kernels, c, what);
           if (is_int8 || top_k != 2) continue;
           c.gate_up.is_wide = c.down.is_wide = true;

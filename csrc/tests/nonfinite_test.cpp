@@ -86,8 +86,8 @@ Result run(const Case& c, Operator op, const w4a4::Kernels& kernels, int64_t thr
   } else if (op == Operator::kInt4Linear) {
     result.q.resize(c.x.size());
     result.scale.resize(c.tokens);
-    w4a4::kronecker_quant(input.data(), c.dtype, c.tokens, c.features(), transform, w4a4::kInt4Range, result.q.data(),
-                          result.scale.data(), kernels, pool);
+    w4a4::kronecker_quant(input.data(), c.dtype, c.tokens, c.features(), transform, nullptr, w4a4::kInt4Range,
+                          result.q.data(), result.scale.data(), kernels, pool);
     w4a4::int4_linear(result.q.data(), result.scale.data(), c.tokens, w4a4::kInt4Range, weight, output.data(), c.dtype,
                       kernels, pool);
   } else {

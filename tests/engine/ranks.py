@@ -17,11 +17,12 @@ from vllm.distributed import (
 from vllm.model_executor.layers.linear import RowParallelLinear
 
 from tests.linears import load, open_config
-from tests.quantization.linears import IN, Linear
-from tests.quantization.typed_linears import make
+from tests.quantization.linears import IN
+from tests.quantization.row_linears import TYPES, made
 from vllm_w4a4_plugin.quantization.config import AscendW4A4Config
 
-KINDS = ("W4A4_FLATQUANT_DYNAMIC", "W4A4_DYNAMIC", "W8A8_DYNAMIC", "W4A8_DYNAMIC", "W8A8_FLATQUANT_DYNAMIC")
+OF_CODES = ("W4A4_FLATQUANT_DYNAMIC", "W4A4_DYNAMIC", "W8A8_DYNAMIC", "W4A8_DYNAMIC", "W8A8_FLATQUANT_DYNAMIC")
+"""Types of which a weight of ones and zeros gives the quantized activations."""
 DTYPES = (torch.float32, torch.bfloat16)
 SIZES = (4, 2, 1)
 OUT = 40
@@ -38,28 +39,27 @@ def tokens(dtype: torch.dtype) -> torch.Tensor:
 
 def linear(kind: str, of_codes: bool) -> Any:
     """A linear of random weights, or one whose outputs are the quantized activations themselves, code times scale."""
-    made: Any = Linear(IN if of_codes else OUT, kind, 0) if "W4A4" in kind or kind == "W8A8_DYNAMIC" else None
-    made = made or make(kind, IN if of_codes else OUT, 0)
+    result = made(kind, IN if of_codes else OUT)
     if of_codes:
-        stored = made.tensors()
+        stored = result.tensors()
         stored["weight"].copy_(torch.eye(IN))
         stored["weight_scale"].fill_(1)
-    return made
+    return result
 
 
 def outputs(directory: Path) -> dict[Any, torch.Tensor]:
     """The whole layer's output for every kind, dtype and kind of weights, on each rank of the group."""
     found = {}
-    for kind in KINDS:
-        for of_codes in (False, True):
-            made = linear(kind, of_codes)
-            config = open_config(AscendW4A4Config(), directory, {"m.proj": made})
+    for kind in TYPES:
+        for of_codes in (False, True) if kind in OF_CODES else (False,):
+            stored = linear(kind, of_codes)
+            config = open_config(AscendW4A4Config(), directory, {"m.proj": stored})
             for dtype in DTYPES:
                 layer = RowParallelLinear(
                     IN, IN if of_codes else OUT, bias=False, params_dtype=dtype, quant_config=config, prefix="m.proj"
                 )
                 layer.input_is_parallel = False  # it takes its part of the whole tokens itself
-                load(layer, {None: made})
+                load(layer, {None: stored})
                 found[kind, of_codes, dtype] = layer(tokens(dtype))[0]
     return found
 

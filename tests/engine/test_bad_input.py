@@ -220,13 +220,6 @@ def test_quantized_kv_cache(micro_copy: Path, edit_json: Callable[..., None]) ->
     ("load_format", "reason"),
     [
         pytest.param(
-            "sharded_state",
-            "its files hold the model's parameters after loading",
-            marks=pytest.mark.feature(
-                "`--load-format sharded_state`", refused="its files hold the parameters in packed form"
-            ),
-        ),
-        pytest.param(
             "fastsafetensors",
             "vLLM's loader for it puts tensors on a CUDA device",
             marks=pytest.mark.feature(

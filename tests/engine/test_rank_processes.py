@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engine.ranks import DTYPES, KINDS, SIZES, run_all, tokens
-from tests.linears import relative_error
+from tests.engine.ranks import DTYPES, OF_CODES, SIZES, run_all, tokens
+from tests.quantization.row_linears import TYPES
 from tools.demo import free_port
 
 Results = dict[int, list[dict[Any, torch.Tensor]]]
@@ -22,35 +22,26 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     return {size: [process[size][1] for process in processes] for size in SIZES}
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kind", KINDS)
-def test_quantized_activations_are_those_of_one_rank_to_the_bit(
-    results: Results, kind: str, dtype: torch.dtype
-) -> None:
-    """Weights of ones and zeros give the activations, code times scale, each from one rank.
-
-    On one rank vLLM's kernels for W8A8_DYNAMIC in bfloat16 may do the quantization, with roundings of their own.
-    """
-    key = (kind, True, dtype)
+def assert_those_of_one_rank(results: Results, key: tuple[str, bool, torch.dtype]) -> None:
+    """To the bit, on every rank of every size; tokens that are not finite are NaN or infinite everywhere."""
     whole = results[1][0][key]
-    is_finite = tokens(dtype).isfinite().all(-1)
+    is_finite = tokens(key[2]).isfinite().all(-1)
     assert whole[is_finite].isfinite().all()
-    assert whole[~is_finite].isnan().all()
-    assert len(whole[0].unique()) > (10 if kind.startswith("W4A4") else 40)
-    whole = results[2][0][key]
-    for size in (4, 2) if (kind, dtype) == ("W8A8_DYNAMIC", torch.bfloat16) else SIZES:
-        for found in results[size]:
-            assert torch.equal(found[key].nan_to_num(nan=1e9), whole.nan_to_num(nan=1e9))
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kind", KINDS)
-def test_outputs_are_those_of_one_rank(results: Results, kind: str, dtype: torch.dtype) -> None:
-    """Up to the summation over ranks, in the output's dtype."""
-    key = (kind, False, dtype)
-    is_finite = tokens(dtype).isfinite().all(-1)
-    whole = results[1][0][key][is_finite]
+    assert len(whole[is_finite].unique()) > 10
     for size in SIZES:
         for found in results[size]:
-            assert relative_error(found[key][is_finite], whole) < (1e-6 if dtype == torch.float32 else 2**-7)
-            assert found[key][~is_finite].isnan().all()
+            assert torch.equal(found[key][is_finite], whole[is_finite])
+            assert not found[key][~is_finite].isfinite().any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", OF_CODES)
+def test_quantized_activations_are_those_of_one_rank(results: Results, kind: str, dtype: torch.dtype) -> None:
+    """Weights of ones and zeros give the activations, code times scale, each from one rank."""
+    assert_those_of_one_rank(results, (kind, True, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", TYPES)
+def test_outputs_are_those_of_one_rank(results: Results, kind: str, dtype: torch.dtype) -> None:
+    assert_those_of_one_rank(results, (kind, False, dtype))

@@ -257,6 +257,7 @@ def test_fake_implementation() -> None:
              "w2_clip_ratio", "expert_map")  # fmt: skip
     arguments = [experts.arguments.get(name) for name in order]
     torch.library.opcheck(torch.ops.vllm_w4a4.experts_mlp.default, (x, weights, ids, *arguments))
+    torch.library.opcheck(torch.ops.vllm_w4a4.experts_mlp.default, (x.bfloat16(), weights, ids, *arguments, 4, True))
 
 
 @pytest.mark.parametrize(
@@ -288,3 +289,13 @@ def test_ids_of_no_expert_are_refused(bad: int) -> None:
     ids[1, 1] = bad
     with pytest.raises(RuntimeError, match=rf"topk_ids: expected ids in \[-1, 8\), found {bad}"):
         experts.run(experts.tokens(3), weights, ids)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_sums_of_ranks_round_as_one_rank_does(dtype: torch.dtype) -> None:
+    experts = Experts(has_transform=True)
+    x, (weights, ids) = experts.tokens(50, dtype), experts.routing(50, 4)
+    parts = [experts.run(x, weights, torch.where(ids % 2 == rank, ids, -1), is_double=True) for rank in range(2)]
+    assert [part.dtype for part in parts] == [torch.float64] * 2
+    assert all((part != 0).any() for part in parts)
+    assert torch.equal((parts[0] + parts[1]).float().to(dtype), experts.run(x, weights, ids))

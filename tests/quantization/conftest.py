@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A checkpoint of made-up linears, opened as vLLM opens one, at any rank of a tensor-parallel group."""
 
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +15,9 @@ from vllm.model_executor.layers import linear as vllm_linear
 from tests.linears import open_config
 from tests.quantization.linears import Linear
 from vllm_w4a4_plugin.quantization.config import AscendW4A4Config
+
+OutputsOfRanks = Callable[[Callable[[], Any], torch.Tensor, int], list[torch.Tensor]]
+"""(what builds a rank's row-parallel layer, whole tokens, number of ranks) -> output of each rank before the sum."""
 
 
 @pytest.fixture
@@ -50,14 +56,39 @@ def at_rank(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
 
 
 @pytest.fixture
-def all_ranks_have(monkeypatch: pytest.MonkeyPatch) -> Callable[[torch.Tensor, int], None]:
-    """Pretend that these tokens are spread over so many ranks, which take part in what this rank gathers."""
+def outputs_of_ranks(at_rank: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch) -> OutputsOfRanks:
+    """What each rank of a group gives for its part of some tokens; what ranks gather comes from all of them."""
 
-    def pretend(tokens: torch.Tensor, size: int) -> None:
-        from vllm_w4a4_plugin.quantization.schemes import transform, whole_tokens
+    def compute(build: Callable[[], Any], x: torch.Tensor, size: int) -> list[torch.Tensor]:
+        from vllm_w4a4_plugin.quantization import float_linear
+        from vllm_w4a4_plugin.quantization.schemes import base, whole_tokens
 
-        maxima = torch.cat([part.abs().amax(-1, keepdim=True).float() for part in tokens.chunk(size, -1)], -1)
-        monkeypatch.setattr(transform, "tensor_model_parallel_all_gather", lambda part: tokens)
-        monkeypatch.setattr(whole_tokens, "tensor_model_parallel_all_gather", lambda maximum: maxima)
+        own, sent = threading.local(), [torch.empty(0)] * size
+        barrier = threading.Barrier(size, timeout=60)
 
-    return pretend
+        def gather(tensor: torch.Tensor) -> torch.Tensor:
+            sent[own.rank] = tensor
+            barrier.wait()
+            gathered = torch.cat(sent, -1)
+            barrier.wait()
+            return gathered
+
+        for module in (base, float_linear, whole_tokens):
+            monkeypatch.setattr(module, "tensor_model_parallel_all_gather", gather)
+
+        def run(rank: int) -> torch.Tensor:
+            own.rank = rank
+            try:
+                return layers[rank](x.chunk(size, -1)[rank].contiguous())[0]
+            except Exception:
+                barrier.abort()
+                raise
+
+        layers = []
+        for rank in range(size):
+            at_rank(rank, size)
+            layers.append(build())
+        with ThreadPoolExecutor(size) as pool:
+            return list(pool.map(run, range(size)))
+
+    return compute

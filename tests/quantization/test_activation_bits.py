@@ -11,7 +11,6 @@ from tests.conftest import MICRO
 from tests.linears import load, relative_error
 from tests.loading import engine_config
 from tests.quantization.linears import IN, Linear, column_layer, inputs
-from vllm_w4a4_plugin.quantization.schemes import transform
 
 KINDS = ("W4A4_DYNAMIC", "W4A4_FLATQUANT_DYNAMIC")
 VARIABLE = "VLLM_W4A4_ACTIVATION_BITS"
@@ -48,19 +47,18 @@ def test_arithmetic(make_config: Any, at_rank: Any, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.usefixtures("vllm_context")
-def test_row_parallel(make_config: Any, at_rank: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_parallel(make_config: Any, outputs_of_ranks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "8")
-    monkeypatch.setattr(transform, "tensor_model_parallel_all_gather", lambda x: inputs())
     linear = Linear(40, "W4A4_FLATQUANT_DYNAMIC", 0, bias=True)
     config = make_config(proj=linear)
-    total = torch.zeros(9, 40)
-    for rank in range(2):
-        at_rank(rank, 2)
+
+    def build() -> Any:
         layer = RowParallelLinear(
             IN, 40, bias=True, params_dtype=torch.float32, quant_config=config, prefix="m.proj", input_is_parallel=True
         )
-        load(layer, {None: linear})
-        total += layer(inputs().chunk(2, -1)[rank].contiguous())[0]
+        return load(layer, {None: linear})
+
+    total = sum(outputs_of_ranks(build, inputs(), 2), torch.zeros(9, 40))
     assert relative_error(total, expected(linear, inputs())) < 1e-4
 
 

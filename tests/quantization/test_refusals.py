@@ -14,7 +14,10 @@ from vllm_w4a4_plugin.checkpoint import CheckpointError
 pytestmark = pytest.mark.usefixtures("vllm_context")
 
 
-def test_groups_that_ranks_would_cut_are_refused(make_config: Any, at_rank: Any) -> None:
+def test_groups_that_ranks_would_cut_are_refused(
+    make_config: Any, at_rank: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_W4A4_LOCAL_SCALES", "1")
     config = make_config(proj=Linear(40, "W4A4_DYNAMIC", 0, groups=3))
     at_rank(0, 2)
     with pytest.raises(CheckpointError, match=r"m\.proj: 96 .* group size 64.*tensor-parallel-size"):

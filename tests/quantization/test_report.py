@@ -64,7 +64,7 @@ def test_vllm_names_its_kernel_only_where_it_is_used(
     vllm_logger._print_info_once.cache_clear()
     with caplog.at_level("INFO", logger=w8a8_dynamic.KERNEL_LOGGER):
         column_layer(make_config(proj=Linear(16, "W8A8_DYNAMIC", 0)), 16)
-    fault = w8a8_dynamic.fault_of_vllm_kernel(torch.float32, False)
+    fault = w8a8_dynamic.fault_of_vllm_kernel(torch.float32)
     w8a8_dynamic.fault_of_vllm_kernel.cache_clear()
     assert not (is_faulty and not fault)
     assert ("Selected" in caplog.text) == (not fault)

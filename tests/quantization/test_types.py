@@ -104,19 +104,17 @@ def test_vllms_layerwise_reload(make_config: Any, at_rank: Any, kind: str, varia
 
 
 @all_cases
-def test_row_parallel(make_config: Any, at_rank: Any, all_ranks_have: Any, kind: str, variant: str) -> None:
+def test_row_parallel(make_config: Any, outputs_of_ranks: Any, kind: str, variant: str) -> None:
     linear = make(kind, 40, 3, variant, bias=True)
     config = make_config(proj=linear)
-    all_ranks_have(inputs(), 2)
-    total = torch.zeros(9, 40)
-    for rank in range(2):
-        at_rank(rank, 2)
+
+    def build() -> Any:
         layer = RowParallelLinear(
             IN, 40, bias=True, params_dtype=torch.float32, quant_config=config, prefix="m.proj", input_is_parallel=True
         )
-        load(layer, {None: without_scale_bias(linear)})
-        total += layer(inputs().chunk(2, -1)[rank].contiguous())[0]
-    assert_right(total, linear.expected(inputs()))
+        return load(layer, {None: without_scale_bias(linear)})
+
+    assert_right(sum(outputs_of_ranks(build, inputs(), 2), torch.zeros(9, 40)), linear.expected(inputs()))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

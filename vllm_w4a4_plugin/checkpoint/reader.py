@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from vllm_w4a4_plugin.constants import INDEX_SUFFIX
+from vllm_w4a4_plugin.constants import INDEX_SUFFIX, SAVED_STATE_FILE
 
 from .description import QuantDescription, check_name, load_description, read_json_object, unreadable
 from .errors import CheckpointError
@@ -108,6 +108,12 @@ class CheckpointReader:
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
         """Every tensor of the checkpoint, by name, from the headers of all shards."""
+        if (self.directory / SAVED_STATE_FILE).exists():
+            raise CheckpointError(
+                f"{self.directory / SAVED_STATE_FILE}: these weights are the parameters of ranks, not a checkpoint. "
+                "They can be served with --load-format sharded_state; for anything else use the checkpoint from which "
+                "they were saved."
+            )
         weight_map = self._weight_map()
         shards = self._indexed_shards(weight_map) if self.index_file else self._loose_shards()
         tensors: dict[str, TensorInfo] = {}

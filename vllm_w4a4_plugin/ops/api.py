@@ -31,7 +31,6 @@ def flatquant_linear(
     *,
     weight_offset: Tensor | None = None,
     activation_bits: int = 4,
-    token_maximum: Tensor | None = None,
 ) -> Tensor:
     """Transform, quantize per token, multiply in integers, dequantize: a W4A4 or W4A8 linear in one call.
 
@@ -45,8 +44,6 @@ def flatquant_linear(
         weight_offset: float32, shaped like weight_scale, subtracted from the int4 weights; None for symmetric ones.
         activation_bits: 4 for q in [-8, 7] and scale clip_ratio * max|x'| / 7, or 8 for q in [-127, 127] and scale
             clip_ratio * max|x'| / 127.
-        token_maximum: float32 [...], or None: where x has a part of each token, max|x'| of the whole one, whose scale
-            the part then gets. One that is not finite makes the outputs NaN.
 
     Returns:
         [..., out] in x's dtype.
@@ -57,7 +54,7 @@ def flatquant_linear(
     load_library()
     transform = (left_trans, right_trans, _as_tensor(clip_ratio))
     return torch.ops.vllm_w4a4.flatquant_linear(
-        x, weight_packed, weight_scale, *transform, bias, weight_offset, activation_bits, token_maximum
+        x, weight_packed, weight_scale, *transform, bias, weight_offset, activation_bits
     )
 
 
@@ -71,6 +68,11 @@ def kronecker_quant(
     token_maximum: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The activation half of `flatquant_linear`.
+
+    Args:
+        x, left_trans, right_trans, clip_ratio, activation_bits: as there.
+        token_maximum: float32 [...], or None: where x has a part of each token, max|x'| of the whole one, whose scale
+            the part then gets. One that is not finite makes the scale NaN.
 
     Returns:
         (q int8 [..., in], scale float32 [...]): x @ kron(left_trans, right_trans) is about q * scale.
@@ -176,8 +178,6 @@ def w8a8_linear(
     left_trans: Tensor | None = None,
     right_trans: Tensor | None = None,
     clip_ratio: Tensor | float = 1.0,
-    *,
-    token_maximum: Tensor | None = None,
 ) -> Tensor:
     """int8 weights and int8 activations in one call, with exact integer sums; without a transform, W8A8_DYNAMIC.
 
@@ -187,14 +187,14 @@ def w8a8_linear(
         weight_packed: filled by `pack_int8_rows_`, int8 `packed_int8_shape(out, in)`.
         weight_scale: float32 [out].
         bias: [out], any float dtype, or None.
-        left_trans, right_trans, clip_ratio, token_maximum: as for `flatquant_linear`.
+        left_trans, right_trans, clip_ratio: as for `flatquant_linear`.
 
     Returns:
         [..., out] in x's dtype.
     """
     load_library()
     return torch.ops.vllm_w4a4.w8a8_linear(
-        x, weight_packed, weight_scale, bias, left_trans, right_trans, _as_tensor(clip_ratio), token_maximum
+        x, weight_packed, weight_scale, bias, left_trans, right_trans, _as_tensor(clip_ratio)
     )
 
 
@@ -219,12 +219,13 @@ def experts_mlp(
     w2_clip_ratio: Tensor | float = 1.0,
     expert_map: Tensor | None = None,
     activation_bits: int = 4,
+    is_double: bool = False,
 ) -> Tensor:
     """The routed experts of one layer: y = sum_j topk_weights[j] * down_j(silu(gate_j(x)) * up_j(x)), j over the top k.
 
     Each product quantizes its tokens as `flatquant_linear` does (int4 weights) or as `w8a8_linear` does (int8 weights);
     a token's x is quantized once for all its experts. Everything between the integer products is float32, also for
-    other dtypes of x.
+    other dtypes of x; the sum over j is float64.
 
     Args:
         x: float32, bfloat16 or float16 [tokens, hidden].
@@ -244,9 +245,10 @@ def experts_mlp(
         expert_map: int32, place of each expert of `topk_ids` among those here, -1 for one of another rank; None if all
             are here.
         activation_bits: as for `flatquant_linear`, for int4 weights; int8 ones have 8.
+        is_double: whether y is float64, for sums over ranks that round as one rank does, instead of x's dtype.
 
     Returns:
-        [tokens, hidden] in x's dtype, without what the experts of other ranks add. A token without an expert here is 0.
+        [tokens, hidden], without what the experts of other ranks add. A token without an expert here is 0.
 
     Raises:
         RuntimeError: an argument has a wrong dtype, shape or value; the message names it and says what was expected.
@@ -272,6 +274,7 @@ def experts_mlp(
         _as_tensor(w2_clip_ratio),
         expert_map,
         activation_bits,
+        is_double,
     )
 
 

@@ -97,7 +97,6 @@ def _register_fakes() -> None:
         bias: Tensor | None = None,
         weight_offset: Tensor | None = None,
         activation_bits: int = 4,
-        token_maximum: Tensor | None = None,
     ) -> Tensor:
         return x.new_empty((*x.shape[:-1], weight_scale.shape[0]))
 
@@ -160,13 +159,13 @@ def _register_fakes() -> None:
         left_trans: Tensor | None = None,
         right_trans: Tensor | None = None,
         clip_ratio: Tensor | None = None,
-        token_maximum: Tensor | None = None,
     ) -> Tensor:
         return x.new_empty((*x.shape[:-1], weight_scale.shape[0]))
 
     @torch.library.register_fake("vllm_w4a4::experts_mlp")
-    def _(x: Tensor, topk_weights: Tensor, topk_ids: Tensor, *others: Tensor | int | None) -> Tensor:
-        return torch.empty_like(x)
+    def _(x: Tensor, topk_weights: Tensor, topk_ids: Tensor, *others: Tensor | int | bool | None) -> Tensor:
+        # The last argument is `is_double`, the one before an int.
+        return torch.empty_like(x, dtype=torch.float64 if others[-1] is True else x.dtype)
 
     @torch.library.register_fake("vllm_w4a4::pack_int8_rows_")
     def _(packed: Tensor, weight: Tensor, first_row: int) -> None:

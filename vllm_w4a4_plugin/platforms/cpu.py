@@ -2,6 +2,7 @@
 """vLLM's CPU platform, with what W4A4 checkpoints need before their weights are loaded."""
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,7 +10,16 @@ from vllm.platforms.cpu import CpuPlatform
 
 from vllm_w4a4_plugin import envs
 from vllm_w4a4_plugin.checkpoint import CheckpointError
-from vllm_w4a4_plugin.constants import DESCRIPTION_FILE, LOAD_FORMAT, LOGGER, METHOD, STREAMED_LOAD_FORMAT
+from vllm_w4a4_plugin.checkpoint.saved_state import read_saved_state
+from vllm_w4a4_plugin.constants import (
+    DESCRIPTION_FILE,
+    LOAD_FORMAT,
+    LOGGER,
+    METHOD,
+    SAVED_LOAD_FORMAT,
+    SAVED_STATE_FILE,
+    STREAMED_LOAD_FORMAT,
+)
 
 from . import dtype as dtypes
 from . import eager, executor, requested_dtype
@@ -29,15 +39,15 @@ TRACED_VARIABLES = {"VLLM_W4A4_ACTIVATION_BITS": 4, "VLLM_W4A4_LOCAL_SCALES": Fa
 LOAD_FORMATS = {
     **dict.fromkeys(("auto", "hf", "safetensors", LOAD_FORMAT), LOAD_FORMAT),
     **dict.fromkeys(("runai_streamer", STREAMED_LOAD_FORMAT), STREAMED_LOAD_FORMAT),
+    **dict.fromkeys(("sharded_state", SAVED_LOAD_FORMAT), SAVED_LOAD_FORMAT),
 }
-"""Load formats that load each tensor of the checkpoint under its own name, and ours that replaces each."""
+"""Load formats of vLLM that can be used, and ours that replaces each."""
 
 WHY_REFUSED = {
     "fastsafetensors": "vLLM's loader for it puts tensors on a CUDA device, which a CPU does not have",
-    "sharded_state": "its files hold the model's parameters after loading, whose packed form depends on the ranks",
 }
 
-PIPELINE_WORKER = "vllm_w4a4_plugin.platforms.worker.PipelineCpuWorker"
+WORKER = "vllm_w4a4_plugin.platforms.worker.W4A4CpuWorker"
 COMMUNICATOR = "vllm_w4a4_plugin.platforms.communicator.NodeAwareCpuCommunicator"
 
 
@@ -68,8 +78,10 @@ class W4A4CpuPlatform(CpuPlatform):
             # By default, vLLM checks only for unquantized models that every parameter was loaded.
             extra = vllm_config.load_config.model_loader_extra_config
             if vllm_config.load_config.load_format in LOAD_FORMATS and isinstance(extra, dict):
-                extra.setdefault("enable_weights_track", True)
-                vllm_config.load_config.load_format = LOAD_FORMATS[vllm_config.load_config.load_format]
+                ours = LOAD_FORMATS[vllm_config.load_config.load_format]
+                if ours != SAVED_LOAD_FORMAT:
+                    extra.setdefault("enable_weights_track", True)
+                vllm_config.load_config.load_format = ours
             cls._choose_dtype(vllm_config)
             eager.prefer_eager(vllm_config)
 
@@ -94,11 +106,10 @@ class W4A4CpuPlatform(CpuPlatform):
 
     @classmethod
     def check_and_update_config(cls, vllm_config: "VllmConfig") -> None:
-        parallel_config = vllm_config.parallel_config
-        if parallel_config.pipeline_parallel_size > 1 and parallel_config.worker_cls == "auto":
-            parallel_config.worker_cls = PIPELINE_WORKER
-        model_config = vllm_config.model_config
+        parallel_config, model_config = vllm_config.parallel_config, vllm_config.model_config
         is_ours = model_config is not None and model_config.quantization == METHOD
+        if (is_ours or parallel_config.pipeline_parallel_size > 1) and parallel_config.worker_cls == "auto":
+            parallel_config.worker_cls = WORKER
         computes_in_engine = is_ours and executor.is_one_process_possible(vllm_config)
         executor.forget_last_engine()
         super().check_and_update_config(vllm_config)
@@ -119,7 +130,26 @@ class W4A4CpuPlatform(CpuPlatform):
                 f"{model_config.model}: load format {load_format!r} cannot be used here: {reason}. "
                 "Use --load-format auto, safetensors or runai_streamer."
             )
+        cls._check_saved_state(vllm_config)
         cls._tell_compile_cache(vllm_config)
+
+    @classmethod
+    def _check_saved_state(cls, vllm_config: "VllmConfig") -> None:
+        """Is there a sharded state to be loaded where one is asked for, and only there, and does it fit the options?"""
+        model = vllm_config.model_config.model
+        is_wanted = vllm_config.load_config.load_format == SAVED_LOAD_FORMAT
+        state = read_saved_state(Path(model))
+        if state is None:
+            if is_wanted:
+                raise CheckpointError(f"{model}: has no sharded state ({SAVED_STATE_FILE}): save one first.")
+            return
+        if not is_wanted:
+            raise CheckpointError(
+                f"{model}: has a sharded state ({SAVED_STATE_FILE}): use --load-format sharded_state."
+            )
+        from vllm_w4a4_plugin.quantization.loading.sharded_state import settings
+
+        state.check_settings(model, settings(vllm_config))
 
     @classmethod
     def _tell_compile_cache(cls, vllm_config: "VllmConfig") -> None:

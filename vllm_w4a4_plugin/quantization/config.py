@@ -23,6 +23,7 @@ from vllm_w4a4_plugin.constants import LOGGER, METHOD
 from vllm_w4a4_plugin.ops.cpu import cpu_instruction_set, load_library
 
 from .experts import AscendW4A4ExpertsMethod
+from .float_linear import SharedOutFloatMethod, is_shared_out, sent_bytes
 from .head import RotatedHeadMethod
 from .linear import AscendW4A4LinearMethod
 from .report import LoadReport
@@ -148,6 +149,9 @@ class AscendW4A4Config(QuantizationConfig):
         sizes = (layer.input_size, layer.output_size)
         plan = plan_layer(prefix, self.inventory, self.packed_modules_mapping, sizes)
         if not plan.quant_type.spec.is_quantized:
+            if is_shared_out(layer):
+                self.report.float_layer(plan.weight_bytes, sent_bytes(layer))
+                return SharedOutFloatMethod()
             self.report.float_layer(plan.weight_bytes)
             return UnquantizedLinearMethod()
         _require(unsupported_reason(prefix, plan.quant_type, kind_of(prefix), plan.spec))

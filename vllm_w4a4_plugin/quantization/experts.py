@@ -4,6 +4,11 @@
 from typing import TYPE_CHECKING, Any
 
 import torch
+from vllm.distributed import (
+    get_tensor_model_parallel_rank,
+    get_tensor_model_parallel_world_size,
+    tensor_model_parallel_all_gather,
+)
 from vllm.model_executor.layers.fused_moe import FusedMoEMethodBase, MoEActivation
 from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig, FusedMoEQuantConfig
 
@@ -26,7 +31,8 @@ class AscendW4A4ExpertsMethod(FusedMoEMethodBase):
 
     Every rank holds whole experts, also where vLLM would split each of them (tensor parallelism without
     `--enable-expert-parallel`): the scale of a down projection's input, and its transform, need all intermediate
-    features of a token. What the ranks compute adds up either way, and vLLM adds it up.
+    features of a token. What the ranks compute adds up either way. The ranks add it up themselves, before it is rounded
+    to the model's dtype, so that the sums are those of one rank; vLLM then adds zeros.
 
     Args:
         moe: vLLM's description of the layer.
@@ -58,6 +64,9 @@ class AscendW4A4ExpertsMethod(FusedMoEMethodBase):
         self.expert_map = self._whole_experts() if layer.expert_map is None else layer.expert_map
         here = range(self.plan.count) if self.expert_map is None else self.expert_map.tolist()
         places = {expert: place for expert, place in enumerate(here) if place >= 0}
+        # vLLM itself adds up what ranks give whose tokens come from several engines.
+        ranks = get_tensor_model_parallel_world_size()
+        self.scheme.has_part_of_sum = ranks > 1 and ranks == self.moe.tp_size * self.moe.ep_size
         self.scheme.create_weights(layer, places, params_dtype)
         self.report.expect(self.scheme)
 
@@ -87,7 +96,8 @@ class AscendW4A4ExpertsMethod(FusedMoEMethodBase):
     ) -> torch.Tensor:
         if layer.apply_router_weight_on_input:
             x, topk_weights = x * topk_weights.to(x.dtype), torch.ones_like(topk_weights)
-        return self.scheme.apply(layer, x, topk_weights, topk_ids, self.expert_map)
+        y = self.scheme.apply(layer, x, topk_weights, topk_ids, self.expert_map)
+        return sum_over_ranks(y, x.dtype) if self.scheme.has_part_of_sum else y
 
     def _whole_experts(self) -> torch.Tensor | None:
         """int32 [experts]: the place of each on this rank or -1, for ranks among which vLLM would split experts.
@@ -124,3 +134,17 @@ class AscendW4A4ExpertsMethod(FusedMoEMethodBase):
                 f"layer {plan.prefix}: expected a number of expert-parallel ranks that divides the {plan.count} "
                 f"experts, found {ranks}. Use another --tensor-parallel-size, or no --enable-expert-parallel."
             )
+
+
+def sum_over_ranks(part: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The sum of the ranks' parts rounded to `dtype` on the first rank, zeros on the others, over which vLLM adds.
+
+    Args:
+        part: float64 [tokens, hidden].
+        dtype: of the result.
+    """
+    # vLLM's exchange through shared memory knows no float64; it copies halves of them bit by bit.
+    gathered = tensor_model_parallel_all_gather(part.view(torch.float32))
+    parts = gathered.unflatten(-1, (-1, 2 * part.shape[-1])).contiguous().view(torch.float64)
+    total = parts.sum(-2).float().to(dtype)
+    return total if get_tensor_model_parallel_rank() == 0 else torch.zeros_like(total)

@@ -13,8 +13,9 @@ from vllm.model_executor.layers.linear import (
 from vllm_w4a4_plugin.checkpoint import CheckpointError
 
 from .dummy import fill_with_plausible_values
+from .output_part import OutputPart
 from .parameters.base import Completeness, unpacking
-from .schemes import LayerShape, LinearScheme
+from .schemes import Layer, LayerShape, LinearScheme
 
 if TYPE_CHECKING:
     from .report import LoadReport
@@ -32,10 +33,11 @@ class AscendW4A4LinearMethod(LinearMethodBase):
 
     def __init__(self, scheme: LinearScheme, report: "LoadReport", expect_weights: bool) -> None:
         self.scheme, self.report, self.expect_weights = scheme, report, expect_weights
+        self.part: OutputPart | None = None
 
     def create_weights(
         self,
-        layer: torch.nn.Module,
+        layer: Layer,
         input_size_per_partition: int,
         output_partition_sizes: list[int],
         input_size: int,
@@ -56,7 +58,13 @@ class AscendW4A4LinearMethod(LinearMethodBase):
                 param.load_replicated_weight(loaded_weight)
 
         shape = LayerShape(sum(output_partition_sizes), input_size_per_partition, input_size, params_dtype)
-        self.scheme.create_weights(layer, shape, unpacking(weight_loader))
+        if shape.is_row_parallel and not self.scheme.keeps_input_parts:
+            part = self.part = OutputPart.of_rank(layer.tp_rank, layer.tp_size, output_size)
+            whole = LayerShape(part.count, input_size, input_size, params_dtype)
+            self.scheme.create_weights(layer, whole, unpacking(part.weight_loader))
+            self.scheme.sent_bytes = self.scheme.gathered_bytes(input_size_per_partition, params_dtype)
+        else:
+            self.scheme.create_weights(layer, shape, unpacking(weight_loader))
         self.report.expect(self.scheme)
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
@@ -71,7 +79,9 @@ class AscendW4A4LinearMethod(LinearMethodBase):
         self.report.ready(self.scheme, layer)
 
     def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        return self.scheme.apply(layer, x, bias)
+        if self.part is None:
+            return self.scheme.apply(layer, x, bias)
+        return self.part.among_all(self.scheme.multiply_gathered(layer, x, self.part.bias(layer)))
 
     def _check_filled(self, layer: torch.nn.Module) -> None:
         """Raise if a parameter of the layer was not filled, which vLLM does not check for quantized models."""

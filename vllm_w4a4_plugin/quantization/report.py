@@ -27,6 +27,11 @@ PROGRESS_INTERVAL_S = 10.0
 HEADER = ("quant type", "layers", "weights", "operator", "remark")
 
 
+def exchange_remark(sent_bytes: int) -> str:
+    """What a rank sends to each other one in a layer that they share, besides their outputs."""
+    return f"sends each rank {sent_bytes} bytes per token and layer"
+
+
 class LoadReport:
     """The layers of one model on one rank."""
 
@@ -45,9 +50,10 @@ class LoadReport:
         if scheme.packs_weights:
             self._tensors += len(scheme.plan.shards)
 
-    def float_layer(self, weight_bytes: int) -> None:
-        """A layer was created with vLLM's own unquantized method."""
-        self.others(QuantType.FLOAT.value, "vLLM unquantized linear", weight_bytes)
+    def float_layer(self, weight_bytes: int, sent_bytes: int = 0) -> None:
+        """A layer was created with vLLM's own unquantized method; ranks may send each other parts of tokens for it."""
+        remark = exchange_remark(sent_bytes) if sent_bytes else ""
+        self.others(QuantType.FLOAT.value, "vLLM unquantized linear", weight_bytes, remark)
 
     def others(self, quant_type: str, operator: str, weight_bytes: int, remark: str = "") -> None:
         """A layer was created that vLLM or vllm-ascend runs; `weight_bytes` is its stored size in the checkpoint."""
@@ -70,7 +76,7 @@ class LoadReport:
         if scheme.plan.prefix not in self._expected:
             return
         self._expected.discard(scheme.plan.prefix)
-        sent = f"row-parallel: sends {scheme.sent_bytes} bytes per token and layer" if scheme.sent_bytes else ""
+        sent = exchange_remark(scheme.sent_bytes) if scheme.sent_bytes else ""
         remark = "; ".join(filter(None, (sent, scheme.remark)))
         key = (scheme.spec.quant_type.value, scheme.operator, remark)
         self._add(key, scheme.weight_bytes(layer))

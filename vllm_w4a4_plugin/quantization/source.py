@@ -10,6 +10,7 @@ from vllm.transformers_utils.repo_utils import get_hf_file_to_dict, try_get_loca
 from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader, QuantDescription, TensorInfo
 from vllm_w4a4_plugin.checkpoint.description import check_name
 from vllm_w4a4_plugin.checkpoint.inventory import Inventory
+from vllm_w4a4_plugin.checkpoint.saved_state import read_saved_state, saved_inventory
 from vllm_w4a4_plugin.checkpoint.verify import check_headers
 from vllm_w4a4_plugin.constants import DESCRIPTION_FILE
 
@@ -54,6 +55,8 @@ def open_checkpoint(model: str, revision: str | None = None) -> Inventory:
         CheckpointError: the description or the headers are bad.
     """
     if Path(model).is_dir():
+        if (state := read_saved_state(Path(model))) is not None:
+            return saved_inventory(Path(model), state)
         reader = CheckpointReader(model)
         if not reader.has_weights:
             return Inventory(reader.description)

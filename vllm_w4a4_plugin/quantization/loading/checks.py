@@ -33,12 +33,8 @@ class TensorChecks:
         self._current: tuple[str, list[int]] | None = None
         self._error_of_source: Exception | None = None
 
-    def checked(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-        """The same pairs. FLOAT tensors are checked here, those of quantized layers by their parameters.
-
-        Raises:
-            CheckpointError: a value is NaN or infinite.
-        """
+    def needed(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        """The same pairs without those of which nobody has a use."""
         dropped: Counter[str] = Counter()
         for name, tensor in self._taken(weights):
             reason = useless_reason(name, self.inventory.config)
@@ -46,16 +42,25 @@ class TensorChecks:
                 dropped[reason] += 1
                 continue
             self._current = (name, list(tensor.shape))
-            is_float = self.inventory.description.tensors.get(name, QuantType.FLOAT) == QuantType.FLOAT
-            if is_float and not reason and tensor.device.type != "meta":
-                with _disable_current_modes():  # looking at a tensor is no use of it
-                    finding = value_finding(self.inventory, name, tensor)
-                if finding:
-                    raise CheckpointError(finding)
             yield name, tensor
         self._current = None
         for reason, count in dropped.items():
             logger.info_once("%d tensors of the checkpoint are not needed: %s", count, reason)
+
+    def check_read(self, name: str, values: torch.Tensor) -> None:
+        """Look at the part of a tensor that a model reads; a rank leaves what other ranks read to them.
+
+        Of FLOAT tensors only: those of quantized layers are checked by their parameters.
+
+        Raises:
+            CheckpointError: a value is NaN or infinite.
+        """
+        is_float = self.inventory.description.tensors.get(name, QuantType.FLOAT) == QuantType.FLOAT
+        if is_float and not useless_reason(name, self.inventory.config):
+            with _disable_current_modes():  # looking at a tensor is no use of it
+                finding = value_finding(self.inventory, name, values)
+            if finding:
+                raise CheckpointError(finding)
 
     def _taken(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         iterator = iter(weights)

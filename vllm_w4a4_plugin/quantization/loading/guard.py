@@ -60,7 +60,8 @@ class LoadGuard:
         self.config = inventory.config
         self.checks = TensorChecks(inventory, drops_useless=not is_draft)
         self.needed: frozenset[str] = frozenset()
-        self.tracker = ReadTracker()
+        self.was_reloaded = False
+        self.tracker = ReadTracker(self.checks.check_read)
         self.is_open = False
         self.fault = ""
         self._load: Callable[[Weights], set[str]] = model.load_weights
@@ -76,8 +77,9 @@ class LoadGuard:
         """
         # In vLLM's own reload the parameters are on the meta device by now.
         is_in_place = bool(self.needed) and not any(parameter.is_meta for parameter in self.model.parameters())
+        self.was_reloaded = bool(self.needed)
         if not self.is_open:
-            self.tracker = ReadTracker()
+            self.tracker = ReadTracker(self.checks.check_read)
             if is_in_place:
                 initialize_layerwise_reload(self.model)
                 self.is_open = True
@@ -93,7 +95,7 @@ class LoadGuard:
     def _load_all(self, weights: Weights) -> set[str]:
         """What `load_weights` does once a reload in place is open."""
         with self.tracker:
-            loaded = self._load(self.tracker.watch(self.checks.checked(self._with_a_place(weights))))
+            loaded = self._load(self.tracker.watch(self.checks.needed(self._with_a_place(weights))))
         missing = sorted(self.needed - self.tracker.offered)
         if missing and self.is_open:
             self.fault = f"{len(missing)} of {len(self.needed)} tensors have still to be loaded, e.g. {missing[0]}"

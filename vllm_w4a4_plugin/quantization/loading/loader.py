@@ -20,11 +20,18 @@ from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader
 from vllm_w4a4_plugin.checkpoint.inventory import Inventory
 from vllm_w4a4_plugin.checkpoint.types import BIAS
 from vllm_w4a4_plugin.checkpoint.verify import check_headers, tied_head_findings
-from vllm_w4a4_plugin.constants import DESCRIPTION_FILE, LOAD_FORMAT, LOGGER, STREAMED_LOAD_FORMAT
+from vllm_w4a4_plugin.constants import (
+    DESCRIPTION_FILE,
+    LOAD_FORMAT,
+    LOGGER,
+    SAVED_LOAD_FORMAT,
+    STREAMED_LOAD_FORMAT,
+)
 
 from .biases import add_missing_biases
 from .guard import LoadGuard
 from .rotation import warn_of_rotation
+from .sharded_state import PackedStateLoader
 
 logger = init_logger(LOGGER)
 
@@ -35,6 +42,7 @@ def register_loader() -> None:
     """Make the load formats known in this process. Idempotent."""
     _LOAD_FORMAT_TO_MODEL_LOADER[LOAD_FORMAT] = W4A4ModelLoader
     _LOAD_FORMAT_TO_MODEL_LOADER[STREAMED_LOAD_FORMAT] = StreamingLoader
+    _LOAD_FORMAT_TO_MODEL_LOADER[SAVED_LOAD_FORMAT] = PackedStateLoader
 
 
 class W4A4ModelLoader(DefaultModelLoader):

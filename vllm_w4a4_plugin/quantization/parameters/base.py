@@ -49,6 +49,10 @@ class Completeness:
         """What this load has not brought yet, "" if everything is there."""
         raise NotImplementedError
 
+    def mark_filled(self) -> None:
+        """Every value was written, not by a `load_*` method."""
+        raise NotImplementedError
+
 
 class MatrixParameter(Completeness, BasevLLMParameter):
     """A matrix [output_size, input_size], or a vector [output_size], filled row range by row range.
@@ -88,44 +92,53 @@ class MatrixParameter(Completeness, BasevLLMParameter):
         names = ", ".join(f"{shard}.{self.suffix}" for shard in self.plan.shards)
         return f"{have} of {self.output_size} rows of {self.suffix} were loaded (from {names})"
 
+    def mark_filled(self) -> None:
+        self.filled = {0: self.output_size}
+
     def load_column_parallel_weight(self, loaded_weight: torch.Tensor) -> None:
-        self._load(loaded_weight, None, (0, self.output_size), self.tp_size, self.tp_rank)
+        self.load_rows(loaded_weight, self.tp_rank * self.output_size, self.tp_size * self.output_size)
 
     def load_row_parallel_weight(self, loaded_weight: torch.Tensor) -> None:
         self.load_replicated_weight(loaded_weight)
 
     def load_replicated_weight(self, loaded_weight: torch.Tensor) -> None:
         """A tensor of which every rank has all rows."""
-        self._load(loaded_weight, None, (0, self.output_size), 1, 0)
+        self.load_rows(loaded_weight, 0, self.output_size)
+
+    def load_rows(self, loaded_weight: torch.Tensor, first: int, total: int) -> None:
+        """A tensor of `total` rows, of which those from `first` on are this parameter's."""
+        self._load(loaded_weight, None, (0, self.output_size), (first, total))
 
     def load_merged_column_weight(self, loaded_weight: torch.Tensor, **kwargs: Any) -> None:
         rows = (kwargs["shard_offset"], kwargs["shard_size"])
-        self._load(loaded_weight, shard_index(kwargs["shard_id"]), rows, self.tp_size, self.tp_rank)
+        stored = (self.tp_rank * rows[1], self.tp_size * rows[1])
+        self._load(loaded_weight, shard_index(kwargs["shard_id"]), rows, stored)
 
     def load_qkv_weight(self, loaded_weight: torch.Tensor, **kwargs: Any) -> None:
         # num_heads is the number of ranks that hold a copy of the same key-value head.
         copies = 1 if kwargs["shard_id"] == "q" else kwargs["num_heads"]
         rows = (kwargs["shard_offset"], kwargs["shard_size"])
-        self._load(loaded_weight, shard_index(kwargs["shard_id"]), rows, self.tp_size // copies, self.tp_rank // copies)
+        stored = (self.tp_rank // copies * rows[1], self.tp_size // copies * rows[1])
+        self._load(loaded_weight, shard_index(kwargs["shard_id"]), rows, stored)
 
-    def _load(self, loaded: torch.Tensor, shard: int | None, rows: tuple[int, int], parts: int, rank: int) -> None:
+    def _load(self, loaded: torch.Tensor, shard: int | None, rows: tuple[int, int], stored: tuple[int, int]) -> None:
         """Take this rank's rows of a checkpoint tensor.
 
         Args:
             loaded: the whole tensor.
             shard: of the fused layer that it belongs to.
             rows: first row here, and how many.
-            parts: into which the tensor's rows are divided over ranks; `rank` is the number of ours.
+            stored: first of these rows in the tensor, and how many rows it has.
         """
-        first_row, count = rows
+        (first_row, count), (first_stored, total) = rows, stored
         matrix = self._matrix(loaded, shard)
-        expected = (count * parts, self.input_size * self.input_parts)
+        expected = (total, self.input_size * self.input_parts)
         matrix = self._unpacked(matrix, expected[0])
         if matrix.shape != expected:
             ranks = f" for {self.tp_size} tensor-parallel ranks" if self.tp_size > 1 else ""
             problem = f"expected shape {list(expected)}{ranks}, found {list(loaded.shape)}"
             raise self.plan.error(self.suffix, shard, problem)
-        matrix = matrix.narrow(0, rank * count, count)
+        matrix = matrix.narrow(0, first_stored, count)
         if self.input_parts > 1:
             matrix = matrix.narrow(1, self.tp_rank * self.input_size, self.input_size)
         if not self.is_meta and (problem := check_values(self.suffix, matrix, self.plan.quant_type)):

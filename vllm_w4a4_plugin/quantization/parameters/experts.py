@@ -93,7 +93,10 @@ class ExpertsParameter(MatrixParameter):
 
     def load_expert(self, loaded: torch.Tensor, index: int) -> None:
         """Take tensor `index` of the part's shards."""
-        self._load(loaded, self.part.shards[index], (index * self.rows, self.rows), 1, 0)
+        self._load(loaded, self.part.shards[index], (index * self.rows, self.rows), (0, self.rows))
+
+    def mark_filled(self) -> None:
+        self.filled = {index * self.rows: self.rows for index in range(len(self.part.shards))}
 
     def missing(self) -> str:
         shards = self.part.shards

@@ -30,6 +30,9 @@ class PerShardParameter(Completeness, PerTensorScaleParameter):
         names = [f"{shard}.{self.suffix}" for index, shard in enumerate(self.plan.shards) if index not in self.filled]
         return f"no tensor filled {self.suffix} (expected {', '.join(names)})" if names else ""
 
+    def mark_filled(self) -> None:
+        self.filled = frozenset(range(len(self.plan.shards)))
+
     def load_row_parallel_weight(self, loaded_weight: torch.Tensor) -> None:
         self._load(loaded_weight, 0)
 
@@ -37,6 +40,10 @@ class PerShardParameter(Completeness, PerTensorScaleParameter):
         self._load(loaded_weight, 0)
 
     def load_column_parallel_weight(self, loaded_weight: torch.Tensor) -> None:
+        self._load(loaded_weight, 0)
+
+    def load_rows(self, loaded_weight: torch.Tensor, first: int, total: int) -> None:
+        """A tensor of a layer of which this rank has some rows; they all need this one."""
         self._load(loaded_weight, 0)
 
     def _load_into_shard_id(self, loaded_weight: torch.Tensor, shard_id: str | int, **kwargs: Any) -> None:

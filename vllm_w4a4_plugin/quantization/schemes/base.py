@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
+from vllm.distributed import tensor_model_parallel_all_gather
 
+from vllm_w4a4_plugin import envs
 from vllm_w4a4_plugin.checkpoint import CheckpointError
 from vllm_w4a4_plugin.checkpoint.plan import LayerPlan
 from vllm_w4a4_plugin.checkpoint.spec import LinearSpec
@@ -59,7 +61,7 @@ class LayerShape:
 
     @property
     def is_row_parallel(self) -> bool:
-        """Whether the input features are split over ranks."""
+        """Whether the input features are split over ranks: vLLM's RowParallelLinear, of which a scheme has a part."""
         return self.input_parts > 1
 
 
@@ -96,6 +98,22 @@ class LinearScheme(ABC):
     @abstractmethod
     def apply(self, layer: Layer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """The layer's output [..., output_size] in x's dtype for x [..., input_size], sizes on this rank."""
+
+    def multiply_gathered(self, layer: Layer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """`apply` for tokens of which every rank has a part: [..., output_size] for x [..., input_size / ranks].
+
+        Here the ranks send each other their parts as they are.
+        """
+        return self.apply(layer, tensor_model_parallel_all_gather(x), bias)
+
+    def gathered_bytes(self, features: int, dtype: torch.dtype) -> int:
+        """Bytes per token that a rank sends to each other one in `multiply_gathered`, of its `features` of `dtype`."""
+        return features * dtype.itemsize
+
+    @property
+    def keeps_input_parts(self) -> bool:
+        """Whether a rank of a row-parallel layer multiplies its own part of each token, instead of whole tokens."""
+        return envs.VLLM_W4A4_LOCAL_SCALES and not self.plan.quant_type.spec.has_transform
 
     @property
     def packs_weights(self) -> bool:

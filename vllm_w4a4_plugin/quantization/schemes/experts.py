@@ -46,14 +46,13 @@ class ExpertsScheme:
 
     packs_weights = True
 
-    sent_bytes = 0
-
     def __init__(self, plan: ExpertsPlan, on_packed: Callable[[], None]) -> None:
         self.plan, self.on_packed = plan, on_packed
         self.is_int4 = plan.quant_type.spec.weight_bits == 4
         stored = plan.quant_type.spec.activation_bits
         self.activation_bits = max(stored, envs.VLLM_W4A4_ACTIVATION_BITS)
         self.is_widened = self.activation_bits > stored
+        self.has_part_of_sum = False
 
     @property
     def spec(self) -> LinearSpec:
@@ -105,7 +104,9 @@ class ExpertsScheme:
         topk_ids: torch.Tensor,
         expert_map: torch.Tensor | None,
     ) -> torch.Tensor:
-        """[tokens, hidden] in x's dtype: the weighted sum over the experts of this rank, x [tokens, hidden].
+        """[tokens, hidden]: the weighted sum over the experts of this rank, x [tokens, hidden].
+
+        In x's dtype, or in float64 where the ranks have parts of the sum, which is rounded only when it is complete.
 
         `expert_map`: int32, the place here of each expert, -1 for those of other ranks; None if all are here.
         """
@@ -131,7 +132,13 @@ class ExpertsScheme:
             w2_clip_ratio=layer.w2_clip_ratio if has_clips else 1.0,
             expert_map=expert_map,
             activation_bits=self.activation_bits,
+            is_double=self.has_part_of_sum,
         )
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes per token that a rank sends to each other one after the products."""
+        return torch.float64.itemsize * self.spec.input_size if self.has_part_of_sum else 0
 
     @property
     def operator(self) -> str:

@@ -17,7 +17,6 @@ class Int8Scheme(LinearScheme):
     operator_name: str
 
     def create_weights(self, layer: Layer, shape: LayerShape, weight_loader: Callable[..., Any]) -> None:
-        self.is_row_parallel = shape.is_row_parallel
         weight = Int8Parameter.zeros(
             shape.sizes,
             input_parts=shape.input_parts,

@@ -118,6 +118,10 @@ class W4A4NpuScheme(LinearScheme):
         return cann.int4_linear(q, scale, layer.weight, layer.weight_scale, bias, dtype)
 
     @property
+    def keeps_input_parts(self) -> bool:
+        return True
+
+    @property
     def operator(self) -> str:
         return self.kernel
 

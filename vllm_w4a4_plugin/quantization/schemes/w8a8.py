@@ -22,18 +22,21 @@ from vllm_w4a4_plugin.quantization.parameters.shared import CommonParameter
 from .base import Layer, LayerShape
 from .int8 import Int8Scheme
 from .registry import register_scheme
+from .whole_tokens import gather_bytes
 
 INT8_MIN, INT8_MAX = -128, 127
+SCALE_BYTES = 4
 
 
 @register_scheme(QuantType.W8A8)
 class W8A8Scheme(Int8Scheme):
-    """The sums of a row-parallel layer get quant_bias on the first rank only."""
+    """In a row-parallel layer each rank quantizes its part of a token for all ranks."""
 
     operator_name = "int8_linear"
 
     def create_weights(self, layer: Layer, shape: LayerShape, weight_loader: Callable[..., Any]) -> None:
         super().create_weights(layer, shape, weight_loader)
+        self.has_input_parts = shape.is_row_parallel
         common: dict[str, Any] = {"plan": self.plan, "weight_loader": weight_loader}
         for suffix in (INPUT_SCALE, INPUT_OFFSET):
             data = torch.zeros(1, dtype=torch.float32)
@@ -51,8 +54,20 @@ class W8A8Scheme(Int8Scheme):
 
     def apply(self, layer: Layer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         q, scale = quantize_static(x, layer.input_scale, layer.input_offset)
-        quant_bias = layer.quant_bias if not self.is_row_parallel or layer.tp_rank == 0 else None
+        # The ranks' sums are added up.
+        quant_bias = layer.quant_bias if not self.has_input_parts or layer.tp_rank == 0 else None
         return api.int8_linear(q, scale, layer.weight, layer.deq_scale, None, quant_bias, x.dtype)
+
+    def multiply_gathered(self, layer: Layer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        q, scale = quantize_static(x, layer.input_scale, layer.input_offset)
+        sent = torch.cat((q, scale[..., None].view(torch.int8)), -1)
+        codes, scales = gather_bytes(sent).split((q.shape[-1], SCALE_BYTES), -1)
+        # All scales are 1, but those of parts that are not finite.
+        scale = scales.contiguous().view(torch.float32).squeeze(-1).amax(-1)
+        return api.int8_linear(codes.flatten(-2), scale, layer.weight, layer.deq_scale, None, layer.quant_bias, x.dtype)
+
+    def gathered_bytes(self, features: int, dtype: torch.dtype) -> int:
+        return features + SCALE_BYTES
 
 
 def quantize_static(x: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

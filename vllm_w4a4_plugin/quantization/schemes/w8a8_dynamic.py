@@ -27,7 +27,7 @@ from vllm_w4a4_plugin.quantization.parameters.cpu import Int8Parameter
 
 from .base import Layer, LayerShape, LinearScheme
 from .registry import register_scheme
-from .whole_tokens import LOCAL_SCALES_REMARK, MAXIMUM_BYTES, shares_maximum, token_maximum
+from .whole_tokens import LOCAL_SCALES_REMARK, MAXIMUM_BYTES, gather_quantized
 
 logger = init_logger(LOGGER)
 
@@ -41,15 +41,13 @@ TOLERATED_ERROR = 0.02
 class W8A8DynamicScheme(LinearScheme):
     """vLLM's kernel repacks the weight and drops the original; vLLM's reload restores it before loading again.
 
-    In a row-parallel layer each rank quantizes its own part of a token, with the scale of the whole token. vLLM's
-    kernels take no scale from outside, but oneDNN's product, which is a part of one of them, does.
+    In a row-parallel layer, ranks with our own kernel quantize their parts of a token for all ranks. vLLM's kernels
+    quantize by themselves, and get whole tokens.
     """
 
     def create_weights(self, layer: Layer, shape: LayerShape, weight_loader: Callable[..., Any]) -> None:
         self.shape = shape
-        self.shares_maximum = shares_maximum(shape)
-        self.sent_bytes = MAXIMUM_BYTES if self.shares_maximum else 0
-        self.fault = fault_of_vllm_kernel(shape.params_dtype, self.shares_maximum)
+        self.fault = fault_of_vllm_kernel(shape.params_dtype)
         if self.fault:
             require_working_kernels(shape.params_dtype, weight_bits=8)
             weight: MatrixParameter = Int8Parameter.zeros(
@@ -61,7 +59,7 @@ class W8A8DynamicScheme(LinearScheme):
                 on_packed=self.on_packed,
             )
         else:
-            self.kernel = _new_vllm_kernel(layer, layer.output_partition_sizes, type(self).__name__)
+            self.kernel = _new_vllm_kernel(layer, [shape.output_size_per_partition], type(self).__name__)
             weight = MatrixParameter(
                 torch.zeros(shape.sizes, dtype=torch.int8),
                 sizes=shape.sizes,
@@ -75,24 +73,24 @@ class W8A8DynamicScheme(LinearScheme):
 
     def process_weights_after_loading(self, layer: Layer) -> None:
         if not self.fault:
-            _pack(self.kernel, layer, self.shape.params_dtype, self.shares_maximum)
+            _pack(self.kernel, layer, self.shape.params_dtype)
             if layer.weight is None:  # vLLM's LoRA layers ask the weight for its device
                 layer.weight = torch.nn.Parameter(torch.empty(0, dtype=torch.int8), requires_grad=False)
 
     def apply(self, layer: Layer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        maximum = token_maximum(x) if self.shares_maximum else None
         if self.fault:
-            return api.w8a8_linear(x, layer.weight, layer.weight_scale, bias, token_maximum=maximum)
-        if maximum is not None:
-            return _multiply(
-                self.kernel,
-                *api.kronecker_quant(x, None, None, activation_bits=8, token_maximum=maximum),
-                bias,
-                x.dtype,
-            )
+            return api.w8a8_linear(x, layer.weight, layer.weight_scale, bias)
         y = self.kernel.apply_weights(layer, x, bias)
         # vLLM's kernel drops a NaN, whose token then looks like any other.
         return y + x.abs().amax(-1, keepdim=True) * 0
+
+    def multiply_gathered(self, layer: Layer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if not self.fault:
+            return super().multiply_gathered(layer, x, bias)
+        return api.int8_linear(*gather_quantized(x, 8), layer.weight, layer.weight_scale, bias, None, x.dtype)
+
+    def gathered_bytes(self, features: int, dtype: torch.dtype) -> int:
+        return features + MAXIMUM_BYTES if self.fault else super().gathered_bytes(features, dtype)
 
     @property
     def packs_weights(self) -> bool:
@@ -106,7 +104,7 @@ class W8A8DynamicScheme(LinearScheme):
 
     @property
     def remark(self) -> str:
-        local = LOCAL_SCALES_REMARK if self.shape.is_row_parallel and not self.shares_maximum else ""
+        local = LOCAL_SCALES_REMARK if self.shape.is_row_parallel else ""
         return "; ".join(filter(None, (local, f"not vLLM's kernel: {self.fault}" if self.fault else "")))
 
     def weight_bytes(self, layer: Layer) -> int:
@@ -129,12 +127,8 @@ def _nothing(record: logging.LogRecord) -> bool:
 
 
 @cache
-def fault_of_vllm_kernel(dtype: torch.dtype, for_given_scales: bool) -> str:
-    """What is wrong with vLLM's int8 kernel on this machine, "" if nothing is.
-
-    Args:
-        dtype: of activations.
-        for_given_scales: whether tokens will be quantized before they are given to it.
+def fault_of_vllm_kernel(dtype: torch.dtype) -> str:
+    """What is wrong with vLLM's int8 kernel for activations of `dtype` on this machine, "" if nothing is.
 
     Multiplies random int8 matrices over the whole value range, a few and many tokens, and compares with the reference.
     """
@@ -148,16 +142,12 @@ def fault_of_vllm_kernel(dtype: torch.dtype, for_given_scales: bool) -> str:
         layer.register_parameter("bias", None)
         with _silent(KERNEL_LOGGER):  # vLLM logs its choice, which may not be ours
             kernel = _new_vllm_kernel(layer, [256], "a trial")
-        _pack(kernel, layer, dtype, for_given_scales)
+        _pack(kernel, layer, dtype)
         errors = []
         for tokens in (1, 17):
             x = torch.randn(tokens, 512, generator=generator).to(dtype)
             expected = reference.w8a8_linear(x, weight, scale.view(-1)).float()
-            if for_given_scales:
-                q, token_scale = reference.kronecker_quant(x, None, None, activation_bits=8)
-                found = _multiply(kernel, q, token_scale, None, x.dtype).float()
-            else:
-                found = kernel.apply_weights(layer, x, None).float()
+            found = kernel.apply_weights(layer, x, None).float()
             errors.append(((found - expected).norm() / expected.norm()).item())
     except (AttributeError, ImportError, NotImplementedError, RuntimeError, ValueError) as error:
         logger.debug("vLLM's int8 kernel failed", exc_info=True)
@@ -175,29 +165,10 @@ def _new_vllm_kernel(layer: Layer, widths: list[int], user: str) -> Any:
     )
 
 
-def _multiply(
-    kernel: Any, q: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
-) -> torch.Tensor:
-    """oneDNN's product for tokens that are quantized already: [..., output_size] of `dtype`.
-
-    Args:
-        kernel: vLLM's, packed for given scales.
-        q, scale: int8 [..., input_size], float32 [...].
-        bias: [output_size] or None.
-        dtype: for which the kernel was packed.
-    """
-    from vllm import _custom_ops as vllm_ops
-
-    tokens = q.reshape(-1, q.shape[-1])
-    y = torch.empty((tokens.shape[0], kernel.dnnl_handler.n), dtype=dtype)
-    vllm_ops.onednn_scaled_mm(kernel.dnnl_handler, tokens, y, scale.reshape(-1, 1), None, None, bias)
-    return y.reshape(*q.shape[:-1], -1)
-
-
-def _pack(kernel: Any, layer: Layer, dtype: torch.dtype, for_given_scales: bool) -> None:
+def _pack(kernel: Any, layer: Layer, dtype: torch.dtype) -> None:
     """Have vLLM's kernel pack the weight for activations of `dtype`, again after each load.
 
-    vLLM's kernel for AMX takes neither scales nor float32, although vLLM chooses it for that: oneDNN's takes both.
+    vLLM's kernel for AMX does not take float32, although vLLM chooses it for that: oneDNN's does.
 
     oneDNN's handler refers to the weight scales where they are now, and vLLM's reload moves them: they are kept here.
     Compiled graphs hold the tensor with the handler's address, so a new handler's address goes into the first tensor.
@@ -207,7 +178,7 @@ def _pack(kernel: Any, layer: Layer, dtype: torch.dtype, for_given_scales: bool)
     default, first = torch.get_default_dtype(), getattr(kernel, "dnnl_handler", None)
     torch.set_default_dtype(dtype)
     try:
-        if for_given_scales or dtype == torch.float32:
+        if dtype == torch.float32:
             kernel.linear_method = kernel._apply_weights_onednn
             kernel.process_weights_for_onednn(layer)
         else:

@@ -12,12 +12,12 @@ from vllm_w4a4_plugin.ops import api
 from .base import Layer, LayerShape
 from .int8 import Int8Scheme
 from .registry import register_scheme
-from .transform import quantize_whole_tokens, register_transform
+from .transform import register_transform
 
 
 @register_scheme(QuantType.W8A8_FLATQUANT_DYNAMIC)
 class W8A8FlatQuantDynamicScheme(Int8Scheme):
-    """In a row-parallel layer, each rank transforms and quantizes whole tokens and multiplies its own part of them."""
+    """In a row-parallel layer the ranks send each other their parts of a token, all of which the transform mixes."""
 
     operator_name = "w8a8_linear"
 
@@ -25,11 +25,7 @@ class W8A8FlatQuantDynamicScheme(Int8Scheme):
         super().create_weights(layer, shape, weight_loader)
         self._register_scales(layer, shape, weight_loader)
         register_transform(self, layer, weight_loader)
-        self.sent_bytes = shape.part_bytes
 
     def apply(self, layer: Layer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         transform = (layer.left_trans, layer.right_trans, layer.clip_ratio)
-        if not self.is_row_parallel:
-            return api.w8a8_linear(x, layer.weight, layer.weight_scale, bias, *transform)
-        q, scale = quantize_whole_tokens(layer, x, transform, 8)
-        return api.int8_linear(q, scale, layer.weight, layer.weight_scale, bias, None, x.dtype)
+        return api.w8a8_linear(x, layer.weight, layer.weight_scale, bias, *transform)

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loading on two ranks reads each rank's part of the checkpoint."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import random_model
+from benchmarks.shapes import Model
+from tests.engine.read_bytes import RANKS, fractions_read
+
+# Tensors of megabytes, so that pages which are mapped in passing are few.
+MODEL = Model("m", hidden=1024, intermediate=4096, heads=8, kv_heads=4, head_dim=128, vocabulary=4096)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are counted in /proc")
+def test_each_rank_reads_its_half(tmp_path: Path) -> None:
+    """W4A4 with transforms, W8A8 and FLOAT, column- and row-parallel, and the embedding."""
+    random_model.make(tmp_path / "model", MODEL, 1, "tutorial")
+    fractions = fractions_read(tmp_path / "model")
+    print([f"{fraction:.1%}" for fraction in fractions])
+    assert len(fractions) == RANKS
+    for fraction in fractions:
+        assert 0.49 < fraction < 0.56
