@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from vllm import _custom_ops as vllm_ops
 from vllm.model_executor.layers.linear import RowParallelLinear
 
 from tests.linears import load
@@ -58,7 +59,10 @@ def test_the_sum_of_the_ranks_is_one_rank_to_the_bit(
     for part in outputs_of_ranks(lambda: row_layer(config, linear, dtype), x, size):
         assert (part == 0).all(0).sum() >= OUT - -(-OUT // size)
         total += part
-    assert torch.equal(total, whole)
+    # Without vLLM's C extension FLOAT is torch's product, which adds up in another order for other numbers of rows.
+    if kind != "FLOAT" or vllm_ops._supports_onednn:
+        assert torch.equal(total, whole)
+    torch.testing.assert_close(total, whole)
     if dtype == torch.float32:
         others = [token for token in range(len(x)) if token != 2]  # the formulas divide by its scale
         assert_near(whole[others], linear.expected(x[others]))
@@ -152,6 +156,8 @@ def test_w8a8_dynamic_sends_what_its_kernel_takes(
     """vLLM's kernels quantize by themselves and need the values; ours take codes."""
     from vllm_w4a4_plugin.quantization.schemes import w8a8_dynamic
 
+    if not is_faulty and w8a8_dynamic.fault_of_vllm_kernel(torch.float32):
+        pytest.skip("vLLM's kernel does not compute here")
     monkeypatch.setattr(w8a8_dynamic, "fault_of_vllm_kernel", lambda dtype: "wrong" if is_faulty else "")
     linear = made("W8A8_DYNAMIC", OUT)
     config = make_config(proj=linear)
