@@ -297,5 +297,4 @@ def test_sums_of_ranks_round_as_one_rank_does(dtype: torch.dtype) -> None:
     x, (weights, ids) = experts.tokens(50, dtype), experts.routing(50, 4)
     parts = [experts.run(x, weights, torch.where(ids % 2 == rank, ids, -1), is_double=True) for rank in range(2)]
     assert [part.dtype for part in parts] == [torch.float64] * 2
-    assert all((part != 0).any() for part in parts)
     assert torch.equal((parts[0] + parts[1]).float().to(dtype), experts.run(x, weights, ids))

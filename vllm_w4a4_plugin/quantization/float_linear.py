@@ -40,9 +40,7 @@ class SharedOutFloatMethod(UnquantizedLinearMethod):
         part = self.part = OutputPart.of_rank(layer.tp_rank, layer.tp_size, output_size)
 
         def load(param: torch.Tensor, loaded_weight: torch.Tensor) -> None:
-            if loaded_weight.shape != (part.total, input_size):
-                found = list(loaded_weight.shape)
-                raise ValueError(f"expected shape {[part.total, input_size]}, found {found}")
+            assert loaded_weight.shape == (part.total, input_size), "as vLLM's own parameters check it"
             param.data.copy_(loaded_weight.narrow(0, part.first, part.count))
 
         weight = torch.nn.Parameter(torch.empty(part.count, input_size, dtype=params_dtype), requires_grad=False)
