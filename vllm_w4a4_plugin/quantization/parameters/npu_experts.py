@@ -35,7 +35,8 @@ class NpuExpertsParameter(ExpertsParameter):
 
     def load_expert(self, loaded: torch.Tensor, index: int) -> None:
         rows, rank = (index * self.rows, self.rows), self.tp_rank if self.row_parts > 1 else 0
-        self._load(loaded, self.part.shards[index], rows, self.row_parts, rank)
+        stored = (rank * rows[1], self.row_parts * rows[1])
+        self._load(loaded, self.part.shards[index], rows, stored)
 
     def _place(self, first_row: int) -> tuple[int, int]:
         """(place of the expert, first of its rows) of a row of all."""
