@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -38,7 +39,9 @@ def saved(source: Path, directory: Path, **arguments: Any) -> tuple[Path, dict[s
     """The directory with the saved state of `source`, and the parameters of the model from which it was saved."""
     copy_other_files(source, directory)
     with loaded_model(source, **arguments) as model:
-        sharded_state.save(get_current_vllm_config(), model, str(directory), None, None)
+        config = get_current_vllm_config()
+        with patch("vllm.config.vllm._current_vllm_config", None):  # as in a worker that is asked to save
+            sharded_state.save(config, model, str(directory), None, None)
         return directory, copy_of(model)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from vllm.config import ModelConfig, VllmConfig
+from vllm.config import ModelConfig, VllmConfig, set_current_vllm_config
 from vllm.config.load import LoadConfig
 from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank
 from vllm.model_executor.model_loader import get_model_loader
@@ -114,9 +114,10 @@ def _loaded(config: VllmConfig) -> torch.nn.Module:
     config.compilation_config.static_all_moe_layers = []
     loader: Any = get_model_loader(config.load_config)
     loader.quant_config = config.quant_config
-    with set_default_torch_dtype(config.model_config.dtype), torch.device("cpu"):
-        model = initialize_model(config)
-    loader.load_weights(model, config.model_config)
+    with set_current_vllm_config(config):  # workers have none in force when they are asked to save
+        with set_default_torch_dtype(config.model_config.dtype), torch.device("cpu"):
+            model = initialize_model(config)
+        loader.load_weights(model, config.model_config)
     return model
 
 
