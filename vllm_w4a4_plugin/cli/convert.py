@@ -41,11 +41,18 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="SIZE",
         help="most data in one file, such as 4GB (default: files as they are)",
     )
+    parser.add_argument(
+        "--float", type=Path, metavar="MODEL",
+        help="DIR holds flat_matrices.pth of the FlatQuant repository, made from this float model: write msModelSlim's "
+        "form",
+    )  # fmt: skip
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Convert and print what changed; returns 0."""
+    if args.float is not None:
+        return _convert_matrices(args)
     if args.packed is None and args.naming is None and args.shard_size is None:
         raise CheckpointError("convert needs something to do: --pack, --unpack, --naming or --shard-size.")
     with ProgressDisplay() as progress:
@@ -59,6 +66,24 @@ def run(args: argparse.Namespace) -> int:
         f"{args.output}: {result.bytes_after:,} bytes in {result.files} file{'s' if result.files != 1 else ''} "
         f"(before: {result.bytes_before:,})"
     )
+    return 0
+
+
+def _convert_matrices(args: argparse.Namespace) -> int:
+    from vllm_w4a4_plugin.calibration.flatquant_repository import convert_matrices
+
+    if args.packed is not None or args.naming is not None or args.shard_size is not None:
+        raise CheckpointError(
+            "--float cannot be combined with --pack, --unpack, --naming or --shard-size; convert twice."
+        )
+    with ProgressDisplay(" layers") as progress:
+        merged = convert_matrices(args.directory, args.float, args.output, partial(progress.show, "Converting"))
+    print(f"{args.output}: {merged.layers} layers")
+    if merged.layer:
+        print(
+            f"Layers that run as one product share one clip ratio: the mean differs from their own by at most "
+            f"{100 * merged.deviation:.2f} % ({merged.layer})."
+        )
     return 0
 
 

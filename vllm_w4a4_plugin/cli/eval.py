@@ -22,7 +22,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--against", type=Path, metavar="DIR",
         help="float model to compare with: perplexity, divergence of the predictions, tasks",
     )  # fmt: skip
-    parser.add_argument("--float", dest="against", type=Path, help=argparse.SUPPRESS)  # its name in version 0.1.0
+    parser.add_argument("--float", dest="against", type=Path, help=argparse.SUPPRESS)  # an older name
     parser.add_argument("--window", type=int, default=512, help="tokens per window (default: 512)")
     parser.add_argument("--windows", type=int, default=24, help="use at most this many windows (default: 24)")
     parser.add_argument("--dtype", default="auto", help="vLLM's dtype of activations (default: the model's)")
