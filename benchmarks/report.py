@@ -203,7 +203,7 @@ def serving(result: dict[str, Any]) -> str:
         "",
         f"One run, {machine['date']}: {machine['cpu']}, {machine['cores']} cores, instruction set "
         f"{machine['instruction_set']}, torch {machine['torch']}, vLLM {machine['vllm']}, commit {machine['commit']}, "
-        f"load average {machine['load']:.1f}. Medians over repetitions within one server.",
+        f"load average before it {machine['load']:.1f}. Medians over repetitions within one server.",
     ]
     for count in counts:
         lines += [

@@ -14,6 +14,8 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+# Two files of tests run at a time, so that an engine should not have every core.
+os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "1")
 # The oracles have heads in float; tests of the int8 head ask for it.
 os.environ.setdefault("VLLM_W4A4_HEAD", "float")
 

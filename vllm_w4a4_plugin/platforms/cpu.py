@@ -113,7 +113,7 @@ class W4A4CpuPlatform(CpuPlatform):
         computes_in_engine = is_ours and executor.is_one_process_possible(vllm_config)
         executor.forget_last_engine()
         super().check_and_update_config(vllm_config)
-        bind_ranks(parallel_config)
+        bind_ranks(parallel_config, is_ours)
         if computes_in_engine and parallel_config.distributed_executor_backend == executor.PROCESS_PER_RANK:
             executor.bind_this_engine(vllm_config)
         if parallel_config.distributed_executor_backend == "ray":
