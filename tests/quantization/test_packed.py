@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig
 
 from tests.cases import write_case
 from tests.conftest import MICRO
@@ -28,6 +29,8 @@ def test_loaded_parameters(name: str, tmp_path: Path) -> None:
     if name == "micro":
         source = MICRO
     elif name == "mixture":
+        if "intermediate_size" not in FusedMoEConfig.__annotations__:
+            pytest.skip("this vLLM's experts are not those that the plugin replaces")
         write_mixture(source, ("W4A4_FLATQUANT_DYNAMIC", "W4A4_DYNAMIC"), experts=2)
     else:
         write_case(name, source)
