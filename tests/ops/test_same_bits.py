@@ -74,7 +74,6 @@ def operators(factors: tuple[int, int]) -> dict[str, Operator]:
         "kronecker_quant": quantized,
         "w8a8_linear": lambda x: ops.w8a8_linear(x, int8, scale, bias),
         "w8a8_linear, transform": lambda x: ops.w8a8_linear(x, int8, scale, bias, *transform),
-        "split_linear": lambda x: ops.split_linear(x, int8, scale, bias),
         "weight_only_linear": lambda x: ops.weight_only_linear(x, int4, grouped, bias, offset),
         "silu_and_mul": api.silu_and_mul,
         "int4_linear": whole("int4"),
