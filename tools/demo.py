@@ -49,10 +49,14 @@ QUANTIZED = ("--quantization", "ascend")
 FLOAT = ("--enforce-eager",)
 NEXT = """\
 What to do next:
-  vllm serve {checkpoint} --quantization ascend                    serve this model yourself
-  vllm-w4a4 inspect {checkpoint}                                   see what the checkpoint contains
-  vllm-w4a4 quantize MODEL --output DIR --calib-file text.json      quantize a model of your own (docs/quantize.md)
-  make demo MODEL=DIR                                              serve a checkpoint that you have"""
+  vllm serve {checkpoint} --quantization ascend
+      serve this model yourself
+  vllm-w4a4 inspect {checkpoint}
+      see what the checkpoint contains
+  vllm-w4a4 quantize MODEL --output DIR --calib-file text.json
+      quantize a model of your own (docs/quantize.md)
+  make demo MODEL=DIR
+      serve a checkpoint that you have"""
 
 
 def main() -> None:
