@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Environment variables: what is read, what the documentation says of it, and that both are the same."""
 
+import os
 import re
 from pathlib import Path
 
@@ -114,3 +115,13 @@ def test_instruction_sets_in_the_description_are_those_of_the_library() -> None:
     known = re.findall(r'static const Kernels \w+\{"(\w+)"', source)
     listed = re.findall(r"`(\w+)`", envs.VARIABLES["VLLM_W4A4_ISA"].description)
     assert sorted(listed) == sorted(known)
+
+
+def test_variables_of_others_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SET", "before")
+    monkeypatch.delenv("UNSET", raising=False)
+    with envs.assigned({"SET": None, "UNSET": "now"}):
+        assert "SET" not in os.environ
+        assert os.environ["UNSET"] == "now"
+    assert os.environ["SET"] == "before"
+    assert "UNSET" not in os.environ

@@ -6,7 +6,8 @@ docs/reference/environment.md has the same table, and a test compares the two.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -148,6 +149,19 @@ def assign(name: str, value: str | None) -> None:
         os.environ.pop(name, None)
     else:
         os.environ[name] = value
+
+
+@contextmanager
+def assigned(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Variables of another package in this process for a while; None removes one."""
+    before = {name: os.environ.get(name) for name in values}
+    try:
+        for name, value in values.items():
+            assign(name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            assign(name, value)
 
 
 def snapshot() -> dict[str, str]:

@@ -79,6 +79,17 @@ def test_ranks_share_a_node() -> None:
 
 
 @pytest.mark.usefixtures("four_cores")
+def test_ranks_share_a_node_after_an_engine_in_the_same_process() -> None:
+    """A running engine makes vLLM keep the variables of its environment as they were."""
+    vllm.envs.enable_envs_cache()
+    try:
+        engine_config(MICRO, tensor_parallel_size=2)
+        assert vllm.envs.VLLM_CPU_OMP_THREADS_BIND == "0,1|2,3"
+    finally:
+        vllm.envs.disable_envs_cache()
+
+
+@pytest.mark.usefixtures("four_cores")
 def test_one_rank_takes_all_of_few_cores(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Unless the user reserves some, or the model is not quantized by us."""
     caplog.set_level("INFO", threads.LOGGER)

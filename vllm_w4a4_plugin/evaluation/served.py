@@ -70,12 +70,22 @@ def served(directory: Path, dtype: str, max_length: int) -> Iterator[Served]:
         dtype: of activations.
         max_length: tokens of the longest prompt with its answer.
     """
-    envs.set_default("VLLM_CPU_KVCACHE_SPACE", "1")
-    envs.assign("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    space = envs.snapshot().get("VLLM_CPU_KVCACHE_SPACE", "1")
+    with envs.assigned({"VLLM_CPU_KVCACHE_SPACE": space, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}):
+        llm = _engine(directory, dtype, max_length)
+    try:
+        yield Served(llm, directory, max_length)
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+        del llm
+        gc.collect()
+
+
+def _engine(directory: Path, dtype: str, max_length: int) -> Any:
     from vllm import LLM
 
     quantized = (directory / DESCRIPTION_FILE).is_file()
-    llm = LLM(
+    return LLM(
         str(directory),
         quantization=METHOD if quantized else None,
         dtype=dtype,
@@ -87,9 +97,3 @@ def served(directory: Path, dtype: str, max_length: int) -> Iterator[Served]:
         enable_prefix_caching=False,
         disable_log_stats=True,
     )
-    try:
-        yield Served(llm, directory, max_length)
-    finally:
-        llm.llm_engine.engine_core.shutdown()
-        del llm
-        gc.collect()

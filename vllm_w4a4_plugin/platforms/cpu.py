@@ -22,7 +22,7 @@ from vllm_w4a4_plugin.constants import (
 )
 
 from . import dtype as dtypes
-from . import eager, executor, requested_dtype
+from . import eager, executor, requested_dtype, triton_kernels
 from .registration import register_method
 from .threads import bind_ranks
 
@@ -88,6 +88,11 @@ class W4A4CpuPlatform(CpuPlatform):
     @classmethod
     def get_device_communicator_cls(cls) -> str:
         return COMMUNICATOR
+
+    @classmethod
+    def register_triton_kernel_overrides(cls) -> None:
+        triton_kernels.expect_any_object()
+        super().register_triton_kernel_overrides()
 
     @classmethod
     def import_ir_kernels(cls) -> None:

@@ -100,6 +100,9 @@ def bind_ranks(parallel_config: "ParallelConfig", is_ours: bool) -> None:
     import vllm.envs  # these import the platform, which imports this
     from vllm.utils import cpu_resource_utils
 
+    # An engine that runs in this process has left vLLM with copies of the variables as they were then. The new engine
+    # makes new ones.
+    vllm.envs.disable_envs_cache()
     if vllm.envs.VLLM_CPU_OMP_THREADS_BIND not in (AUTO, _chosen):
         return
     if _chosen is not None:  # by an engine that this process made before
