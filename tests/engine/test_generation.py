@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Features of vLLM's engine that change how tokens are computed, in one engine that has all of them on."""
 
-import json
 import re
 from collections.abc import Iterator
 from importlib import import_module
@@ -9,12 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from vllm import LLM, SamplingParams
-from vllm.lora.request import LoRARequest
 from vllm.sampling_params import BeamSearchParams
 
 from tests.conftest import MICRO
+from tests.engine.adapters import SIZES, Adapter
 from tests.engine.engines import engine
 from tests.engine.oracle import engine_logprobs, prompt_logprobs
 from tests.engine.texts import NUMBER, assert_same_texts, greedy, prompts, structured_number
@@ -27,13 +25,6 @@ TOKENS = torch.randint(3, 500, (96,), generator=torch.Generator().manual_seed(0)
 STEP = 64
 """Tokens that the engine computes at a time: fewer than TOKENS, so their prefill is in chunks."""
 RANK = 8
-ADAPTED = {
-    "self_attn.q_proj": (192, 256),
-    "self_attn.v_proj": (192, 128),
-    "self_attn.o_proj": (256, 192),
-    "mlp.up_proj": (192, 384),
-    "mlp.down_proj": (384, 192),
-}
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +38,7 @@ def llm() -> Iterator[LLM]:
         max_num_seqs=STEP,
         enable_lora=True,
         max_lora_rank=RANK,
+        max_loras=2,
         enable_prompt_embeds=True,
         structured_outputs_config={"backend": "xgrammar"},
     ) as llm:
@@ -125,28 +117,39 @@ def test_a_backend_that_does_not_know_this_vllm() -> None:
 @pytest.mark.feature("LoRA adapters")
 def test_an_adapter(llm: LLM, tmp_path: Path) -> None:
     """On quantized and float layers, fused ones among them; the model by itself stays what it was."""
-    generator = torch.Generator().manual_seed(1)
-    tensors = {}
-    for layer in range(2):
-        for name, (inputs, outputs) in ADAPTED.items():
-            prefix = f"base_model.model.model.layers.{layer}.{name}"
-            tensors[f"{prefix}.lora_A.weight"] = torch.randn(RANK, inputs, generator=generator) * 0.05
-            tensors[f"{prefix}.lora_B.weight"] = torch.randn(outputs, RANK, generator=generator) * 0.05
-    save_file(tensors, tmp_path / "adapter_model.safetensors")
-    modules = [name.rpartition(".")[2] for name in ADAPTED]
-    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 2 * RANK, "target_modules": modules, "bias": "none"}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-
-    def adapt(model: torch.nn.Module) -> None:
-        for layer in range(2):
-            for name in ADAPTED:
-                prefix = f"base_model.model.model.layers.{layer}.{name}"
-                a, b = (tensors[f"{prefix}.lora_{part}.weight"] for part in "AB")
-                module = model.get_submodule(f"model.layers.{layer}.{name}")
-                module.register_forward_hook(lambda _, inputs, y, a=a, b=b: y + 2 * (inputs[0] @ a.T @ b.T))
-
-    request = LoRARequest("adapter", 1, str(tmp_path))
-    plain, adapted = prompt_logprobs(MICRO, TOKENS), prompt_logprobs(MICRO, TOKENS, adapt)
+    names = ("self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
+    adapter = Adapter(tmp_path, 1, RANK, names)
+    plain, adapted = prompt_logprobs(MICRO, TOKENS), prompt_logprobs(MICRO, TOKENS, adapter.adapt)
     assert (adapted - plain).abs().median() > 5 * TYPICAL_DIFFERENCE
-    assert_near(engine_logprobs(llm, TOKENS, lora_request=request), adapted)
+    assert_near(engine_logprobs(llm, TOKENS, lora_request=adapter.request), adapted)
     assert_near(engine_logprobs(llm, TOKENS), plain)
+
+
+@pytest.mark.feature("several LoRA adapters at once (`--max-loras`)")
+def test_adapters_beside_each_other(llm: LLM, tmp_path: Path) -> None:
+    """Of other ranks and for other linears, in batches with the model itself; a third takes the place of another."""
+    adapters: list[Adapter | None] = [None]
+    for number, rank, names in (
+        (2, RANK, ("self_attn.q_proj", "self_attn.k_proj", "mlp.down_proj")),
+        (3, RANK // 2, ("self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")),
+        (4, 1, tuple(SIZES)),
+    ):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        adapters.append(Adapter(directory, number, rank, names))
+    prompt, length = TOKENS[:20], 32
+    params = SamplingParams(temperature=0, max_tokens=length, ignore_eos=True, logprobs=0)
+    for chosen in (adapters[:3], adapters[::-1]):
+        requests = [adapter and adapter.request for adapter in chosen]
+        outputs = llm.generate(
+            [{"prompt_token_ids": prompt}] * len(chosen), params, use_tqdm=False, lora_request=requests
+        )
+        for adapter, other, output in zip(chosen, chosen[1:] + chosen[:1], outputs, strict=True):
+            tokens = list(output.outputs[0].token_ids)
+            entries = zip(output.outputs[0].logprobs, tokens, strict=True)
+            found = torch.tensor([entry[token].logprob for entry, token in entries])
+            expected, others = (
+                prompt_logprobs(MICRO, prompt + tokens, which and which.adapt)[-length:] for which in (adapter, other)
+            )
+            assert_near(found, expected)
+            assert (found - others).abs().median() > 5 * TYPICAL_DIFFERENCE

@@ -49,6 +49,7 @@ WHY_REFUSED = {
 
 WORKER = "vllm_w4a4_plugin.platforms.worker.W4A4CpuWorker"
 COMMUNICATOR = "vllm_w4a4_plugin.platforms.communicator.NodeAwareCpuCommunicator"
+ADAPTERS = "vllm_w4a4_plugin.platforms.adapters.AdaptersOnCpu"
 
 
 class W4A4CpuPlatform(CpuPlatform):
@@ -88,6 +89,10 @@ class W4A4CpuPlatform(CpuPlatform):
     @classmethod
     def get_device_communicator_cls(cls) -> str:
         return COMMUNICATOR
+
+    @classmethod
+    def get_punica_wrapper(cls) -> str:
+        return ADAPTERS
 
     @classmethod
     def register_triton_kernel_overrides(cls) -> None:
