@@ -66,16 +66,18 @@ def reference_model(directory: Path) -> Any:
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory), dtype=torch.float32).eval()
     for name in experts_layers(Inventory.of(reader)):
         model.set_submodule(name, ReferenceExperts(reader, name))
+    quantized = set()
     for name in reader.description.modules:
         if ".experts." in name:
             continue
         kind = module_type(reader.description, name)
         if kind is not QuantType.FLOAT:
             model.set_submodule(name, ReferenceLinear(reader, name, kind))
+            quantized.add(name)
     floats = {
         name: reader.load(name).float()
         for name, kind in reader.description.tensors.items()
-        if kind == "FLOAT" and ".experts." not in name
+        if kind == "FLOAT" and ".experts." not in name and name.rpartition(".")[0] not in quantized
     }
     missing, unexpected = model.load_state_dict(floats, strict=False)
     assert not unexpected

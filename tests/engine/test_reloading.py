@@ -7,11 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from vllm.config import set_current_vllm_config
 from vllm.model_executor.layers.linear import LinearBase
+from vllm.model_executor.model_loader.reload import (
+    finalize_layerwise_reload,
+    initialize_layerwise_reload,
+)
+from vllm.model_executor.model_loader.reload.inplace import reload_weights
 
 from tests.cases import write_case
 from tests.conftest import MICRO, WEIGHTS, swapped_layers
-from tests.loading import loaded_model
+from tests.loading import engine_config, loaded_model
 from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader
 from vllm_w4a4_plugin.quantization.head import RotatedHeadMethod
 
@@ -139,13 +145,48 @@ def test_a_norm_that_got_no_bias_cannot_get_one_later(tmp_path: Path) -> None:
             model.load_weights(iter({**weights, name: weights[name] + 1}.items()))
 
 
-@pytest.mark.parametrize("missing", [f"{Q}.clip_ratio", "model.norm.weight", "model.layers.0.mlp.down_proj.weight"])
-def test_vllms_reload_must_be_complete(other: dict[str, torch.Tensor], missing: str) -> None:
-    from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+MISSING = (f"{Q}.clip_ratio", "model.norm.weight", "model.layers.0.mlp.down_proj.weight")
 
+
+@pytest.mark.parametrize("missing", MISSING)
+def test_vllms_reload_must_be_complete(micro_copy: Path, edit_tensors: Callable[..., None], missing: str) -> None:
+    """Files in which a tensor is missing: an error once they are read."""
+    edit_tensors(remove=(missing,))
+    config = engine_config(MICRO)
     with loaded_model(MICRO) as model:
-        initialize_layerwise_reload(model)
-        with pytest.raises(CheckpointError, match=f"tensor {missing}: loaded before"):
-            model.load_weights(iter({n: t for n, t in other.items() if n != missing}.items()))
+        with pytest.raises(CheckpointError, match=f"tensor {missing}: loaded before"), set_current_vllm_config(config):
+            reload_weights(config, model, None, str(micro_copy), True)
         with pytest.raises(CheckpointError, match="no complete weights"):
             model(torch.tensor([1]), torch.tensor([0]))
+
+
+@pytest.mark.feature("weights sent tensor by tensor by vLLM's weight transfer")
+def test_vllms_weight_transfer(other: dict[str, torch.Tensor], micro_copy: Path) -> None:
+    """What vLLM's engines for it do, of which none runs on CPUs: open a reload, load each tensor, close it."""
+    with loaded_model(micro_copy) as model:
+        expected_other = results(model)
+    config = engine_config(MICRO)
+    with loaded_model(MICRO) as model:
+        expected = results(model)
+        for weights, wanted in ((other, expected_other), (tensors(MICRO), expected), (other, expected_other)):
+            initialize_layerwise_reload(model)
+            for pair in weights.items():
+                model.load_weights([pair])
+            finalize_layerwise_reload(model, config.model_config)
+            assert same(results(model), wanted)
+
+
+@pytest.mark.parametrize("missing", MISSING)
+def test_a_weight_transfer_must_be_complete(other: dict[str, torch.Tensor], missing: str) -> None:
+    """Else the model refuses to run until one is."""
+    with loaded_model(MICRO) as model:
+        initialize_layerwise_reload(model)
+        for name, tensor in other.items():
+            if name != missing:
+                model.load_weights([(name, tensor)])
+        message = rf"no complete weights: 1 of \d+ tensors have still to be loaded, e\.g\. {missing}"
+        with pytest.raises(CheckpointError, match=message):
+            model(torch.tensor([1]), torch.tensor([0]))
+        model.load_weights([(missing, other[missing])])
+        finalize_layerwise_reload(model, engine_config(MICRO).model_config)
+        results(model)

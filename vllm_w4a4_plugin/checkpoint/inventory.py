@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a checkpoint holds, by the names that vLLM uses."""
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from typing import Any
 
 from .accounting import complete_description, useless_reason
 from .description import QuantDescription
+from .model_config import text_config
 from .reader import CheckpointReader, TensorInfo
 from .types import WEIGHT
+
+_MTP_LAYER = re.compile(r"^model\.mtp_(?:layers|block)\.(\d+)\.")
 
 
 class Inventory:
@@ -56,6 +60,21 @@ class Inventory:
             rename({name: self._stored_names.get(name, name) for name in names}),
             self.config,
         )
+
+    def with_numbered_mtp_layers(self) -> "Inventory":
+        """The same with layers for multi-token prediction numbered on from the last layer, as vLLM's modules are.
+
+        MiMo's and Ernie's files count them from 0, in `model.mtp_layers` and `model.mtp_block`.
+        """
+        layers = text_config(self.config).get("num_hidden_layers")
+        if not isinstance(layers, int):
+            return self
+
+        def numbered(name: str) -> str:
+            found = _MTP_LAYER.sub(lambda match: f"model.layers.{layers + int(match[1])}.", name)
+            return found if self.is_useless(found) else name  # config.json counts it as such a layer
+
+        return self.renamed(lambda entries: {numbered(name): value for name, value in entries.items()})
 
     def without(self, stored: Collection[str]) -> "Inventory":
         """The same without some tensors, given by their names in the files."""

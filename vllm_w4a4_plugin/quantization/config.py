@@ -96,7 +96,7 @@ class AscendW4A4Config(QuantizationConfig):
             raise CheckpointError(where_it_runs())
         load_library()
         self.model = model_name
-        self.inventory = open_checkpoint(model_name, revision)
+        self.inventory = open_checkpoint(model_name, revision).with_numbered_mtp_layers()
         if assumed := self.inventory.assumed_float:
             logger.info_once(
                 "%d tensors have no entry in the description and are in float: taken as FLOAT, e.g. %s",

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every load of weights into a model, first or later, ends complete or leaves a model that refuses to run."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -33,12 +33,22 @@ logger = init_logger(LOGGER)
 Weights = Iterable[tuple[str, torch.Tensor]]
 
 
+class WholeCheckpoint:
+    """All tensors of a checkpoint, as opposed to a portion: what is missing will not come later."""
+
+    def __init__(self, weights: Weights) -> None:
+        self._weights = weights
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return iter(self._weights)
+
+
 class LoadGuard:
     """Stands in for `model.load_weights`, whoever calls it: the loader, vLLM's reload, or a trainer.
 
     A trainer loads in place and in as many portions as it likes. vLLM's layers cannot take that: some drop the weight
     that they were loaded with once it is packed. So the guard opens vLLM's layerwise reload for them, and closes it
-    when all tensors have come.
+    when all tensors have come. vLLM opens and closes one itself for its own ways to bring weights.
 
     Args:
         model: gets the guard's `load_weights`, and a hook that raises in place of computing with half its weights.
@@ -46,6 +56,7 @@ class LoadGuard:
         inventory: of the checkpoint, with names as in the files.
         zero_biases: tensors that hold zeros only and have no parameter.
         is_draft: whether the model predicts tokens for another one, with the layers that the other is served without.
+            It may leave the tensors of the checkpoint that it has no use for.
     """
 
     def __init__(
@@ -57,7 +68,7 @@ class LoadGuard:
         is_draft: bool = False,
     ) -> None:
         self.model, self.model_config, self.zero_biases = model, model_config, zero_biases
-        self.config = inventory.config
+        self.config, self.is_draft = inventory.config, is_draft
         self.checks = TensorChecks(inventory, drops_useless=not is_draft)
         self.needed: frozenset[str] = frozenset()
         self.was_reloaded = False
@@ -75,29 +86,39 @@ class LoadGuard:
             CheckpointError: a tensor was of no use, or one that the first load needed is missing. Whatever is raised,
                 the model refuses to run until a later load succeeds.
         """
-        # In vLLM's own reload the parameters are on the meta device by now.
-        is_in_place = bool(self.needed) and not any(parameter.is_meta for parameter in self.model.parameters())
         self.was_reloaded = bool(self.needed)
-        if not self.is_open:
+        is_vllms, has_begun = self._vllms_reload()
+        if not self.is_open and not has_begun:
             self.tracker = ReadTracker(self.checks.check_read)
-            if is_in_place:
+            if self.needed and not is_vllms:
                 initialize_layerwise_reload(self.model)
                 self.is_open = True
         self.fault = "a load of weights was interrupted"
         try:
             with self.checks.in_our_words(type(self.model).__name__):
-                return self._load_all(weights)
+                return self._load_all(weights, in_portions=self.is_open or is_vllms)
         except Exception as error:
             self.fault = f"the last load of weights failed: {error}"
             self._abandon()
             raise
 
-    def _load_all(self, weights: Weights) -> set[str]:
-        """What `load_weights` does once a reload in place is open."""
+    def _vllms_reload(self) -> tuple[bool, bool]:
+        """Whether vLLM has opened a reload itself, and whether tensors have come since.
+
+        Its `reload_weights` calls `load_weights` once in a reload. Its weight transfer does for each tensor.
+        """
+        if self.is_open or not self.needed:
+            return False, False
+        infos = [get_layerwise_info(layer) for layer in self.model.modules()]
+        is_vllms = any(info.can_load() for info in infos)
+        return is_vllms, is_vllms and any(info.load_numel > 0 or not info.can_load() for info in infos)
+
+    def _load_all(self, weights: Weights, in_portions: bool) -> set[str]:
+        """What `load_weights` does once a reload is open, in which more portions may come if this is not the last."""
         with self.tracker:
             loaded = self._load(self.tracker.watch(self.checks.needed(self._with_a_place(weights))))
         missing = sorted(self.needed - self.tracker.offered)
-        if missing and self.is_open:
+        if missing and in_portions and not isinstance(weights, WholeCheckpoint):
             self.fault = f"{len(missing)} of {len(self.needed)} tensors have still to be loaded, e.g. {missing[0]}"
             return loaded
         self._refuse_incomplete(missing)
@@ -111,7 +132,8 @@ class LoadGuard:
         return loaded
 
     def _abandon(self) -> None:
-        """Forget what a failed reload has buffered, so that the next one starts from nothing."""
+        """Forget what a failed reload has brought, so that the next one starts from nothing."""
+        self.tracker = ReadTracker(self.checks.check_read)
         for layer in self.model.modules():
             info = get_layerwise_info(layer)
             if info.can_load():
@@ -148,7 +170,7 @@ class LoadGuard:
             logger.info_once("%d tensors of the checkpoint are not needed, e.g. %s", len(unused), unused[0])
 
     def _may_stay_unused(self, name: str) -> bool:
-        if useless_reason(name, self.config) or (name == f"{HEAD}.{WEIGHT}" and is_tied(self.config)):
+        if self.is_draft or useless_reason(name, self.config) or (name == f"{HEAD}.{WEIGHT}" and is_tied(self.config)):
             return True
         parts = name.split(".")
         for end in range(1, len(parts)):

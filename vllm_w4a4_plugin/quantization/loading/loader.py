@@ -29,7 +29,7 @@ from vllm_w4a4_plugin.constants import (
 )
 
 from .biases import add_missing_biases
-from .guard import LoadGuard
+from .guard import LoadGuard, WholeCheckpoint
 from .rotation import warn_of_rotation
 from .sharded_state import PackedStateLoader
 
@@ -79,6 +79,9 @@ class W4A4ModelLoader(DefaultModelLoader):
         is_draft = any("MTP" in name for name in model_config.architectures)
         LoadGuard(model, model_config, stored, zeros, is_draft)
         super().load_weights(model, model_config)
+
+    def get_all_weights(self, *args: Any, **kwargs: Any) -> Any:
+        return WholeCheckpoint(super().get_all_weights(*args, **kwargs))
 
     def track_weights_loading(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
         try:
