@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,3 +65,15 @@ def test_other_types(tmp_path: Path, kinds: dict[str, str]) -> None:
         with ranks_of(directory, ranks) as llm:
             texts.append(completions(llm))
     assert texts[1] == texts[0]
+
+
+@pytest.mark.skipif(not ALL, reason="three more engines, a minute of CI: W4A4_RANKS=1 runs it")
+def test_engines_of_one_process() -> None:
+    """One after the other: an engine that speculates with n-grams, a plain one, and two ranks."""
+    ngram = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
+    options: list[dict[str, Any]] = [{"speculative_config": ngram}, {}, {"tensor_parallel_size": 2}]
+    texts = []
+    for arguments in options:
+        with engine(MICRO, quantization="ascend", **arguments) as llm:
+            texts.append(completions(llm))
+    assert texts[1:] == texts[:1] * 2
