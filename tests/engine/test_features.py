@@ -4,17 +4,20 @@
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
 from vllm import SamplingParams
 
-from tests.conftest import MICRO
+from tests.conftest import DESCRIPTION, INDEX, MICRO, WEIGHTS
 from tests.engine.engines import engine
 from tests.engine.oracle import engine_logprobs, prompt_logprobs
+from tests.engine.packed_cases import write_packed
 from tests.engine.texts import NUMBER, greedy, structured_number
 from vllm_w4a4_plugin.checkpoint import CheckpointReader
 from vllm_w4a4_plugin.constants import METHOD
@@ -40,15 +43,57 @@ def test_pipeline() -> None:
 
 
 @pytest.mark.feature("speculative decoding: draft model")
-def test_draft_model() -> None:
-    """The draft is the model itself, read a second time: all that it proposes is accepted."""
-    draft = {"model": str(MICRO), "method": "draft_model", "num_speculative_tokens": 3}
+def test_draft_model(tmp_path: Path) -> None:
+    """The draft is the model itself in another form, which its own files tell: all that it proposes is accepted."""
+    write_packed(MICRO, tmp_path / "packed")
+    draft = {"model": str(tmp_path / "packed"), "method": "draft_model", "num_speculative_tokens": 3}
     with engine(MICRO, quantization=METHOD, speculative_config=draft, disable_log_stats=False) as llm:
         llm.generate([{"prompt_token_ids": TOKENS}], SamplingParams(temperature=0, max_tokens=16), use_tqdm=False)
         counts = {metric.name: getattr(metric, "value", None) for metric in llm.get_metrics()}
     proposed = counts["vllm:spec_decode_num_draft_tokens"]
     assert proposed >= 9
     assert counts["vllm:spec_decode_num_accepted_tokens"] == proposed
+
+
+@pytest.mark.feature("speculative decoding: draft model", flag="W4A4_FAMILIES")
+@pytest.mark.skipif(os.environ.get("W4A4_FAMILIES") != "1", reason="an engine more: W4A4_FAMILIES=1 runs it")
+def test_draft_model_of_a_float_target(tmp_path: Path) -> None:
+    """The draft is the target with its activations rounded too: much of what it proposes is accepted."""
+    write_float(tmp_path)
+    draft = {"model": str(MICRO), "method": "draft_model", "num_speculative_tokens": 2}
+    with engine(tmp_path, speculative_config=draft, disable_log_stats=False) as llm:
+        (completion,) = greedy(llm, [TOKENS[:40]], 64)
+        counts = {metric.name: getattr(metric, "value", None) for metric in llm.get_metrics()}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    text = TOKENS[:40] + list(completion.token_ids)
+    with torch.inference_mode():
+        logits = model(torch.tensor([text])).logits[0, 39:-1]
+    found = [entries[token].logprob for entries, token in zip(completion.logprobs, completion.token_ids, strict=True)]
+    expected = logits.log_softmax(-1)[torch.arange(64), text[40:]]
+    assert (torch.tensor(found) - expected).abs().max() < 1e-2
+    proposed = counts["vllm:spec_decode_num_draft_tokens"]
+    assert counts["vllm:spec_decode_num_accepted_tokens"] > 0.2 * proposed > 0
+
+
+def write_float(directory: Path) -> None:
+    """The micro checkpoint as a float model, with what its weights stand for."""
+    shutil.copytree(MICRO, directory, dirs_exist_ok=True)
+    for name in (DESCRIPTION, INDEX, WEIGHTS):
+        (directory / name).unlink()
+    config = json.loads((MICRO / "config.json").read_text())
+    del config["quantize"]
+    (directory / "config.json").write_text(json.dumps(config))
+    reader = CheckpointReader(MICRO)
+    tensors = {}
+    for name, kind in reader.description.modules.items():
+        weight = reader.load(f"{name}.weight").float()
+        if kind != "FLOAT":
+            weight = weight * reader.load(f"{name}.weight_scale").float()
+        if kind == "W4A4_FLATQUANT_DYNAMIC":
+            factors = (reader.load(f"{name}.{side}_trans").float() for side in ("left", "right"))
+            weight = weight @ torch.kron(*factors).T
+        tensors[f"{name}.weight"] = weight
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
 
 
 def write_eagle_head(directory: Path) -> None:
