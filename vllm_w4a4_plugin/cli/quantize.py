@@ -15,11 +15,9 @@ from vllm_w4a4_plugin.calibration.errors import CalibrationError
 from vllm_w4a4_plugin.calibration.options import DEFAULT_RECIPE, QuantizeOptions
 from vllm_w4a4_plugin.text import format_table
 
-from .bars import bar
+from .progress import ProgressDisplay
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
     from vllm_w4a4_plugin.calibration.progress import Progress
 
 
@@ -89,11 +87,15 @@ def run(args: argparse.Namespace) -> int:
     model = args.model or args.model_path
     if model is None:
         raise CalibrationError("give the directory of the float model: vllm-w4a4 quantize MODEL --output DIR")
-    with _options_as_flags(), _log_to_stderr(), _Bars() as bars:
+    with _options_as_flags(), _log_to_stderr(), ProgressDisplay(" steps", keeps=True) as display:
+
+        def show(progress: "Progress") -> None:
+            display.show(progress.phase, progress.done, progress.total, progress.detail)
+
         try:
-            report = calibration.quantize(model, args.output, QuantizeOptions(**given), bars.show)
+            report = calibration.quantize(model, args.output, QuantizeOptions(**given), show)
         except KeyboardInterrupt:
-            print(f"\n{bars}; the same command with --resume continues.")
+            print(f"\n{display}; the same command with --resume continues.")
             raise
     _print(report)
     return 0
@@ -158,31 +160,3 @@ def _log_to_stderr() -> Iterator[None]:
         logger.removeHandler(handler)
         logger.setLevel(before[0])
         logger.propagate = before[1]
-
-
-class _Bars:
-    """A progress bar, with the remaining time, for each phase of a run."""
-
-    def __init__(self) -> None:
-        self._bar: tqdm | None = None
-
-    def __enter__(self) -> "_Bars":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def __str__(self) -> str:
-        return "at the start" if self._bar is None else f"{self._bar.desc}: {self._bar.n} of {self._bar.total}"
-
-    def show(self, progress: "Progress") -> None:
-        """A listener of the run."""
-        if self._bar is None or self._bar.desc != progress.phase:
-            if self._bar is not None:
-                self._bar.close()
-            # Steps of an earlier, interrupted run must not count towards the speed of this one.
-            self._bar = bar(total=progress.total, initial=progress.done, desc=progress.phase)
-        self._bar.set_postfix_str(progress.detail, refresh=False)
-        self._bar.update(progress.done - self._bar.n)
-        self._bar.refresh()
