@@ -48,8 +48,7 @@ def main() -> None:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     plots = []
     if options.docs:
-        if found := report.faults(result):
-            sys.exit("not written, because the figures are not to be trusted:\n  " + "\n  ".join(found))
+        report.refuse_if(report.faults(result))
         pages = options.docs / "performance"
         pages.mkdir(parents=True, exist_ok=True)
         plots = report.plot(result, pages)

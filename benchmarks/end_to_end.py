@@ -58,8 +58,7 @@ def main() -> None:
     options = parser.parse_args()
     results = [json.loads(file.read_text()) for file in options.from_json or []] or [run(options)]
     if options.docs:
-        if found := [fault for result in results for fault in report.load_faults(result["machine"])]:
-            sys.exit("not written, because the figures are not to be trusted:\n  " + "\n  ".join(found))
+        report.refuse_if([fault for result in results for fault in report.load_faults(result["machine"])])
         (options.docs / "performance-end-to-end.md").write_text(report.end_to_end(results))
     print(report.end_to_end(results))
 

@@ -8,14 +8,9 @@ their answers, alone and eight at a time. Server, scheduler, model and client sh
 import argparse
 import asyncio
 import json
-import os
-import socket
 import statistics
-import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,10 +18,11 @@ from typing import Any
 
 import aiohttp
 
-from . import random_model
+from tools.demo import MODEST_MEMORY, free_port, running, wait_until_healthy
+
+from . import random_model, report
 from .end_to_end import SHAPES
 from .kernels import machine
-from .report import serving
 from .workload import tokens_of
 
 SHAPE, RECIPE = "SmolLM2-135M", "all-w4a4"
@@ -34,7 +30,6 @@ PROMPT, ANSWER = 128, 64
 """Tokens of each request."""
 
 AT_ONCE = (1, 8)
-START_TIMEOUT_S = 300
 TCMALLOC = "libtcmalloc_minimal.so.4"
 IOMP = "libiomp5.so"
 VARIANTS = {
@@ -57,9 +52,11 @@ def main() -> None:
     parser.add_argument("--from-json", type=Path, metavar="FILE", help="do not measure; make the page from this run")
     options = parser.parse_args()
     result = json.loads(options.from_json.read_text()) if options.from_json else run(options)
+    page = report.serving(result)
+    print(page)
     if options.docs:
-        (options.docs / "performance-serving.md").write_text(serving(result))
-    print(serving(result))
+        report.refuse_if(report.load_faults(result["machine"]))
+        (options.docs / "performance-serving.md").write_text(page)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -69,13 +66,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if not (checkpoint / "config.json").exists():
         random_model.make(checkpoint, model, layers, RECIPE)
     write_tokenizer(checkpoint, model.vocabulary)
-    cores = len(os.sched_getaffinity(0))
-    result: dict[str, Any] = {"machine": machine() | {"cores": cores}, "model": SHAPE, "records": {}}
+    result: dict[str, Any] = {"machine": machine(), "model": SHAPE, "records": {}}
     result |= {"prompt": PROMPT, "answer": ANSWER}
     options.json.parent.mkdir(parents=True, exist_ok=True)
     for variant in options.variants:
         reserved, libraries = VARIANTS[variant]
-        with server(checkpoint, reserved, [found(library) for library in libraries]) as url:
+        with server(checkpoint, reserved, [path_of(library) for library in libraries]) as url:
             result["records"][variant] = asyncio.run(measure(url, options.repetitions))
         options.json.write_text(json.dumps(result, indent=1) + "\n")
         print(variant, result["records"][variant], flush=True)
@@ -93,7 +89,7 @@ def write_tokenizer(directory: Path, vocabulary: int) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0").save_pretrained(directory)
 
 
-def found(library: str) -> str:
+def path_of(library: str) -> str:
     """The path of a library of the system (Debian: libtcmalloc-minimal4) or this environment (PyPI: intel-openmp)."""
     places = [Path(sys.prefix) / "lib", *Path("/usr/lib").glob("*-linux-gnu"), Path("/usr/lib64")]
     paths = [place / library for place in places if (place / library).exists()]
@@ -105,40 +101,20 @@ def found(library: str) -> str:
 @contextmanager
 def server(checkpoint: Path, reserved: int, preloaded: list[str]) -> Iterator[str]:
     """`vllm serve` on a free port; yields its URL."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    environment = {
-        **os.environ,
-        "VLLM_CPU_KVCACHE_SPACE": "1",
+    port = free_port()
+    variables = {
         "VLLM_CPU_NUM_OF_RESERVED_CPU": str(reserved),
         "VLLM_LOGGING_LEVEL": "WARNING",
-        "HF_HUB_OFFLINE": "1",
         "LD_PRELOAD": ":".join(preloaded),
     }
-    command = [str(Path(sys.executable).parent / "vllm"), "serve", str(checkpoint), "--served-model-name", "m"]
-    command += ["--max-model-len", "1024", "--max-num-seqs", str(max(AT_ONCE)), "--no-enable-prefix-caching"]
-    command += ["--gpu-memory-utilization", "0.3", "--disable-log-stats", "--port", str(port)]
-    process = subprocess.Popen(command, env=environment)
-    try:
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not _is_healthy(url):
-            if process.poll() is not None or time.monotonic() > deadline:
-                sys.exit(f"{' '.join(command)} did not start")
-            time.sleep(0.5)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def _is_healthy(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5):
-            return True
-    except (urllib.error.URLError, OSError):
-        return False
+    command = [
+        str(Path(sys.executable).parent / "vllm"), "serve", str(checkpoint), "--served-model-name", "m",
+        "--max-model-len", "1024", "--max-num-seqs", str(max(AT_ONCE)), "--no-enable-prefix-caching",
+        "--disable-log-stats", "--port", str(port), *MODEST_MEMORY,
+    ]  # fmt: skip
+    with running(command, variables) as process:
+        wait_until_healthy(process, f"http://127.0.0.1:{port}/health")
+        yield f"http://127.0.0.1:{port}"
 
 
 async def measure(url: str, repetitions: int) -> dict[str, dict[str, float]]:

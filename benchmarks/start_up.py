@@ -8,7 +8,6 @@ have been read once before, so that disks play no part.
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -42,8 +41,7 @@ def main() -> None:
     text = page(result)
     print(text)
     if options.docs:
-        if found := report.load_faults(result["machine"]):
-            sys.exit("not written, because the figures are not to be trusted:\n  " + "\n  ".join(found))
+        report.refuse_if(report.load_faults(result["machine"]))
         (options.docs / "performance" / "start-up.md").write_text(text)
 
 
@@ -72,13 +70,13 @@ def first_answer(checkpoint: Path, options: tuple[str, ...], cache: Path) -> flo
         str(Path(sys.executable).parent / "vllm"), "serve", str(checkpoint), "--served-model-name", "model",
         "--max-model-len", "1024", "--port", str(port), "--quantization", "ascend", *options, *MODEST_MEMORY,
     ]  # fmt: skip
-    os.environ |= {
+    variables = {
         "VLLM_CACHE_ROOT": str(cache / "vllm"),
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
         "VLLM_LOGGING_LEVEL": "ERROR",
     }
     started = time.monotonic()
-    with running(command) as server:
+    with running(command, variables) as server:
         wait_until_healthy(server, f"http://127.0.0.1:{port}/health")
         Client("model", port, 0).ask("completions", prompt="Hello", max_tokens=1)
         return time.monotonic() - started

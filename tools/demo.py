@@ -15,7 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -113,9 +113,13 @@ def serving(model: Path, options: Sequence[str]) -> Iterator[Client]:
 
 
 @contextmanager
-def running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """The server process, which is terminated at the end. Its output is shown until then."""
-    environment = {**ENVIRONMENT, **os.environ}
+def running(command: list[str], variables: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """The server process, which is terminated at the end. Its output is shown until then.
+
+    Args:
+        variables: of its environment, besides those of this process.
+    """
+    environment = {**ENVIRONMENT, **os.environ, **(variables or {})}
     server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     ending = threading.Event()
     echo = threading.Thread(target=show_output, args=(server, ending), daemon=True)

@@ -2,6 +2,7 @@
 """The benchmark of a server: what it measures of streams, and its page."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -57,11 +58,29 @@ def test_times_of_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     assert later == pytest.approx(0.1)
 
 
-def test_the_page_has_a_row_for_each_server() -> None:
-    machine = {"date": "d", "cpu": "c", "cores": 2, "instruction_set": "i", "torch": "t", "vllm": "v", "commit": "x"}
+def a_run(load: float) -> dict[str, Any]:
+    machine = {"date": "d", "cpu": "c", "threads": 2, "instruction_set": "i", "torch": "t", "vllm": "v", "commit": "x"}
     times = {"first": 0.5, "later": 0.025, "rate": 40.0}
-    result = {"machine": machine | {"load": 0.0}, "model": "m", "prompt": 128, "answer": 64}
-    page = report.serving(result | {"records": {"a server": {"1": times, "8": times | {"rate": 99.0}}}})
+    records = {"a server": {"1": times, "8": times | {"rate": 99.0}}}
+    return {"machine": machine | {"load": load}, "model": "m", "prompt": 128, "answer": 64, "records": records}
+
+
+def test_the_page_has_a_row_for_each_server() -> None:
+    page = report.serving(a_run(0.0))
     alone, together = page.split("## 8 at once")
     assert "| a server | 500 | 25.0 | 40 |" in alone
     assert "| a server | 500 | 25.0 | 99 |" in together
+
+
+@pytest.mark.parametrize("load", [0.4, 2.4])
+def test_a_run_beside_other_work_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: float) -> None:
+    run, page = tmp_path / "run.json", tmp_path / "performance-serving.md"
+    run.write_text(json.dumps(a_run(load)))
+    monkeypatch.setattr("sys.argv", ["serving", "--from-json", str(run), "--docs", str(tmp_path)])
+    if load < report.LARGEST_LOAD:
+        serving.main()
+        assert page.read_text() == report.serving(a_run(load))
+    else:
+        with pytest.raises(SystemExit, match=r"the load average was 2\.4"):
+            serving.main()
+        assert not page.exists()
