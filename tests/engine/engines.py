@@ -2,10 +2,12 @@
 """Engines of vLLM for one test or one file of tests."""
 
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from vllm import LLM
 
@@ -19,9 +21,14 @@ SMALL = {
 
 
 @contextmanager
-def engine(directory: Path, **arguments: Any) -> Iterator[LLM]:
-    """An engine for a small model, in eager mode and float32 unless `arguments` say otherwise; shut down at the end."""
-    llm = LLM(str(directory), **{**SMALL, **arguments})
+def engine(directory: Path, in_this_process: bool = False, **arguments: Any) -> Iterator[LLM]:
+    """An engine for a small model, in eager mode and float32 unless `arguments` say otherwise; shut down at the end.
+
+    Args:
+        in_this_process: spares a process of its own, which imports vLLM again, and its errors are those raised.
+    """
+    with patch.dict(os.environ, {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"} if in_this_process else {}):
+        llm = LLM(str(directory), **{**SMALL, **arguments})
     try:
         yield llm
     finally:

@@ -1,17 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every case of tests/data/cases: `verify` and loading agree, and what loads has the numbers of the torch model."""
 
-import gc
-import os
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
-from vllm import LLM
 
 from tests.cases import NAMES, write_case
+from tests.engine.engines import engine
 from tests.engine.oracle import engine_logprobs, prompt_logprobs
 from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader
 from vllm_w4a4_plugin.checkpoint.verify import header_findings, value_findings
@@ -33,17 +29,9 @@ def findings(directory: Path) -> list[str]:
 
 
 def log_probabilities(directory: Path, ids: list[int]) -> torch.Tensor:
-    options: dict[str, Any] = {"max_model_len": 64, "dtype": "float32", "enforce_eager": True}
-    with patch.dict(os.environ, VLLM_ENABLE_V1_MULTIPROCESSING="0"):
-        llm = LLM(
-            str(directory), quantization="ascend", skip_tokenizer_init=True, gpu_memory_utilization=0.1, **options
-        )
-    try:
+    options = {"quantization": "ascend", "skip_tokenizer_init": True, "gpu_memory_utilization": 0.1}
+    with engine(directory, in_this_process=True, **options) as llm:
         return engine_logprobs(llm, ids)
-    finally:
-        llm.llm_engine.engine_core.shutdown()
-        del llm
-        gc.collect()
 
 
 def test_all_cases_are_there() -> None:
