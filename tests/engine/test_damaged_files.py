@@ -82,11 +82,14 @@ def check(directory: Path, text: str, expected: Expected, is_loaded: bool) -> st
 def test_damaged_files(bases: list[Path], tmp_path: Path) -> None:
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     count: Counter[str] = Counter()
+    failures: list[str] = []
     for number in range(FIRST, FIRST + CASES):
         folder = tmp_path / "case"
         faulthandler.dump_traceback_later(SECONDS, exit=True)
         try:
             count[check(*case(number, bases, folder), is_loaded=number % LOADED == 0)] += 1
+        except Exception as error:  # the cases after it are tried all the same
+            failures.append(f"case {number}: {type(error).__name__}: {error}")
         finally:
             faulthandler.cancel_dump_traceback_later()
             shutil.rmtree(folder)
@@ -96,6 +99,7 @@ def test_damaged_files(bases: list[Path], tmp_path: Path) -> None:
         f"cases {FIRST} to {FIRST + CASES - 1}: {dict(count)}, {seconds:.0f} CPU seconds, {grown / 1e6:.0f} MB more",
         file=sys.stderr,
     )
+    assert failures == [], "\n\n".join(failures)
     assert grown < EXTRA_MEMORY
     assert count["refused"] + count["refused by both"] > CASES / 3, "the damage must show, or nothing was tried"
     assert count["good"] + count["loaded"] > CASES / 20, "some of it must not, or nothing was loaded"
