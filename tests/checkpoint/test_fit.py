@@ -35,3 +35,17 @@ def test_the_last_expert_is_missing(other_mixture: Draft, tmp_path: Path) -> Non
         other_mixture.drop(f"model.layers.1.mlp.experts.3.{leaf}.weight")
     other_mixture.write(tmp_path)
     assert "expert 3 has no down_proj, gate_proj, up_proj" in findings(tmp_path)[0]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("number", [4, 10**9, 10**17])
+@pytest.mark.parametrize("case", ["c4_moe_mixed", "other"])
+def test_one_expert_has_a_high_number(other_mixture: Draft, tmp_path: Path, case: str, number: int) -> None:
+    """It does not stand for all the experts below it, of which names would be made."""
+    draft = other_mixture if case == "other" else base(case)
+    for name in [name for name in draft.names() if ".experts.3." in name]:
+        tensor, kind = draft.get(name), draft.type_of(name)
+        draft.drop(name)
+        draft.put(name.replace(".experts.3.", f".experts.{number}."), tensor, kind)
+    draft.write(tmp_path)
+    assert any("experts.3" in finding or "expert 3 " in finding for finding in findings(tmp_path))

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .model_config import EMBEDDING, HEAD, SizeError, is_tied, size, text_config
+from .model_config import EMBEDDING, HEAD, SizeError, check_positive, is_tied, size, text_config
 
 ATTENTION, MLP = "self_attn", "mlp"
 FUSED = {f"{ATTENTION}.qkv_proj": ("q_proj", "k_proj", "v_proj"), f"{MLP}.gate_up_proj": ("gate_proj", "up_proj")}
@@ -45,6 +45,7 @@ class Architecture:
         reads_head_dim: whether `head_dim` counts; hidden_size / num_attention_heads where it does not or is absent.
         experts: what may be there instead of an MLP.
         is_fused: whether the layers of `FUSED` are always stored whole.
+        activation: the key of config.json with the MLP's activation, and the only one that vLLM's model computes.
     """
 
     model_types: tuple[str, ...]
@@ -56,6 +57,7 @@ class Architecture:
     reads_head_dim: bool = True
     experts: Experts | None = None
     is_fused: bool = False
+    activation: tuple[str, str] = ("hidden_act", "silu")
 
 
 _QKV = ("q_proj", "k_proj", "v_proj")
@@ -69,6 +71,7 @@ _QWEN3_DEFAULTS = {"num_key_value_heads": 32, "head_dim": 128}
 _AFTER = ("post_attention_layernorm", "post_feedforward_layernorm")
 _GEMMA_DEFAULTS = {"num_key_value_heads": 4, "head_dim": 256}
 _GEMMA_NORMS = ("input_layernorm", "pre_feedforward_layernorm", *_AFTER)
+_GEMMA_ACTIVATION = ("hidden_activation", "gelu_pytorch_tanh")
 _GLM_NORMS = ("input_layernorm", "post_attention_layernorm", "post_self_attn_layernorm", "post_mlp_layernorm")
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -99,9 +102,16 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "Glm4ForCausalLM": Architecture(
         ("glm4",), {"num_key_value_heads": 2, "head_dim": 128, "attention_bias": True}, _QKV_BIAS, _GLM_NORMS
     ),
-    "Gemma2ForCausalLM": Architecture(("gemma2",), _GEMMA_DEFAULTS, _ATTENTION_BIAS, _GEMMA_NORMS),
+    "Gemma2ForCausalLM": Architecture(
+        ("gemma2",), _GEMMA_DEFAULTS, _ATTENTION_BIAS, _GEMMA_NORMS, activation=_GEMMA_ACTIVATION
+    ),
     "Gemma3ForCausalLM": Architecture(
-        ("gemma3_text",), _GEMMA_DEFAULTS, _ATTENTION_BIAS, _GEMMA_NORMS, has_head_norms=True
+        ("gemma3_text",),
+        _GEMMA_DEFAULTS,
+        _ATTENTION_BIAS,
+        _GEMMA_NORMS,
+        has_head_norms=True,
+        activation=_GEMMA_ACTIVATION,
     ),
     "Phi3ForCausalLM": Architecture(("phi3",), is_fused=True),
     "Olmo2ForCausalLM": Architecture(("olmo2",), {}, _ATTENTION_BIAS, _AFTER, has_wide_norms=True),
@@ -112,12 +122,12 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 
 def architecture_of(config: Mapping[str, Any]) -> str:
     """Name of the entry of `ARCHITECTURES` that vLLM would serve, "" if it is none of them."""
-    if config.get("auto_map") and config.get("model_type") not in _BY_MODEL_TYPE:
+    if config.get("auto_map") and str(config.get("model_type")) not in _BY_MODEL_TYPE:
         return ""  # the model's own code may give keys another meaning
     names = config.get("architectures")
     if not names:
         return _BY_MODEL_TYPE.get(str(config.get("model_type")), "")
-    return next((name for name in names if name in ARCHITECTURES), "") if isinstance(names, list) else ""
+    return next((name for name in names if str(name) in ARCHITECTURES), "") if isinstance(names, list) else ""
 
 
 _BY_MODEL_TYPE = {kind: name for name, entry in reversed(list(ARCHITECTURES.items())) for kind in entry.model_types}
@@ -138,6 +148,11 @@ class ModuleShape:
     takes_bias: bool = True
 
 
+LIMIT_PER_MODULE, LEAST_LIMIT = 4, 1000
+"""A model of more modules than so many for each stored one, and so many besides, is not that of the files; naming them
+all could take any time and memory."""
+
+
 class Decoder:
     """The model that config.json describes.
 
@@ -145,7 +160,8 @@ class Decoder:
         config: decoded; of a model whose architecture is in the table.
 
     Raises:
-        SizeError: a size is missing or impossible, or a switch is neither true nor false.
+        SizeError: a size is missing or impossible, a switch is neither true nor false, or another value is not one
+            with which vLLM can build the model and compute.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -154,6 +170,7 @@ class Decoder:
         for key in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
             if not isinstance(self.config.get(key, False), bool):
                 raise SizeError(f"{key} must be true or false, found {self.config[key]!r}")
+        self._check_other_values()
         self.tied = is_tied(config)
         self.layers = size(self.config, "num_hidden_layers")
         kinds = self.config.get("layer_types")
@@ -176,7 +193,11 @@ class Decoder:
 
         Args:
             stored: names of the modules in the files; a fused layer is expected whole if it is there whole.
+
+        Raises:
+            SizeError: there are many times as many as are stored, or a size is missing or impossible.
         """
+        most = LEAST_LIMIT + LIMIT_PER_MODULE * len(stored)
         modules = {f"model.{EMBEDDING}": ModuleShape((self.vocabulary, self.hidden), takes_bias=False)}
         if not self.tied or HEAD in stored:
             modules[HEAD] = ModuleShape((self.vocabulary, self.hidden), takes_bias=not self.tied)
@@ -184,6 +205,11 @@ class Decoder:
         for layer in range(self.layers):
             block = f"model.layers.{layer}"
             modules.update((f"{block}.{name}", shape) for name, shape in self._block(layer))
+            if len(modules) > most:
+                raise SizeError(
+                    f"num_hidden_layers {self.layers} and the number of experts make more than {most} modules, "
+                    f"the files hold {len(stored)}"
+                )
             for whole, leaves in FUSED.items():
                 if f"{block}.{whole}" in stored or self.architecture.is_fused:
                     parent = f"{block}.{whole}".rpartition(".")[0]
@@ -229,6 +255,19 @@ class Decoder:
     def _linear(self, leaf: str, shape: tuple[int, int]) -> ModuleShape:
         key = self.architecture.biases.get(leaf)
         return ModuleShape(shape, bias=key == "" or bool(key and self.config.get(key)))
+
+    def _check_other_values(self) -> None:
+        for key in ("rms_norm_eps", "rope_theta"):
+            check_positive(self.config, key)
+        size(self.config, "max_position_embeddings", 1)
+        without_experts = self.config.get("mlp_only_layers") or []
+        if not isinstance(without_experts, list):
+            raise SizeError(f"mlp_only_layers must be a list of numbers of layers, found {without_experts!r}")
+        key, computed = self.architecture.activation
+        if self.config.get(key, computed) not in (None, computed):
+            raise SizeError(
+                f"{key} must be {computed!r}, which vLLM computes in this model, found {self.config[key]!r}"
+            )
 
     def _has_mlp(self, layer: int) -> bool:
         if layer in (self.config.get("mlp_only_layers") or ()):

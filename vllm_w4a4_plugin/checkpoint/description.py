@@ -20,6 +20,8 @@ MAX_JSON_BYTES = 1 << 27
 
 MAX_JSON_DEPTH = 64
 
+MAX_DIGITS = 18
+
 
 class QuantDescription(BaseModel):
     """Parsed description file.
@@ -188,18 +190,24 @@ def _is_deeper(data: Any, limit: int) -> bool:
 
 
 def check_name(name: str, source: object) -> None:
-    """Refuse a name that could not be printed as it is.
+    """Refuse a name that could not be printed as it is, or has a number that none has.
 
     Args:
         name: of a tensor, a file or a quant type, from a file of the checkpoint.
         source: this file.
 
     Raises:
-        CheckpointError: it has control characters or others that a terminal obeys, or half of a surrogate pair.
+        CheckpointError: it has control characters or others that a terminal obeys, or half of a surrogate pair; or a
+            number between its dots has more than `MAX_DIGITS` digits. Python converts no number of thousands.
     """
     if not name.isprintable():
         raise CheckpointError(
             f"{source}: the name {name!a} has characters that cannot be printed. "
+            "Do not use this checkpoint unless you trust where it came from."
+        )
+    if any(part.isdecimal() and len(part) > MAX_DIGITS for part in name.split(".")):
+        raise CheckpointError(
+            f"{source}: the name {name[:60]!r}... has a number of more than {MAX_DIGITS} digits. "
             "Do not use this checkpoint unless you trust where it came from."
         )
 

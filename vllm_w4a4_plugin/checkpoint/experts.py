@@ -108,13 +108,14 @@ def planned_experts(inventory: Inventory, backends: frozenset[str] = ON_CPU) -> 
 
 
 def _projections(prefix: str, inventory: Inventory) -> tuple[Sequence[str], int]:
-    """Names of the projections, and the number of experts if none is missing."""
+    """Names of the projections, and the number of experts if none is missing; one more than there are if one is."""
     children = inventory.description.children
     experts = next((children[spelled] for spelled in spellings(prefix) if spelled in children), [])
-    numbers = [int(name.rpartition(".")[2]) for name in experts if name.rpartition(".")[2].isdecimal()]
+    numbers = {int(name.rpartition(".")[2]) for name in experts if name.rpartition(".")[2].isdecimal()}
     leaves = {child.rpartition(".")[2] for name in experts for child in children.get(name, ())}
     names = next((names for names in PROJECTIONS if leaves.intersection(names)), PROJECTIONS[0])
-    return names, max(numbers, default=-1) + 1
+    # Names are made of all of them, so a single expert of a high number must not stand for all below it.
+    return names, min(max(numbers, default=-1), len(numbers)) + 1
 
 
 def _agreeing(prefix: str, specs: Sequence[LinearSpec]) -> LinearSpec:

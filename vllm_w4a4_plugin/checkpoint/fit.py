@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether the stored weights are those of the model that config.json describes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .architectures import ARCHITECTURES, Decoder, ModuleShape, architecture_of
 from .model_config import SizeError, layer_number, text_config
@@ -14,6 +14,17 @@ if TYPE_CHECKING:
     from .inventory import Inventory
 
 CONFIG_FILE = "config.json"
+
+
+def architectures_finding(config: Mapping[str, Any], directory: Path) -> str:
+    """What is wrong with the names of the model's class, "" if nothing is. None at all are no fault."""
+    names = config.get("architectures") or []
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return ""
+    return (
+        f"{directory / CONFIG_FILE}: architectures must be a list of names, found {names!r}. Restore the config.json "
+        "of the float model."
+    )
 
 
 def config_findings(inventory: "Inventory", directory: Path) -> Iterator[str]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What config.json says of any model."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -33,7 +34,13 @@ def is_tied(config: Mapping[str, Any]) -> bool:
 
 
 class SizeError(ValueError):
-    """A size or a switch that config.json lacks, or one that cannot be."""
+    """A size, a switch or another value that config.json lacks, or one that cannot be."""
+
+
+LARGEST = {"num_hidden_layers": 10_000, "num_experts": 10_000}
+LARGEST_SIZE = 1 << 24
+"""Of anything else. No model comes near; but names are made of every layer and expert, factors are sought for widths,
+and vLLM makes a table of all positions, all before any weight is looked at."""
 
 
 def size(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
@@ -45,7 +52,7 @@ def size(config: Mapping[str, Any], key: str, default: int | None = None) -> int
         default: where it is absent or null; None if it must be there.
 
     Raises:
-        SizeError: it is missing, or no positive whole number.
+        SizeError: it is missing, no positive whole number, or too large.
     """
     value = config.get(key)
     value = default if value is None else value
@@ -53,4 +60,20 @@ def size(config: Mapping[str, Any], key: str, default: int | None = None) -> int
         raise SizeError(f"{key} is missing")
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise SizeError(f"{key} must be a positive whole number, found {value!r}")
+    most = LARGEST.get(key, LARGEST_SIZE)
+    if value > most:
+        raise SizeError(f"{key} must be at most {most}, found {value}")
     return value
+
+
+def check_positive(config: Mapping[str, Any], key: str) -> None:
+    """Check a value that is a positive number, where it is neither absent nor null.
+
+    Raises:
+        SizeError: it is no positive, finite number.
+    """
+    value = config.get(key)
+    if value is not None and (
+        not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf
+    ):
+        raise SizeError(f"{key} must be a positive number, found {value!r}")

@@ -9,7 +9,7 @@ from .accounting import cache_findings, header_accounting, rotation_findings
 from .agreement import equal_copies, merge_clip_ratios
 from .errors import DAMAGED, CheckpointError
 from .experts import ExpertsPlan, planned_experts
-from .fit import config_findings, expert_findings, float_findings, is_compared
+from .fit import architectures_finding, config_findings, expert_findings, float_findings, is_compared
 from .inventory import Inventory
 from .layers import fused_layers, layer_states
 from .model_config import EMBEDDING, HEAD, is_tied
@@ -49,6 +49,9 @@ def header_findings(reader: CheckpointReader, backends: frozenset[str] = ON_CPU)
         inventory = Inventory(reader.description, reader.tensors, config=reader.config)
     except CheckpointError as error:
         yield str(error)
+        return
+    if finding := architectures_finding(inventory.config, reader.directory):
+        yield finding
         return
     if backends == ON_CPU:
         yield from cache_findings(inventory.description)
