@@ -114,17 +114,76 @@ Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, ScalarT
   return torch::stable::new_empty(like, shape, dtype);
 }
 
-Tensor flatquant_linear(const Tensor& x, const Tensor& packed, const Tensor& weight_scale,
-                        const OptionalTensor& left_trans, const OptionalTensor& right_trans, const Tensor& clip_ratio,
-                        const OptionalTensor& bias, const OptionalTensor& weight_offset, int64_t activation_bits) {
-  const int64_t features = check_tokens(x, "x");
+// A linear of `features` inputs after `step`.
+Tensor linear_after(const w4a4::Step& step, int64_t features, const Tensor& x, const Tensor& packed,
+                    const Tensor& weight_scale, const OptionalTensor& left_trans, const OptionalTensor& right_trans,
+                    const Tensor& clip_ratio, const OptionalTensor& bias, const OptionalTensor& weight_offset,
+                    int64_t activation_bits) {
   const w4a4::Dtype dtype = float_dtype(x, "x");
   const w4a4::Transform transform = make_transform(features, left_trans, right_trans, clip_ratio);
   const w4a4::Weight weight = make_weight(features, packed, w4a4::kBlockBytes, weight_scale, bias, weight_offset);
   Tensor y = new_tensor(x, with_last(x, weight.out_features), x.scalar_type());
-  w4a4::flatquant_linear(x.const_data_ptr(), dtype, x.numel() / features, transform, activation_range(activation_bits),
-                         weight, y.mutable_data_ptr(), w4a4::kernels(), torch_pool());
+  w4a4::flatquant_linear(x.const_data_ptr(), dtype, x.numel() / step.row_features(features), transform,
+                         activation_range(activation_bits), weight, y.mutable_data_ptr(), w4a4::kernels(), torch_pool(),
+                         step);
   return y;
+}
+
+Tensor flatquant_linear(const Tensor& x, const Tensor& packed, const Tensor& weight_scale,
+                        const OptionalTensor& left_trans, const OptionalTensor& right_trans, const Tensor& clip_ratio,
+                        const OptionalTensor& bias, const OptionalTensor& weight_offset, int64_t activation_bits) {
+  return linear_after({}, check_tokens(x, "x"), x, packed, weight_scale, left_trans, right_trans, clip_ratio, bias,
+                      weight_offset, activation_bits);
+}
+
+w4a4::NormArgs norm_args(const Tensor& x, OptionalTensor& residual, const Tensor& weight, double epsilon) {
+  w4a4::NormArgs args{};
+  args.features = check_tokens(x, "x");
+  args.dtype = float_dtype(x, "x");
+  args.x = x.const_data_ptr();
+  args.epsilon = static_cast<float>(epsilon);
+  check_contiguous(weight, "norm_weight");
+  STD_TORCH_CHECK(weight.scalar_type() == x.scalar_type() && weight.numel() == args.features, "norm_weight: expected ",
+                  args.features, " values of x's dtype, found ", shape_text(weight));
+  args.weight = weight.const_data_ptr();
+  if (residual) {
+    check_contiguous(*residual, "residual");
+    STD_TORCH_CHECK(residual->scalar_type() == x.scalar_type() && residual->numel() == x.numel(),
+                    "residual: expected the dtype and shape of x, ", shape_text(x), ", found ", shape_text(*residual));
+    args.residual = residual->mutable_data_ptr();
+  }
+  return args;
+}
+
+Tensor rms_norm(const Tensor& x, OptionalTensor residual, const Tensor& weight, double epsilon) {
+  const w4a4::NormArgs args = norm_args(x, residual, weight, epsilon);
+  Tensor y = new_tensor(x, with_last(x, args.features), x.scalar_type());
+  w4a4::rms_norm(args, x.numel() / args.features, y.mutable_data_ptr(), w4a4::kernels(), torch_pool());
+  return y;
+}
+
+Tensor norm_flatquant_linear(const Tensor& x, OptionalTensor residual, const Tensor& norm_weight, double epsilon,
+                             const Tensor& packed, const Tensor& weight_scale, const OptionalTensor& left_trans,
+                             const OptionalTensor& right_trans, const Tensor& clip_ratio, const OptionalTensor& bias,
+                             const OptionalTensor& weight_offset, int64_t activation_bits) {
+  const w4a4::Step step{w4a4::Step::Kind::kNorm, norm_args(x, residual, norm_weight, epsilon)};
+  return linear_after(step, step.norm.features, x, packed, weight_scale, left_trans, right_trans, clip_ratio, bias,
+                      weight_offset, activation_bits);
+}
+
+// Features of silu(gate) * up for x = [gate, up].
+int64_t check_gate_up(const Tensor& x) {
+  const int64_t both = check_tokens(x, "x");
+  STD_TORCH_CHECK(both % 2 == 0, "x: expected gate and up of equal sizes side by side, found ", shape_text(x));
+  return both / 2;
+}
+
+Tensor silu_flatquant_linear(const Tensor& x, const Tensor& packed, const Tensor& weight_scale,
+                             const OptionalTensor& left_trans, const OptionalTensor& right_trans,
+                             const Tensor& clip_ratio, const OptionalTensor& bias, const OptionalTensor& weight_offset,
+                             int64_t activation_bits) {
+  return linear_after({w4a4::Step::Kind::kSilu}, check_gate_up(x), x, packed, weight_scale, left_trans, right_trans,
+                      clip_ratio, bias, weight_offset, activation_bits);
 }
 
 std::tuple<Tensor, Tensor> kronecker_quant(const Tensor& x, const OptionalTensor& left_trans,
@@ -218,12 +277,11 @@ Tensor w8a8_linear(const Tensor& x, const Tensor& packed, const Tensor& weight_s
 }
 
 Tensor silu_and_mul(const Tensor& x) {
-  const int64_t both = check_tokens(x, "x"), features = both / 2;
-  STD_TORCH_CHECK(both % 2 == 0, "x: expected gate and up of equal sizes side by side, found ", shape_text(x));
+  const int64_t features = check_gate_up(x);
   const w4a4::Dtype dtype = float_dtype(x, "x");
   Tensor y = new_tensor(x, with_last(x, features), x.scalar_type());
-  w4a4::silu_and_mul(x.const_data_ptr(), dtype, x.numel() / both, features, y.mutable_data_ptr(), w4a4::kernels(),
-                     torch_pool());
+  w4a4::silu_and_mul(x.const_data_ptr(), dtype, x.numel() / (2 * features), features, y.mutable_data_ptr(),
+                     w4a4::kernels(), torch_pool());
   return y;
 }
 
@@ -309,6 +367,15 @@ STABLE_TORCH_LIBRARY(vllm_w4a4, m) {
       "flatquant_linear(Tensor x, Tensor weight_packed, Tensor weight_scale, Tensor? left_trans, Tensor? right_trans, "
       "Tensor clip_ratio, Tensor? bias=None, Tensor? weight_offset=None, int activation_bits=4) -> Tensor");
   m.def(
+      "norm_flatquant_linear(Tensor x, Tensor(a!)? residual, Tensor norm_weight, float epsilon, Tensor weight_packed, "
+      "Tensor weight_scale, Tensor? left_trans, Tensor? right_trans, Tensor clip_ratio, Tensor? bias=None, "
+      "Tensor? weight_offset=None, int activation_bits=4) -> Tensor");
+  m.def(
+      "silu_flatquant_linear(Tensor x, Tensor weight_packed, Tensor weight_scale, Tensor? left_trans, "
+      "Tensor? right_trans, Tensor clip_ratio, Tensor? bias=None, Tensor? weight_offset=None, int activation_bits=4) "
+      "-> Tensor");
+  m.def("rms_norm(Tensor x, Tensor(a!)? residual, Tensor norm_weight, float epsilon) -> Tensor");
+  m.def(
       "kronecker_quant(Tensor x, Tensor? left_trans, Tensor? right_trans, Tensor clip_ratio, int activation_bits=4, "
       "Tensor? token_maximum=None) -> (Tensor, Tensor)");
   m.def(
@@ -335,6 +402,9 @@ STABLE_TORCH_LIBRARY(vllm_w4a4, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(vllm_w4a4, CPU, m) {
   m.impl("flatquant_linear", TORCH_BOX(&flatquant_linear));
+  m.impl("norm_flatquant_linear", TORCH_BOX(&norm_flatquant_linear));
+  m.impl("silu_flatquant_linear", TORCH_BOX(&silu_flatquant_linear));
+  m.impl("rms_norm", TORCH_BOX(&rms_norm));
   m.impl("kronecker_quant", TORCH_BOX(&kronecker_quant));
   m.impl("int4_linear", TORCH_BOX(&int4_linear));
   m.impl("int8_linear", TORCH_BOX(&int8_linear));

@@ -10,7 +10,18 @@
 namespace w4a4 {
 namespace {
 
-thread_local Scratch right_scratch, token_scratch;
+thread_local Scratch right_scratch, token_scratch, row_scratch, norm_scratch_floats;
+
+// What `step` makes of token `token`, [features] of the tokens' type.
+void take_step(const Step& step, const QuantizeArgs& args, int64_t token, const Kernels& kernels, void* row) {
+  if (step.kind == Step::Kind::kNorm) {
+    kernels.rms_norm(step.norm, token, norm_scratch_floats.get<float>(norm_scratch(args.features)), row);
+  } else {
+    const int64_t bytes = args.features * dtype_size(args.dtype);
+    const char* gate = static_cast<const char*>(args.x) + 2 * token * bytes;
+    kernels.silu_and_mul_of(gate, gate + bytes, args.dtype, args.features, row);
+  }
+}
 
 // Quantizes one or a few tokens with every thread at work on each.
 void quantize_by_rows(const QuantizeArgs& args, int64_t tokens, const Kernels& kernels, const Pool& pool) {
@@ -73,19 +84,39 @@ QuantizeArgs quantize_args(const void* x, Dtype dtype, int64_t features, const T
   return args;
 }
 
-void quantize_tokens(const QuantizeArgs& args, int64_t tokens, const Kernels& kernels, const Pool& pool) {
+void quantize_tokens(const QuantizeArgs& args, int64_t tokens, const Kernels& kernels, const Pool& pool,
+                     const Step& step) {
   const bool transforms = args.left_trans != nullptr || args.right_trans != nullptr;
   // Without a transform a value costs about as much as 16 multiplications.
   const int64_t token_cost = args.features * (transforms ? args.left + args.right : 16);
   if (transforms && tokens < pool.threads && token_cost >= kQuantizeGrain) {
-    return quantize_by_rows(args, tokens, kernels, pool);
+    QuantizeArgs whole = args;
+    if (step.kind != Step::Kind::kNone) {
+      const int64_t bytes = args.features * dtype_size(args.dtype);
+      char* rows = row_scratch.get<char>(tokens * bytes);
+      for (int64_t token = 0; token < tokens; ++token) take_step(step, args, token, kernels, rows + token * bytes);
+      whole.x = rows;
+    }
+    return quantize_by_rows(whole, tokens, kernels, pool);
   }
   pool.parallel_for(tokens, std::max<int64_t>(1, kQuantizeGrain / token_cost),
-                    [&](int64_t begin, int64_t end) { quantize_here(args, begin, end, kernels); });
+                    [&](int64_t begin, int64_t end) { quantize_here(args, begin, end, kernels, step); });
 }
 
-void quantize_here(const QuantizeArgs& args, int64_t begin, int64_t end, const Kernels& kernels) {
-  kernels.quantize(args, begin, end, token_scratch.get<float>(transform_scratch(args)));
+void quantize_here(const QuantizeArgs& args, int64_t begin, int64_t end, const Kernels& kernels, const Step& step) {
+  float* scratch = token_scratch.get<float>(transform_scratch(args));
+  if (step.kind == Step::Kind::kNone) return kernels.quantize(args, begin, end, scratch);
+  char* row = row_scratch.get<char>(args.features * dtype_size(args.dtype));
+  for (int64_t token = begin; token < end; ++token) {
+    take_step(step, args, token, kernels, row);
+    QuantizeArgs one = args;
+    one.x = row;
+    one.q += token * args.q_stride;
+    one.scale += token;
+    if (args.q_sums != nullptr) one.q_sums += token * args.groups;
+    if (args.token_maximum != nullptr) one.token_maximum += token;
+    kernels.quantize(one, 0, 1, scratch);
+  }
 }
 
 void make_panel(const int8_t* q, int64_t stride, const int32_t* rows, const Panels& panels, int64_t panel,

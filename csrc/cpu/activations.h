@@ -17,11 +17,12 @@ inline constexpr int64_t kQuantizeGrain = 300'000;
 QuantizeArgs quantize_args(const void* x, Dtype dtype, int64_t features, const Transform& transform,
                            ActivationRange range, int64_t groups);
 
-// Tokens [0, tokens).
-void quantize_tokens(const QuantizeArgs& args, int64_t tokens, const Kernels& kernels, const Pool& pool);
+// Tokens [0, tokens), each after `step`.
+void quantize_tokens(const QuantizeArgs& args, int64_t tokens, const Kernels& kernels, const Pool& pool,
+                     const Step& step = {});
 
 // Tokens [begin, end) on the calling thread.
-void quantize_here(const QuantizeArgs& args, int64_t begin, int64_t end, const Kernels& kernels);
+void quantize_here(const QuantizeArgs& args, int64_t begin, int64_t end, const Kernels& kernels, const Step& step = {});
 
 // Writes panel `panel` of `panels` for `gemm` to its place in `target`, [panels.tokens, stride].
 //

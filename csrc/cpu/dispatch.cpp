@@ -21,9 +21,12 @@ namespace w4a4 {
   void transform_left_##isa(const QuantizeArgs&, int64_t begin, int64_t end, float* scratch);                 \
   void quantize_transformed_##isa(const QuantizeArgs&, int64_t token, const float* scratch);                  \
   void silu_and_mul_##isa(const float* gate, const float* up, int64_t count, float* y);                       \
+  void silu_and_mul_of_##isa(const void* gate, const void* up, Dtype dtype, int64_t count, void* y);          \
+  void rms_norm_##isa(const NormArgs&, int64_t token, float* scratch, void* y);                               \
   void weight_only_##isa(const WeightOnlyArgs&, int64_t begin, int64_t end)
-#define W4A4_QUANTIZE(isa) \
-  quantize_##isa, transform_right_##isa, transform_left_##isa, quantize_transformed_##isa, silu_and_mul_##isa
+#define W4A4_QUANTIZE(isa)                                                                                     \
+  quantize_##isa, transform_right_##isa, transform_left_##isa, quantize_transformed_##isa, silu_and_mul_##isa, \
+      silu_and_mul_of_##isa, rms_norm_##isa
 
 W4A4_DECLARE_QUANTIZE(portable);
 extern const Gemm gemm_portable, gemm_int8_portable;

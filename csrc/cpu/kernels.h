@@ -45,6 +45,27 @@ inline constexpr int64_t kTransformPadding = 16;
 // Floats of scratch that one token's transform needs: two [left, padded_right] matrices.
 inline int64_t transform_scratch(const QuantizeArgs& args) { return 2 * args.left * args.padded_right; }
 
+// RMSNorm of tokens, in float32:
+//
+//   s[i] = x[i] + residual[i], y[i] = s[i] / sqrt(mean(s^2) + epsilon) * weight[i]
+//
+// s, rounded to `dtype`, takes the place of the residual; without a residual s is x.
+struct NormArgs {
+  const void* x;       // [tokens, features] of type `dtype`
+  void* residual;      // [tokens, features] of type `dtype`, or null
+  const void* weight;  // [features] of type `dtype`
+  Dtype dtype;
+  int64_t features;
+  float epsilon;
+};
+
+constexpr int64_t padded_features(int64_t features) {
+  return ceil_div(features, kTransformPadding) * kTransformPadding;
+}
+
+// Floats of scratch that the norm of a token needs.
+constexpr int64_t norm_scratch(int64_t features) { return 2 * padded_features(features); }
+
 // The integer matrix product with dequantization.
 //
 //   y[t][o] = scale[t] * sum_g weight_scale[o][g] * (sum_{k in g} q[t][k] * (w[o][k] - weight_offset[o][g])) + bias[o]
@@ -119,6 +140,10 @@ struct Kernels {
   void (*quantize_transformed)(const QuantizeArgs&, int64_t token, const float* scratch);
   // y[i] = silu(gate[i]) * up[i]; what is not finite stays not finite.
   void (*silu_and_mul)(const float* gate, const float* up, int64_t count, float* y);
+  // The same for values of type `dtype`, computed in float32.
+  void (*silu_and_mul_of)(const void* gate, const void* up, Dtype dtype, int64_t count, void* y);
+  // Token `token` of NormArgs; y is [features] of their type, `scratch` holds norm_scratch() floats.
+  void (*rms_norm)(const NormArgs&, int64_t token, float* scratch, void* y);
   // int4 weights with activations in [-8, 7], int8 weights with activations in [-127, 127].
   Gemm int4, int8;
   // The same with activations over the whole range of int8.

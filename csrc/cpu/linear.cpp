@@ -16,7 +16,7 @@ namespace {
 constexpr int64_t kTokenChunk = 512;
 
 // One Scratch for each purpose: a thread uses several at once.
-thread_local Scratch q_scratch, panel_scratch, scale_scratch, sum_scratch, bias_scratch;
+thread_local Scratch q_scratch, panel_scratch, scale_scratch, sum_scratch, bias_scratch, norm_floats;
 
 // Tokens q [tokens, stride] as the panels of `gemm`.
 const int8_t* make_panels(const int8_t* q, int64_t stride, const Panels& panels, const Gemm& gemm, const Pool& pool) {
@@ -78,7 +78,7 @@ void* row_of(void* y, Dtype dtype, int64_t columns, int64_t row) {
 
 // Quantizes and multiplies, some hundred tokens at a time.
 void linear(const void* x, Dtype dtype, int64_t tokens, QuantizeArgs quantize, GemmArgs args, void* y,
-            const Kernels& kernels, const Gemm& gemms, const Pool& pool) {
+            const Kernels& kernels, const Gemm& gemms, const Pool& pool, const Step& step = {}) {
   const int64_t chunk = std::min(tokens, kTokenChunk);
   const int64_t stride = token_stride(args.in_features);
   quantize.q_stride = stride;
@@ -89,8 +89,9 @@ void linear(const void* x, Dtype dtype, int64_t tokens, QuantizeArgs quantize, G
   args.q_sums = quantize.q_sums;
   for (int64_t begin = 0; begin < tokens; begin += chunk) {
     const int64_t count = std::min(chunk, tokens - begin);
-    quantize.x = static_cast<const char*>(x) + begin * args.in_features * dtype_size(dtype);
-    quantize_tokens(quantize, count, kernels, pool);
+    const int64_t row_bytes = step.row_features(args.in_features) * dtype_size(dtype);
+    quantize.x = static_cast<const char*>(x) + begin * row_bytes;
+    quantize_tokens(quantize, count, kernels, pool, step.from_token(begin));
     const Gemm& gemm = gemms.choose(count, args.in_features, args.groups);
     args.panels = Panels(count, gemm.panel_tokens);
     args.q = make_panels(quantize.q, stride, args.panels, gemm, pool);
@@ -133,15 +134,35 @@ const Gemm& int4_gemm(const Kernels& kernels, ActivationRange range) {
 
 }  // namespace
 
+Step Step::from_token(int64_t token) const {
+  Step step = *this;
+  const int64_t bytes = token * norm.features * dtype_size(norm.dtype);
+  if (norm.x != nullptr) step.norm.x = static_cast<const char*>(norm.x) + bytes;
+  if (norm.residual != nullptr) step.norm.residual = static_cast<char*>(norm.residual) + bytes;
+  return step;
+}
+
 void* thread_scratch(int64_t bytes) {
   thread_local Scratch scratch;
   return scratch.get<char>(bytes);
 }
 
 void flatquant_linear(const void* x, Dtype dtype, int64_t tokens, const Transform& transform, ActivationRange range,
-                      const Weight& weight, void* y, const Kernels& kernels, const Pool& pool) {
+                      const Weight& weight, void* y, const Kernels& kernels, const Pool& pool, const Step& step) {
   const QuantizeArgs quantize = quantize_args(x, dtype, weight.in_features, transform, range, weight.groups);
-  linear(x, dtype, tokens, quantize, gemm_args(weight, dtype, kZeroPoint), y, kernels, int4_gemm(kernels, range), pool);
+  linear(x, dtype, tokens, quantize, gemm_args(weight, dtype, kZeroPoint), y, kernels, int4_gemm(kernels, range), pool,
+         step);
+}
+
+void rms_norm(const NormArgs& args, int64_t tokens, void* y, const Kernels& kernels, const Pool& pool) {
+  // A value costs about as much as 16 multiplications.
+  pool.parallel_for(tokens, std::max<int64_t>(1, kQuantizeGrain / (16 * args.features)),
+                    [&](int64_t begin, int64_t end) {
+                      float* scratch = norm_floats.get<float>(norm_scratch(args.features));
+                      for (int64_t token = begin; token < end; ++token) {
+                        kernels.rms_norm(args, token, scratch, row_of(y, args.dtype, args.features, token));
+                      }
+                    });
 }
 
 void w8a8_linear(const void* x, Dtype dtype, int64_t tokens, const Transform& transform, const Weight& weight, void* y,

@@ -44,9 +44,23 @@ struct Weight {
   const int32_t* quant_bias = nullptr;  // [out_features] or null
 };
 
+// What is computed of each token right before its transform, rounded to its type as if it went through memory.
+struct Step {
+  enum class Kind { kNone, kNorm, kSilu } kind = Kind::kNone;
+  // For kNorm: the token is the norm of x and residual, which is updated.
+  NormArgs norm{};
+  // For kSilu x is [tokens, 2 * features], gate beside up, and the token silu(gate) * up.
+  int64_t row_features(int64_t features) const { return kind == Kind::kSilu ? 2 * features : features; }
+  // The same for the tokens from `token` on.
+  Step from_token(int64_t token) const;
+};
+
 // x [tokens, in_features] -> y [tokens, out_features], both of type `dtype`; activations are quantized to `range`.
 void flatquant_linear(const void* x, Dtype dtype, int64_t tokens, const Transform& transform, ActivationRange range,
-                      const Weight& weight, void* y, const Kernels& kernels, const Pool& pool);
+                      const Weight& weight, void* y, const Kernels& kernels, const Pool& pool, const Step& step = {});
+
+// y [tokens, features] = RMSNorm; see NormArgs.
+void rms_norm(const NormArgs& args, int64_t tokens, void* y, const Kernels& kernels, const Pool& pool);
 
 // The same with int8 weights and int8 activations.
 void w8a8_linear(const void* x, Dtype dtype, int64_t tokens, const Transform& transform, const Weight& weight, void* y,

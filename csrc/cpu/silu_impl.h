@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The activation between an expert's two products. Include it in one source file per instruction set, as
+// The activation between gate and up and down. Include it in one source file per instruction set, as
 // transform_impl.h.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -49,12 +50,29 @@ void silu_and_mul(const float* gate, const float* up, int64_t count, float* y) {
   std::memcpy(y + i, rest[2], (count - i) * sizeof(float));
 }
 
+void silu_and_mul_of(const void* gate, const void* up, Dtype dtype, int64_t count, void* y) {
+  // Features that are computed at a time: their floats stay in the first-level cache.
+  constexpr int64_t kPiece = 1024;
+  alignas(64) float gates[kPiece], ups[kPiece];
+  const int64_t size = dtype_size(dtype);
+  for (int64_t begin = 0; begin < count; begin += kPiece) {
+    const int64_t piece = std::min(kPiece, count - begin);
+    load_floats(static_cast<const char*>(gate) + begin * size, dtype, piece, gates);
+    load_floats(static_cast<const char*>(up) + begin * size, dtype, piece, ups);
+    silu_and_mul(gates, ups, piece, gates);
+    store_rounded(gates, piece, dtype, static_cast<char*>(y) + begin * size);
+  }
+}
+
 }  // namespace
 
-// Defines `Kernels::silu_and_mul` for one instruction set.
-#define W4A4_DEFINE_SILU(isa)                                                            \
-  void silu_and_mul_##isa(const float* gate, const float* up, int64_t count, float* y) { \
-    silu_and_mul(gate, up, count, y);                                                    \
+// Defines the two functions of `Kernels` for one instruction set.
+#define W4A4_DEFINE_SILU(isa)                                                                         \
+  void silu_and_mul_##isa(const float* gate, const float* up, int64_t count, float* y) {              \
+    silu_and_mul(gate, up, count, y);                                                                 \
+  }                                                                                                   \
+  void silu_and_mul_of_##isa(const void* gate, const void* up, Dtype dtype, int64_t count, void* y) { \
+    silu_and_mul_of(gate, up, dtype, count, y);                                                       \
   }
 
 }  // namespace w4a4

@@ -130,6 +130,13 @@ W4A4_INLINE inline void store_vector(FloatVector v, Dtype dtype, void* target) {
   }
 }
 
+// store_floats, a vector at a time.
+inline void store_rounded(const float* source, int64_t count, Dtype dtype, char* target) {
+  int64_t i = 0;
+  for (; i + kVector <= count; i += kVector) store_vector(load(source + i), dtype, target + i * dtype_size(dtype));
+  store_floats(source + i, count - i, dtype, target + i * dtype_size(dtype));
+}
+
 // The bits of |value|, for which the next function's order holds.
 inline int32_t magnitude_bits(float value) {
   int32_t bits;

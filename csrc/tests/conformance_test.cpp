@@ -15,6 +15,7 @@
 #include "nonfinite_test.h"
 #include "oracle.h"
 #include "random.h"
+#include "steps_test.h"
 #include "wide_test.h"
 
 namespace {
@@ -375,6 +376,7 @@ int main(int count, char** names) {
     std::printf("testing %s\n", kernels->name);
     test(*kernels);
     test_experts(*kernels);
+    test_steps(*kernels);
     test_nonfinite(*kernels);
   }
   std::printf("%d passed, %d failed\n", checks - failures, failures);

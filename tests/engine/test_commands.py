@@ -36,7 +36,7 @@ def run(*command: str) -> str:
 
 
 def assert_quantized_layers_ran(log: str) -> None:
-    assert re.search(r"W4A4_FLATQUANT_DYNAMIC +\d+ .*vllm_w4a4::flatquant_linear", log)
+    assert re.search(r"W4A4_FLATQUANT_DYNAMIC +\d+ .*vllm_w4a4::(norm_|silu_)?flatquant_linear", log)
 
 
 @pytest.mark.feature("`vllm run-batch`", flag="W4A4_COMMANDS")

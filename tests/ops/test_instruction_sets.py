@@ -17,6 +17,7 @@ CONFORMANCE = [
         "test_conformance.py",
         "test_experts.py",
         "test_nonfinite.py",
+        "test_steps.py",
         "test_wide_operators.py",
     )
 ]

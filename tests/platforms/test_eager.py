@@ -113,3 +113,12 @@ def test_a_platform_without_the_kernels_compiles(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(eager, "OPERATORS", ("no_such_kernel",))
     assert current_platform.is_cpu()
     assert mode() == CompilationMode.DYNAMO_TRACE_ONCE
+
+
+def test_attention_is_an_operator_of_torchs_only_where_something_may_be_compiled(unquantized: Path) -> None:
+    compiled = engine_config(MICRO, enforce_eager=False, optimization_level=3)
+    other = engine_config(unquantized, quantization=None)
+    for config, is_operator in ((engine_config(MICRO), False), (compiled, True), (other, True)):
+        with set_current_vllm_config(config):
+            assert current_platform.opaque_attention_op() is is_operator
+    assert current_platform.opaque_attention_op()

@@ -100,6 +100,26 @@ def _register_fakes() -> None:
     ) -> Tensor:
         return x.new_empty((*x.shape[:-1], weight_scale.shape[0]))
 
+    @torch.library.register_fake("vllm_w4a4::rms_norm")
+    def _(x: Tensor, residual: Tensor | None, norm_weight: Tensor, epsilon: float) -> Tensor:
+        return torch.empty_like(x)
+
+    @torch.library.register_fake("vllm_w4a4::norm_flatquant_linear")
+    def _(
+        x: Tensor,
+        residual: Tensor | None,
+        norm_weight: Tensor,
+        epsilon: float,
+        weight_packed: Tensor,
+        weight_scale: Tensor,
+        *others: Tensor | int | None,
+    ) -> Tensor:
+        return x.new_empty((*x.shape[:-1], weight_scale.shape[0]))
+
+    @torch.library.register_fake("vllm_w4a4::silu_flatquant_linear")
+    def _(x: Tensor, weight_packed: Tensor, weight_scale: Tensor, *others: Tensor | int | None) -> Tensor:
+        return x.new_empty((*x.shape[:-1], weight_scale.shape[0]))
+
     @torch.library.register_fake("vllm_w4a4::kronecker_quant")
     def _(
         x: Tensor,

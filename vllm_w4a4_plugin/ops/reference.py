@@ -144,6 +144,15 @@ def int8_linear(
     return y.to(out_dtype)
 
 
+def rms_norm(x: Tensor, residual: Tensor | None, norm_weight: Tensor, epsilon: float) -> Tensor:
+    """s / sqrt(mean(s^2) + epsilon) * norm_weight in float32; s = x + residual takes the residual's place."""
+    total = x.float() if residual is None else x.float() + residual.float()
+    if residual is not None:
+        residual.copy_(total)
+    factor = 1 / (total.square().mean(-1, keepdim=True) + epsilon).sqrt()
+    return (total * factor * norm_weight.float()).to(x.dtype)
+
+
 def silu_and_mul(x: Tensor) -> Tensor:
     """silu(gate) * up in float32, for gate and up side by side."""
     gate, up = x.float().chunk(2, dim=-1)

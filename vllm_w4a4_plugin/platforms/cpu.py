@@ -105,11 +105,22 @@ class W4A4CpuPlatform(CpuPlatform):
         eager.register_kernels()
 
     @classmethod
+    def _is_ours(cls, vllm_config: "VllmConfig") -> bool:
+        model_config = vllm_config.model_config
+        return model_config is not None and model_config.quantization == METHOD
+
+    @classmethod
+    def opaque_attention_op(cls) -> bool:
+        """Whether attention is called as an operator of torch's, which costs as much as a small model's attention."""
+        from vllm.config import get_current_vllm_config_or_none
+
+        config = get_current_vllm_config_or_none()
+        return config is None or not cls._is_ours(config) or not eager.is_eager(config)
+
+    @classmethod
     def get_default_ir_op_priority(cls, vllm_config: "VllmConfig") -> "IrOpPriorityConfig":
         priority = super().get_default_ir_op_priority(vllm_config)
-        model_config = vllm_config.model_config
-        is_ours = model_config is not None and model_config.quantization == METHOD
-        if is_ours and eager.is_eager(vllm_config) and eager.have_kernels():
+        if cls._is_ours(vllm_config) and eager.is_eager(vllm_config) and eager.have_kernels():
             for operator in eager.OPERATORS:
                 getattr(priority, operator).insert(0, eager.PROVIDER)
         return priority
@@ -117,7 +128,7 @@ class W4A4CpuPlatform(CpuPlatform):
     @classmethod
     def check_and_update_config(cls, vllm_config: "VllmConfig") -> None:
         parallel_config, model_config = vllm_config.parallel_config, vllm_config.model_config
-        is_ours = model_config is not None and model_config.quantization == METHOD
+        is_ours = cls._is_ours(vllm_config)
         if (is_ours or parallel_config.pipeline_parallel_size > 1) and parallel_config.worker_cls == "auto":
             parallel_config.worker_cls = WORKER
         computes_in_engine = is_ours and executor.is_one_process_possible(vllm_config)

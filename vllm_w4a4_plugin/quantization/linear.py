@@ -78,7 +78,21 @@ class AscendW4A4LinearMethod(LinearMethodBase):
                 parameter.settle()
         self.report.ready(self.scheme, layer)
 
-    def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    def begin_with(self, operator: str) -> bool:
+        """Let the layer's calls bring the step before it (`steps.Normed`, `steps.Activated`) in place of a tensor.
+
+        Args:
+            operator: that has this step and the layer in one.
+
+        Returns:
+            Whether the scheme has the operator and gets whole tokens; if not, nothing changes.
+        """
+        if self.part is not None or not self.scheme.begins_with_steps:
+            return False
+        self.scheme.step_operator = operator
+        return True
+
+    def apply(self, layer: torch.nn.Module, x: Any, bias: torch.Tensor | None = None) -> torch.Tensor:
         if self.part is None:
             return self.scheme.apply(layer, x, bias)
         return self.part.among_all(self.scheme.multiply_gathered(layer, x, self.part.bias(layer)))

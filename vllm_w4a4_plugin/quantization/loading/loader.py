@@ -27,6 +27,7 @@ from vllm_w4a4_plugin.constants import (
     SAVED_LOAD_FORMAT,
     STREAMED_LOAD_FORMAT,
 )
+from vllm_w4a4_plugin.quantization.steps import fuse_steps
 
 from .biases import add_missing_biases
 from .guard import LoadGuard, WholeCheckpoint
@@ -55,6 +56,7 @@ class W4A4ModelLoader(DefaultModelLoader):
         # A draft model has a configuration of its own, which is not the one in force. A head that drafts (Eagle) is
         # loaded with the target's configuration around it, but is quantized by its own.
         is_target = model_config is vllm_config.model_config
+        self.vllm_config = vllm_config
         self.quant_config: Any = vllm_config.quant_config if is_target else get_draft_quant_config(vllm_config)
         if not is_target and vllm_config.speculative_config.use_eagle():
             target = vllm_config.model_config
@@ -79,6 +81,7 @@ class W4A4ModelLoader(DefaultModelLoader):
         is_draft = any("MTP" in name for name in model_config.architectures)
         LoadGuard(model, model_config, stored, zeros, is_draft)
         super().load_weights(model, model_config)
+        fuse_steps(model, self.vllm_config)
 
     def get_all_weights(self, *args: Any, **kwargs: Any) -> Any:
         return WholeCheckpoint(super().get_all_weights(*args, **kwargs))

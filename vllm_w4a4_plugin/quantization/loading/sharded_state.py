@@ -26,6 +26,7 @@ from vllm_w4a4_plugin.checkpoint.saved_state import SavedState, read_saved_state
 from vllm_w4a4_plugin.constants import LOAD_FORMAT, SAVED_STATE_FILE
 from vllm_w4a4_plugin.ops.layout import INT4_BLOCK_BYTES, INT4_GROUP_MULTIPLE, INT4_TILE_ROWS
 from vllm_w4a4_plugin.quantization.parameters.base import Completeness
+from vllm_w4a4_plugin.quantization.steps import fuse_steps
 
 from .biases import add_missing_biases
 from .guard import LoadGuard
@@ -69,6 +70,7 @@ class PackedStateLoader(ShardedStateLoader):
         for parameter in model.parameters():
             if isinstance(parameter, Completeness):
                 parameter.mark_filled()
+        fuse_steps(model, self.vllm_config)
         model.load_weights = _refuse_to_load
 
 

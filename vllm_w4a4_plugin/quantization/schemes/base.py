@@ -76,6 +76,12 @@ class LinearScheme(ABC):
     sent_bytes = 0
     """Bytes per token that a rank sends to each other one before the product."""
 
+    begins_with_steps = False
+    """Whether `apply` also takes what `quantization.steps` has in place of a tensor."""
+
+    step_operator = ""
+    """The operator that `apply` runs where it is given such a step, "" if it is not."""
+
     def __init__(self, plan: LayerPlan, on_packed: Callable[[], None]) -> None:
         self.plan, self.on_packed = plan, on_packed
 

@@ -45,7 +45,7 @@ class W4A4Scheme(LinearScheme):
 
     @property
     def operator(self) -> str:
-        return f"vllm_w4a4::flatquant_linear, {cpu.cpu_instruction_set()}"
+        return f"vllm_w4a4::{self.step_operator or 'flatquant_linear'}, {cpu.cpu_instruction_set()}"
 
     @property
     def remark(self) -> str:
