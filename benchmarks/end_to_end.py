@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from . import llama, random_model, report
+from . import profile as profiles
 from .kernels import machine
 from .shapes import MODELS, Model
 from .workload import RESULT
@@ -116,6 +117,8 @@ def measure(
     if eager is not None:
         flags.append("--eager" if eager else "--no-eager")
     record = _in_a_process("benchmarks.engine", str(checkpoint), dtype, *flags)
+    if "--profile" in flags:
+        record["quantize share"] = profiles.quantize_shares(model)
     return record | {"step_bytes": random_model.step_bytes(model, layers, recipe, DTYPES[dtype])}
 
 

@@ -30,6 +30,8 @@ class Prepared:
     weight: Tensor | None = None
     """The packed weight that our kernel reads."""
     dtype: torch.dtype = torch.bfloat16
+    transform: tuple[Tensor | None, Tensor | None, Tensor] | None = None
+    """Our kernel's two factors and clip ratio."""
 
 
 def w4a4_flatquant(linear: Linear) -> Prepared:
@@ -51,7 +53,8 @@ def _w4a4(linear: Linear, left_trans: Tensor | None, right_trans: Tensor | None)
     def run(x: Tensor) -> Tensor:
         return torch.ops.vllm_w4a4.flatquant_linear(x, packed, scale, left_trans, right_trans, clip)
 
-    return Prepared(run, packed.numel(), f"flatquant_linear, {ops.cpu_instruction_set()}", packed)
+    kernel = f"flatquant_linear, {ops.cpu_instruction_set()}"
+    return Prepared(run, packed.numel(), kernel, packed, transform=(left_trans, right_trans, clip))
 
 
 def bf16(linear: Linear) -> Prepared:

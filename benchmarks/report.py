@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from . import profile
+
 INSTRUCTION_SETS = ("avx512amx", "avx512vnni", "avxvnni", "avx2", "neon_i8mm", "neon_dotprod", "portable")
 """As csrc/cpu/dispatch.cpp names them."""
 
@@ -187,7 +189,10 @@ def end_to_end(results: list[dict[str, Any]]) -> str:
         "the files that it reads",
         "- read per step: weights of all linear layers and of the output head, which is counted in the model's dtype",
         "- of ideal speedup: the speedup of decode 1, divided by the ratio of the bytes read per step",
-        "- profiles: self time by operator",
+        "- where the time goes: shares of a run under torch's profiler, which slows small operators and Python most, "
+        "and the same shares of the times above. How linear layers divide was measured for each layer alone, without "
+        "a norm or SiLU in its operator. Python in the model: between its first linear layer and sampling, outside "
+        "all operators; vLLM between steps: everything else",
         "",
         "All contestants of a run take turns, round after round. Figures are medians over the rounds; a speedup is the "
         "median of the ratios within a round.",
@@ -260,11 +265,9 @@ def _engine_run(result: dict[str, Any]) -> list[str]:
             lines.append(
                 f"| {name} | {prefill:.2f}x | {one:.2f}x | {one / allowed:.0%} | {many:.2f}x | {1 / memory:.2f}x |"
             )
-    for key in ("profile prefill", "profile decode 1", "profile decode 16"):
-        for name, of in records.items():
-            if key in of[0]:
-                parts = [f"{operator} {share:.1%}" for operator, share in list(of[0][key].items())[:8]]
-                lines += ["", f"Profile of {key.removeprefix('profile ')}, {name}: {', '.join(parts)}."]
+    for name, of in records.items():
+        if "quantize share" in of[0]:
+            lines += ["", f"Where {name} spends a prefill and a step:", "", *profile.table(of)]
     return lines
 
 
