@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .files import save_tensors
 from .model.block import LoadedBlock
+from .model.hooks import hooked
 from .model.streamed import StreamedModel
 from .progress import Listener, Phase, Progress
 
@@ -129,9 +130,8 @@ def _backward(block: LoadedBlock, hidden: Tensor, gradient: Tensor) -> tuple[dic
             for name in group.linears
         ]
         h = h.to(block.device).requires_grad_(True)
-        out = block.run(h)
-        for hook in hooks:
-            hook.remove()
+        with hooked(*hooks):
+            out = block.run(h)
         names = list(outputs)
         grads = torch.autograd.grad(out, [h, *(outputs[n] for n in names)], g.to(block.device))
         inputs.append(grads[0].cpu())

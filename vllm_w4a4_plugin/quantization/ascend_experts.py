@@ -10,41 +10,34 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.distributed import get_tensor_model_parallel_world_size
-from vllm.model_executor.layers.fused_moe import FusedMoEMethodBase, MoEActivation
-from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig, FusedMoEQuantConfig
+from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig
 
 from vllm_w4a4_plugin.checkpoint import CheckpointError
 from vllm_w4a4_plugin.checkpoint.experts import ExpertsPlan
 from vllm_w4a4_plugin.ops.npu.experts import Groups
 
-from .dummy import TYPICAL_SCALE, fill_with_plausible_values
-from .parameters.base import Completeness
+from .experts_method import ExpertsMethod, RoutedExperts
 from .schemes.experts_npu import NpuExpertsScheme
 
 if TYPE_CHECKING:
     from .report import LoadReport
 
-RoutedExperts = Any
-"""vllm-ascend's layer: `AscendFusedMoE` up to 0.23, `AscendRoutedExperts` later."""
 
-
-class AscendW4A4NpuExpertsMethod(FusedMoEMethodBase):
-    """Connects the routed experts of one layer of vllm-ascend with their scheme.
+class AscendW4A4NpuExpertsMethod(ExpertsMethod):
+    """The experts of vllm-ascend, whose layer is called `AscendFusedMoE` up to 0.23 and `AscendRoutedExperts` later.
 
     Args:
-        moe: vLLM's description of the layer.
-        plan: of the layer.
-        report: is told when the layer has been created and when it has been loaded.
-        expect_weights: False if vLLM fills parameters with dummy values.
+        moe, plan, report, expect_weights: of `ExpertsMethod`.
         tid2eid: vllm-ascend's table of the experts of each token id, for routers by hash; None for others.
     """
+
+    scheme: NpuExpertsScheme
 
     def __init__(
         self, moe: FusedMoEConfig, plan: ExpertsPlan, report: "LoadReport", expect_weights: bool, tid2eid: Any = None
     ) -> None:
-        super().__init__(moe)
-        self.plan, self.report, self.expect_weights, self.tid2eid = plan, report, expect_weights, tid2eid
-        self.scheme = NpuExpertsScheme(plan, report.packed)
+        super().__init__(moe, plan, NpuExpertsScheme(plan, report.packed), report, expect_weights)
+        self.tid2eid = tid2eid
 
     @property
     def is_monolithic(self) -> bool:
@@ -56,9 +49,6 @@ class AscendW4A4NpuExpertsMethod(FusedMoEMethodBase):
 
     def maybe_make_prepare_finalize(self, routing_tables: Any = None) -> None:
         """None: vllm-ascend communicates by itself."""
-
-    def get_fused_moe_quant_config(self, layer: RoutedExperts) -> FusedMoEQuantConfig | None:
-        return None  # it describes operands of vLLM's own kernels, which are not used
 
     def create_weights(
         self,
@@ -75,27 +65,15 @@ class AscendW4A4NpuExpertsMethod(FusedMoEMethodBase):
             CheckpointError: the experts are not those of config.json, or nothing here runs them as they are divided.
         """
         self._check_features(layer)
-        self._check_model(layer, hidden_size, intermediate_size_per_partition * self.moe.tp_size)
+        moe = self.moe
+        sizes = (moe.num_logical_experts, hidden_size, intermediate_size_per_partition * moe.tp_size)
+        self._check_model(sizes, moe.activation, {"the limit": moe.swiglu_limit or None})
         expert_map = layer.expert_map
         here = range(self.plan.count) if expert_map is None else expert_map.tolist()
         places = {expert: place for expert, place in enumerate(here) if place >= 0}
         ranks = (self.moe.tp_size, self.moe.tp_rank)
         self.scheme.create_weights(layer, places, params_dtype, ranks, self.moe.experts_per_token)
         self.report.expect(self.scheme)
-
-    def process_weights_after_loading(self, layer: RoutedExperts) -> None:
-        if not self.expect_weights:
-            fill_with_plausible_values(layer)
-            self.scheme.fill_dummy_scales(layer, TYPICAL_SCALE)
-        for parameter in layer.parameters(recurse=False):
-            if isinstance(parameter, Completeness):
-                if self.expect_weights and (missing := parameter.missing()):
-                    raise CheckpointError(
-                        f"layer {self.plan.prefix}: {missing}. The checkpoint is incomplete; copy or quantize it again."
-                    )
-                parameter.settle()
-        self.scheme.process_weights_after_loading(layer)
-        self.report.ready(self.scheme, layer)
 
     def apply(
         self,
@@ -145,27 +123,4 @@ class AscendW4A4NpuExpertsMethod(FusedMoEMethodBase):
                 f"layer {self.plan.prefix}: each expert is split over {ranks} ranks, which are not the "
                 f"{get_tensor_model_parallel_world_size()} of the tensor-parallel group, over which activations have "
                 "to be gathered. Use --enable-expert-parallel."
-            )
-
-    def _check_model(self, layer: RoutedExperts, hidden: int, intermediate: int) -> None:
-        plan, spec = self.plan, self.scheme.spec
-        expected = (self.moe.num_logical_experts, hidden, intermediate)
-        found = (plan.count, spec.input_size, spec.output_size)
-        if found != expected:
-            raise CheckpointError(
-                f"layer {plan.prefix}: expected {expected[0]} experts with {expected[1]} input and {expected[2]} "
-                f"intermediate features (config.json), found {found[0]} with {found[1]} and {found[2]}. config.json "
-                "and weights come from different models."
-            )
-        if self.moe.activation != MoEActivation.SILU or self.moe.swiglu_limit:
-            limit = f" with the limit {self.moe.swiglu_limit}" if self.moe.swiglu_limit else ""
-            raise CheckpointError(
-                f"layer {plan.prefix}: experts with the activation {self.moe.activation.value}{limit} cannot be run in "
-                f"{plan.quant_type}; silu(gate) * up can. Quantize the model again with FLOAT experts."
-            )
-        ranks = self.moe.ep_size
-        if self.moe.use_ep and plan.count % ranks:
-            raise CheckpointError(
-                f"layer {plan.prefix}: expected a number of expert-parallel ranks that divides the {plan.count} "
-                f"experts, found {ranks}. Use another --tensor-parallel-size, or no --enable-expert-parallel."
             )

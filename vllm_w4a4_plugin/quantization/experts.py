@@ -9,42 +9,30 @@ from vllm.distributed import (
     get_tensor_model_parallel_world_size,
     tensor_model_parallel_all_gather,
 )
-from vllm.model_executor.layers.fused_moe import FusedMoEMethodBase, MoEActivation
-from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig, FusedMoEQuantConfig
+from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig
 
-from vllm_w4a4_plugin.checkpoint import CheckpointError
 from vllm_w4a4_plugin.checkpoint.experts import ExpertsPlan
 
-from .dummy import fill_with_plausible_values
-from .parameters.base import Completeness
+from .experts_method import ExpertsMethod, RoutedExperts
 from .schemes.experts import ExpertsScheme
 
 if TYPE_CHECKING:
     from .report import LoadReport
 
-RoutedExperts = Any
-"""vLLM's layer. Its own type would make each of its parameters a "Tensor or Module"."""
 
-
-class AscendW4A4ExpertsMethod(FusedMoEMethodBase):
-    """Connects the routed experts of one vLLM layer with their scheme.
+class AscendW4A4ExpertsMethod(ExpertsMethod):
+    """The experts of vLLM on CPUs.
 
     Every rank holds whole experts, also where vLLM would split each of them (tensor parallelism without
     `--enable-expert-parallel`): the scale of a down projection's input, and its transform, need all intermediate
     features of a token. What the ranks compute adds up either way. The ranks add it up themselves, before it is rounded
     to the model's dtype, so that the sums are those of one rank; vLLM then adds zeros.
-
-    Args:
-        moe: vLLM's description of the layer.
-        plan: of the layer.
-        report: is told when the layer has been created and when it has been loaded.
-        expect_weights: False if vLLM fills parameters with dummy values.
     """
 
+    scheme: ExpertsScheme
+
     def __init__(self, moe: FusedMoEConfig, plan: ExpertsPlan, report: "LoadReport", expect_weights: bool) -> None:
-        super().__init__(moe)
-        self.plan, self.report, self.expect_weights = plan, report, expect_weights
-        self.scheme = ExpertsScheme(plan, report.packed)
+        super().__init__(moe, plan, ExpertsScheme(plan, report.packed), report, expect_weights)
 
     def create_weights(
         self,
@@ -60,7 +48,9 @@ class AscendW4A4ExpertsMethod(FusedMoEMethodBase):
         Raises:
             CheckpointError: the experts are not those of config.json, or nothing here runs them as vLLM divides them.
         """
-        self._check_model(layer)
+        moe = self.moe
+        limits = {"the limit": layer.swiglu_limit, "alpha": layer.swiglu_alpha, "beta": layer.swiglu_beta}
+        self._check_model((moe.num_experts, moe.hidden_dim, moe.intermediate_size), layer.activation, limits)
         self.expert_map = self._whole_experts() if layer.expert_map is None else layer.expert_map
         here = range(self.plan.count) if self.expert_map is None else self.expert_map.tolist()
         places = {expert: place for expert, place in enumerate(here) if place >= 0}
@@ -69,21 +59,6 @@ class AscendW4A4ExpertsMethod(FusedMoEMethodBase):
         self.scheme.has_part_of_sum = ranks > 1 and ranks == self.moe.tp_size * self.moe.ep_size
         self.scheme.create_weights(layer, places, params_dtype)
         self.report.expect(self.scheme)
-
-    def process_weights_after_loading(self, layer: RoutedExperts) -> None:
-        if not self.expect_weights:
-            fill_with_plausible_values(layer)
-        for parameter in layer.parameters(recurse=False):
-            if isinstance(parameter, Completeness):
-                if self.expect_weights and (missing := parameter.missing()):
-                    raise CheckpointError(
-                        f"layer {self.plan.prefix}: {missing}. The checkpoint is incomplete; copy or quantize it again."
-                    )
-                parameter.settle()
-        self.report.ready(self.scheme, layer)
-
-    def get_fused_moe_quant_config(self, layer: RoutedExperts) -> FusedMoEQuantConfig | None:
-        return None  # it describes operands of vLLM's own kernels, which are not used
 
     def apply(
         self,
@@ -111,29 +86,6 @@ class AscendW4A4ExpertsMethod(FusedMoEMethodBase):
         places = torch.full((count,), -1, dtype=torch.int32, device="cpu")
         places[first:end] = torch.arange(end - first, dtype=torch.int32, device="cpu")
         return places
-
-    def _check_model(self, layer: RoutedExperts) -> None:
-        plan, spec = self.plan, self.scheme.spec
-        expected = (self.moe.num_experts, self.moe.hidden_dim, self.moe.intermediate_size)
-        found = (plan.count, spec.input_size, spec.output_size)
-        if found != expected:
-            raise CheckpointError(
-                f"layer {plan.prefix}: expected {expected[0]} experts with {expected[1]} input and {expected[2]} "
-                f"intermediate features (config.json), found {found[0]} with {found[1]} and {found[2]}. config.json "
-                "and weights come from different models."
-            )
-        limits = (layer.swiglu_limit, layer.swiglu_alpha, layer.swiglu_beta)
-        if layer.activation != MoEActivation.SILU or any(value is not None for value in limits):
-            raise CheckpointError(
-                f"layer {plan.prefix}: experts with the activation {layer.activation.value} cannot be run in "
-                f"{plan.quant_type}; silu(gate) * up can. Quantize the model again with FLOAT experts."
-            )
-        ranks = self.moe.ep_size
-        if self.moe.use_ep and plan.count % ranks:
-            raise CheckpointError(
-                f"layer {plan.prefix}: expected a number of expert-parallel ranks that divides the {plan.count} "
-                f"experts, found {ranks}. Use another --tensor-parallel-size, or no --enable-expert-parallel."
-            )
 
 
 def sum_over_ranks(part: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -14,7 +14,7 @@ from vllm_w4a4_plugin.checkpoint import CheckpointError
 
 from .dummy import fill_with_plausible_values
 from .output_part import OutputPart
-from .parameters.base import Completeness, unpacking
+from .parameters.base import require_filled, settle, unpacking
 from .schemes import Layer, LayerShape, LinearScheme
 
 if TYPE_CHECKING:
@@ -73,9 +73,7 @@ class AscendW4A4LinearMethod(LinearMethodBase):
         else:
             fill_with_plausible_values(layer)
         self.scheme.process_weights_after_loading(layer)
-        for parameter in layer.parameters(recurse=False):
-            if isinstance(parameter, Completeness):
-                parameter.settle()
+        settle(layer)
         self.report.ready(self.scheme, layer)
 
     def begin_with(self, operator: str) -> bool:
@@ -98,13 +96,9 @@ class AscendW4A4LinearMethod(LinearMethodBase):
         return self.part.among_all(self.scheme.multiply_gathered(layer, x, self.part.bias(layer)))
 
     def _check_filled(self, layer: torch.nn.Module) -> None:
-        """Raise if a parameter of the layer was not filled, which vLLM does not check for quantized models."""
+        """Raise if a parameter of the layer was not filled, or a bias was not expected."""
         prefix, spec = self.scheme.plan.prefix, self.scheme.spec
-        for parameter in layer.parameters(recurse=False):
-            if isinstance(parameter, Completeness) and (missing := parameter.missing()):
-                raise CheckpointError(
-                    f"layer {prefix}: {missing}. The checkpoint is incomplete; copy or quantize it again."
-                )
+        require_filled(layer, prefix)
         if spec.has_bias != (getattr(layer, "bias", None) is not None):
             raise CheckpointError(
                 f"layer {prefix}, tensor {spec.name}.bias: checkpoint has {'one' if spec.has_bias else 'none'}, the "

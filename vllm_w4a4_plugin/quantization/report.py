@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from .schemes import LinearScheme
-    from .schemes.experts import ExpertsScheme
-    from .schemes.experts_npu import NpuExpertsScheme
+    from .schemes.experts_base import BaseExpertsScheme
 
 logger = init_logger(LOGGER)
 
@@ -42,7 +41,7 @@ class LoadReport:
         self._rows: Counter[tuple[str, str, str]] = Counter()
         self._bytes: Counter[tuple[str, str, str]] = Counter()
 
-    def expect(self, scheme: "LinearScheme | ExpertsScheme | NpuExpertsScheme") -> None:
+    def expect(self, scheme: "LinearScheme | BaseExpertsScheme") -> None:
         """A quantized layer was created and will be loaded. Says nothing new if it was created before."""
         if scheme.plan.prefix in self._expected:
             return
@@ -71,7 +70,7 @@ class LoadReport:
             self._last_line = now
             logger.info("Packed %d of %d weight tensors", self._packed, self._tensors)
 
-    def ready(self, scheme: "LinearScheme | ExpertsScheme | NpuExpertsScheme", layer: "torch.nn.Module") -> None:
+    def ready(self, scheme: "LinearScheme | BaseExpertsScheme", layer: "torch.nn.Module") -> None:
         """A quantized layer is loaded; after the last one the table is logged, once."""
         if scheme.plan.prefix not in self._expected:
             return

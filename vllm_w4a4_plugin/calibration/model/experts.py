@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .folds import Run
+from .hooks import hooked
 from .structure import EXPERT_LEAVES, Experts
 from .weights import FloatWeights
 
@@ -76,12 +77,8 @@ def find_experts(block: nn.Module, run: Run) -> tuple[Experts, ...]:
         for name, module in block.named_modules()
         if _is_fused(module)
     ]
-    try:
-        with torch.no_grad():
-            run()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with hooked(*hooks), torch.no_grad():
+        run()
     return tuple(_equal_ones(block, calls))
 
 

@@ -6,12 +6,13 @@ input, and the block's output must stay the same. What else reads a norm, or lie
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from .hooks import hooked
 from .structure import Group, Role, Source
 
 Run = Callable[[], object]
@@ -135,22 +136,12 @@ def _tensor(output: object) -> Tensor:
     return output
 
 
-@contextmanager
-def _changed_output(module: nn.Module, change: Change) -> Iterator[None]:
-    hook = module.register_forward_hook(lambda _, args, out: change(out))
-    try:
-        yield
-    finally:
-        hook.remove()
+def _changed_output(module: nn.Module, change: Change) -> AbstractContextManager[None]:
+    return hooked(module.register_forward_hook(lambda _, args, out: change(out)))
 
 
-@contextmanager
-def _changed_input(module: nn.Module, change: Change) -> Iterator[None]:
-    hook = module.register_forward_pre_hook(lambda _, args: (change(args[0]), *args[1:]))
-    try:
-        yield
-    finally:
-        hook.remove()
+def _changed_input(module: nn.Module, change: Change) -> AbstractContextManager[None]:
+    return hooked(module.register_forward_pre_hook(lambda _, args: (change(args[0]), *args[1:])))
 
 
 def _weight_offset(norm: nn.Module, output: Tensor) -> float | None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vllm_w4a4_plugin.checkpoint.runnable import Kind, kind_of
 
 from .folds import Run, Width, norm_fold, source_fold
+from .hooks import hooked
 from .structure import Group, Role
 
 ROLES: dict[tuple[str, ...], Role] = {
@@ -130,10 +131,6 @@ def _record(block: nn.Module, run: Run) -> tuple[Inputs, list[tuple[str, Tensor]
             hooks.append(module.register_forward_pre_hook(lambda _, args, n=name: keep(n, args[0])))
         elif getattr(getattr(module, "weight", None), "ndim", 0) == 1:
             hooks.append(module.register_forward_hook(lambda _, args, out, n=name: outputs.append((n, out))))
-    try:
-        with torch.no_grad():
-            run()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with hooked(*hooks), torch.no_grad():
+        run()
     return by_input, outputs

@@ -3,11 +3,12 @@
 
 from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Any
+from typing import Any, Self
 
 import torch
 from vllm.model_executor.parameter import BasevLLMParameter
 
+from vllm_w4a4_plugin.checkpoint import CheckpointError
 from vllm_w4a4_plugin.checkpoint.packed import unpack_rows
 from vllm_w4a4_plugin.checkpoint.plan import LayerPlan
 from vllm_w4a4_plugin.checkpoint.spec import check_values
@@ -52,6 +53,27 @@ class Completeness:
     def mark_filled(self) -> None:
         """Every value was written, not by a `load_*` method."""
         raise NotImplementedError
+
+
+def require_filled(layer: torch.nn.Module, prefix: str) -> None:
+    """Raise if a parameter of the layer was not filled, which vLLM does not check for quantized models.
+
+    Args:
+        layer: whose own parameters are asked.
+        prefix: its name in vLLM.
+    """
+    for parameter in layer.parameters(recurse=False):
+        if isinstance(parameter, Completeness) and (missing := parameter.missing()):
+            raise CheckpointError(
+                f"layer {prefix}: {missing}. The checkpoint is incomplete; copy or quantize it again."
+            )
+
+
+def settle(layer: torch.nn.Module) -> None:
+    """A load of the layer has ended."""
+    for parameter in layer.parameters(recurse=False):
+        if isinstance(parameter, Completeness):
+            parameter.settle()
 
 
 class MatrixParameter(Completeness, BasevLLMParameter):
@@ -200,6 +222,11 @@ class PackedParameter(MatrixParameter):
     def __init__(self, data: torch.Tensor, *, on_packed: Callable[[], None], **kwargs: Any) -> None:
         super().__init__(data, **kwargs)
         self.on_packed = on_packed
+
+    @classmethod
+    def zeros(cls, sizes: tuple[int, int], **kwargs: Any) -> Self:
+        """Storage for a weight of `sizes`, (output_size, input_size) on this rank."""
+        raise NotImplementedError
 
     def _store(self, matrix: torch.Tensor, first_row: int) -> None:
         if self.is_meta:

@@ -20,7 +20,6 @@ class Int4Parameter(PackedParameter):
 
     @classmethod
     def zeros(cls, sizes: tuple[int, int], **kwargs: Any) -> Self:
-        """Storage for a weight of `sizes`."""
         return cls(torch.zeros(packed_int4_shape(*sizes), dtype=torch.int8), sizes=sizes, **kwargs)
 
     def _unpacked(self, matrix: torch.Tensor, rows: int) -> torch.Tensor:
@@ -39,7 +38,6 @@ class Int8Parameter(PackedParameter):
 
     @classmethod
     def zeros(cls, sizes: tuple[int, int], **kwargs: Any) -> Self:
-        """Storage for a weight of `sizes`."""
         return cls(torch.zeros(packed_int8_shape(*sizes), dtype=torch.int8), sizes=sizes, **kwargs)
 
     def _rows(self, first_row: int, rows: int) -> torch.Tensor:

@@ -16,7 +16,7 @@ class NpuInt4Parameter(PackedParameter):
     """An int4 weight [output_size, input_size], loaded as int32 [output_size, input_size / 8]."""
 
     @classmethod
-    def zeros(cls, sizes: tuple[int, int], *, is_fused: bool, **kwargs: Any) -> Self:
+    def zeros(cls, sizes: tuple[int, int], *, is_fused: bool = False, **kwargs: Any) -> Self:
         """Storage for a weight of `sizes`, in the shape of the fused kernel's or of CANN's form."""
         output_size, input_size = sizes
         shape = fused.fractals_shape(*sizes) if is_fused else (output_size, input_size // INT4_PER_WORD)

@@ -14,18 +14,16 @@ from vllm_w4a4_plugin.checkpoint import CheckpointError
 from vllm_w4a4_plugin.checkpoint.plan import LayerPlan
 from vllm_w4a4_plugin.checkpoint.spec import LinearSpec
 from vllm_w4a4_plugin.checkpoint.types import (
+    WEIGHT,
     WEIGHT_OFFSET,
     WEIGHT_OFFSET_SECOND,
     WEIGHT_SCALE,
     WEIGHT_SCALE_SECOND,
 )
-from vllm_w4a4_plugin.quantization.parameters.base import MatrixParameter
+from vllm_w4a4_plugin.quantization.parameters.base import MatrixParameter, PackedParameter
 
 Layer: TypeAlias = Any
 """A vLLM linear layer. `torch.nn.Module` would type each of its parameters as "Tensor or Module"."""
-
-WIDENED = "8-bit activations, not clipped (VLLM_W4A4_ACTIVATION_BITS=8)"
-"""Remark on layers with int4 activations that run with int8 ones."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +137,32 @@ class LinearScheme(ABC):
     @abstractmethod
     def weight_bytes(self, layer: Layer) -> int:
         """Resident bytes of the weight matrix on this rank."""
+
+    def _register_weight(
+        self,
+        layer: Layer,
+        shape: LayerShape,
+        weight_loader: Callable[..., Any],
+        parameter_class: type[PackedParameter],
+        **options: Any,
+    ) -> None:
+        """Register `weight`, which is packed as it arrives.
+
+        Args:
+            layer, shape, weight_loader: of `create_weights`.
+            parameter_class: the form in which the weight is kept.
+            options: of its `zeros`.
+        """
+        weight = parameter_class.zeros(
+            shape.sizes,
+            input_parts=shape.input_parts,
+            plan=self.plan,
+            suffix=WEIGHT,
+            weight_loader=weight_loader,
+            on_packed=self.on_packed,
+            **options,
+        )
+        layer.register_parameter(WEIGHT, weight)
 
     def _register_scales(
         self,

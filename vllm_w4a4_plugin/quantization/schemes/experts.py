@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from vllm_w4a4_plugin import envs
 from vllm_w4a4_plugin.checkpoint.experts import ExpertsPlan
 from vllm_w4a4_plugin.checkpoint.spec import LinearSpec
 from vllm_w4a4_plugin.checkpoint.types import (
@@ -29,42 +28,23 @@ from vllm_w4a4_plugin.quantization.parameters.experts import (
     SharedTransformParameter,
 )
 
-from .base import WIDENED, Layer
+from .base import Layer
+from .cpu_activations import CpuActivations
+from .experts_base import DOWN, GATE_UP, NAMES, BaseExpertsScheme, zeros
 
-GATE_UP, DOWN = (0, 1), (2,)
 
+class ExpertsScheme(CpuActivations, BaseExpertsScheme):
+    """Whole experts, computed by one operator.
 
-class ExpertsScheme:
-    """Parameters and computation of the routed experts of one layer.
-
-    Parameters are called as vLLM expects them: `w13_` and the tensor's suffix for gate and up, `w2_` for down.
-
-    Args:
-        plan: of the layer; its type is quantized.
-        on_packed: called after each weight tensor that was packed.
+    Attributes:
+        has_part_of_sum: whether the ranks add up their sums over experts themselves; set before `create_weights`.
     """
 
-    packs_weights = True
-
     def __init__(self, plan: ExpertsPlan, on_packed: Callable[[], None]) -> None:
-        self.plan, self.on_packed = plan, on_packed
+        super().__init__(plan, on_packed)
+        self.choose_activation_bits(plan.quant_type)
         self.is_int4 = plan.quant_type.spec.weight_bits == 4
-        stored = plan.quant_type.spec.activation_bits
-        self.activation_bits = max(stored, envs.VLLM_W4A4_ACTIVATION_BITS)
-        self.is_widened = self.activation_bits > stored
         self.has_part_of_sum = False
-
-    @property
-    def spec(self) -> LinearSpec:
-        """That of gate and up."""
-        assert self.plan.spec is not None
-        return self.plan.spec
-
-    @property
-    def down_spec(self) -> LinearSpec:
-        """That of down."""
-        assert self.plan.down_spec is not None
-        return self.plan.down_spec
 
     def create_weights(self, layer: Layer, places: Mapping[int, int], dtype: torch.dtype) -> None:
         """Register the layer's parameters.
@@ -75,13 +55,15 @@ class ExpertsScheme:
             dtype: of activations.
         """
         require_working_kernels(dtype, self.plan.quant_type.spec.weight_bits, experts=True)
+        if self.has_part_of_sum:
+            self.sent_bytes = torch.float64.itemsize * self.spec.input_size
         self._register_matrices(layer, places, GATE_UP, self.spec)
         self._register_matrices(layer, places, DOWN, self.down_spec)
         if not self.plan.quant_type.spec.has_transform:
             return
         for suffix, size in ((LEFT_TRANS, self.spec.left), (RIGHT_TRANS, self.spec.right)):
             part = ExpertPart(self.plan, suffix, GATE_UP, places)
-            factor = None if size is None else SharedTransformParameter(_zeros(size, size), part=part)
+            factor = None if size is None else SharedTransformParameter(zeros(size, size), part=part)
             layer.register_parameter(f"w13_{suffix}", factor)
         part = ExpertPart(self.plan, CLIP_RATIO, GATE_UP, places)
         layer.register_parameter(
@@ -90,7 +72,7 @@ class ExpertsScheme:
         count = len(places)
         for suffix, size in ((LEFT_TRANS, self.down_spec.left), (RIGHT_TRANS, self.down_spec.right)):
             part = ExpertPart(self.plan, suffix, DOWN, places)
-            own = None if size is None else ExpertsParameter(_zeros(count, size, size), part=part, sizes=(size, size))
+            own = None if size is None else ExpertsParameter(zeros(count, size, size), part=part, sizes=(size, size))
             layer.register_parameter(f"w2_{suffix}", own)
         part = ExpertPart(self.plan, CLIP_RATIO, DOWN, places)
         clips = ExpertsParameter(torch.ones(count, 1, dtype=torch.float32), part=part, sizes=(1, 1))
@@ -113,7 +95,7 @@ class ExpertsScheme:
         has_clips = self.plan.quant_type.spec.has_transform and not self.is_widened
         optional: dict[str, Any] = {
             f"{name}_{key}": getattr(layer, f"{name}_{suffix}", None)
-            for name in ("w13", "w2")
+            for name in NAMES.values()
             for key, suffix in (
                 ("offset", WEIGHT_OFFSET), ("bias", BIAS), (LEFT_TRANS, LEFT_TRANS), (RIGHT_TRANS, RIGHT_TRANS)
             )
@@ -136,34 +118,17 @@ class ExpertsScheme:
         )
 
     @property
-    def sent_bytes(self) -> int:
-        """Bytes per token that a rank sends to each other one after the products."""
-        return torch.float64.itemsize * self.spec.input_size if self.has_part_of_sum else 0
-
-    @property
     def operator(self) -> str:
-        """The operator and kernel that `apply` runs, for the start-up table."""
         return f"vllm_w4a4::experts_mlp, {cpu.cpu_instruction_set()}"
 
-    @property
-    def remark(self) -> str:
-        """Anything that a user should know about how these experts run, "" if nothing."""
-        remarks = []
-        if self.is_widened:
-            remarks.append(WIDENED)
-        if cpu.cpu_instruction_set() == "portable":
-            remarks.append("this CPU has none of the supported instruction sets; portable code is slow")
-        return "; ".join(remarks)
-
     def weight_bytes(self, layer: Layer) -> int:
-        """Resident bytes of the weights on this rank."""
         return layer.w13_weight.numel() + layer.w2_weight.numel()
 
     def _register_matrices(
         self, layer: Layer, places: Mapping[int, int], projections: tuple[int, ...], spec: LinearSpec
     ) -> None:
         """Weights, scales, offsets and biases of gate and up or of down."""
-        name = "w2" if projections == DOWN else "w13"
+        name = NAMES[projections]
         rows, columns, groups = spec.output_size, spec.input_size, spec.groups
         experts, all_rows = len(places), len(projections) * rows
 
@@ -181,14 +146,10 @@ class ExpertsScheme:
         layer.register_parameter(f"{name}_{WEIGHT}", weight)
         for suffix in (WEIGHT_SCALE, *([WEIGHT_OFFSET] if spec.has_offset else [])):
             # int8 weights are symmetric: their offsets are checked to be zero, and not computed with.
-            data = _zeros(experts, all_rows, *((groups,) if groups > 1 else ()))
+            data = zeros(experts, all_rows, *((groups,) if groups > 1 else ()))
             layer.register_parameter(
                 f"{name}_{suffix}", ExpertsParameter(data, part=part(suffix), sizes=(rows, groups))
             )
         if spec.has_bias:
-            bias = ExpertsParameter(_zeros(experts, all_rows), part=part(BIAS), sizes=(rows, 1))
+            bias = ExpertsParameter(zeros(experts, all_rows), part=part(BIAS), sizes=(rows, 1))
             layer.register_parameter(f"{name}_{BIAS}", bias)
-
-
-def _zeros(*shape: int) -> torch.Tensor:
-    return torch.zeros(shape, dtype=torch.float32)

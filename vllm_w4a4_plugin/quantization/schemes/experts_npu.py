@@ -10,7 +10,6 @@ from vllm.distributed import tensor_model_parallel_all_gather
 from vllm_w4a4_plugin import envs
 from vllm_w4a4_plugin.checkpoint import CheckpointError
 from vllm_w4a4_plugin.checkpoint.experts import ExpertsPlan
-from vllm_w4a4_plugin.checkpoint.spec import LinearSpec
 from vllm_w4a4_plugin.checkpoint.types import (
     BIAS,
     CLIP_RATIO,
@@ -36,45 +35,24 @@ from vllm_w4a4_plugin.quantization.parameters.npu_experts import (
 
 from .base import Layer
 from .clip_slots import captures_graphs, set_clip_ratio
-from .experts import DOWN, GATE_UP
+from .experts_base import DOWN, GATE_UP, NAMES, BaseExpertsScheme, zeros
 from .w4a4_npu import BROKEN_ADVICE
 from .whole_tokens import MAXIMUM_BYTES, token_maximum
 
-NAMES = {GATE_UP: "w13", DOWN: "w2"}
-"""What vLLM calls gate and up, and down."""
 
-
-class NpuExpertsScheme:
-    """Parameters and computation of the routed experts of one layer, of which the tokens have been sorted by expert.
+class NpuExpertsScheme(BaseExpertsScheme):
+    """Experts of which the tokens have been sorted by expert.
 
     With tensor parallelism each rank has a part of the intermediate features of every expert, as vllm-ascend divides
     them. A token's input of down is quantized as a whole: for a transform the ranks gather it, otherwise they tell each
     other its largest magnitude.
-
-    Args:
-        plan: of the layer.
-        on_packed: called after each weight tensor that was packed.
     """
 
-    packs_weights = True
-
     def __init__(self, plan: ExpertsPlan, on_packed: Callable[[], None]) -> None:
-        self.plan, self.on_packed = plan, on_packed
+        super().__init__(plan, on_packed)
         self.has_transform = plan.quant_type.spec.has_transform
         self.clip_slot = cann.new_clip_slot()
         self.clips_exactly = True
-
-    @property
-    def spec(self) -> LinearSpec:
-        """That of gate and up."""
-        assert self.plan.spec is not None
-        return self.plan.spec
-
-    @property
-    def down_spec(self) -> LinearSpec:
-        """That of down."""
-        assert self.plan.down_spec is not None
-        return self.plan.down_spec
 
     def create_weights(
         self, layer: Layer, places: Mapping[int, int], dtype: torch.dtype, ranks: tuple[int, int], top_k: int
@@ -117,7 +95,6 @@ class NpuExpertsScheme:
         self.clips_exactly = min(unfused) >= EXACT_CLAMP_CLIP
 
     def fill_dummy_scales(self, layer: Layer, scale: float) -> None:
-        """Set all weight scales, for `--load-format dummy`."""
         if self.choice.product is Product.GROUPED:
             word = experts.scale_words(torch.tensor([scale], dtype=torch.float32, device="cpu")).item()
             for name in NAMES.values():
@@ -146,17 +123,14 @@ class NpuExpertsScheme:
 
     @property
     def operator(self) -> str:
-        """The operators that run, for the start-up table."""
         return self.choice.kernel
 
     @property
     def remark(self) -> str:
-        """Anything that a user should know about how these experts run, "" if nothing."""
         stop = f"clip_ratio below {EXACT_CLAMP_CLIP:.3f}: int4 values stop at -7" if not self.clips_exactly else ""
         return "; ".join(filter(None, (self.choice.reason, stop)))
 
     def weight_bytes(self, layer: Layer) -> int:
-        """Resident bytes of the weights on this rank."""
         weights = (getattr(layer, f"{name}_{WEIGHT}") for name in NAMES.values())
         return sum(weight.numel() * weight.element_size() for weight in weights)
 
@@ -234,14 +208,14 @@ class NpuExpertsScheme:
             words = torch.zeros(shape, dtype=torch.int64)
             scale = NpuScaleWordsParameter(words, part=part(WEIGHT_SCALE), sizes=(rows, groups), **parts)
         else:
-            scale = NpuExpertsParameter(_zeros(count, outputs), part=part(WEIGHT_SCALE), sizes=(rows, 1), **parts)
+            scale = NpuExpertsParameter(zeros(count, outputs), part=part(WEIGHT_SCALE), sizes=(rows, 1), **parts)
         layer.register_parameter(f"{name}_{WEIGHT_SCALE}", scale)
         if spec.has_offset:
-            offsets = _zeros(count, outputs, *((groups,) if groups > 1 else ()))
+            offsets = zeros(count, outputs, *((groups,) if groups > 1 else ()))
             offset = NpuZeroOffsetParameter(offsets, part=part(WEIGHT_OFFSET), sizes=(rows, groups), **parts)
             layer.register_parameter(f"{name}_{WEIGHT_OFFSET}", offset)
         if spec.has_bias:
-            bias = NpuExpertsParameter(_zeros(count, outputs), part=part(BIAS), sizes=(rows, 1), **parts)
+            bias = NpuExpertsParameter(zeros(count, outputs), part=part(BIAS), sizes=(rows, 1), **parts)
             layer.register_parameter(f"{name}_{BIAS}", bias)
 
     def _register_transforms(self, layer: Layer, places: Mapping[int, int], dtype: torch.dtype) -> None:
@@ -267,7 +241,3 @@ class NpuExpertsScheme:
         part = ExpertPart(self.plan, CLIP_RATIO, DOWN, places)
         own_clips = torch.ones(len(places), 1, dtype=torch.float32)
         layer.register_parameter(f"w2_{CLIP_RATIO}", NpuExpertsParameter(own_clips, part=part, sizes=(1, 1)))
-
-
-def _zeros(*shape: int) -> torch.Tensor:
-    return torch.zeros(shape, dtype=torch.float32)

@@ -4,7 +4,6 @@
 from collections.abc import Callable
 from typing import Any
 
-from vllm_w4a4_plugin.checkpoint.types import WEIGHT
 from vllm_w4a4_plugin.ops import cpu
 from vllm_w4a4_plugin.quantization.parameters.cpu import Int8Parameter
 
@@ -17,15 +16,7 @@ class Int8Scheme(LinearScheme):
     operator_name: str
 
     def create_weights(self, layer: Layer, shape: LayerShape, weight_loader: Callable[..., Any]) -> None:
-        weight = Int8Parameter.zeros(
-            shape.sizes,
-            input_parts=shape.input_parts,
-            plan=self.plan,
-            suffix=WEIGHT,
-            weight_loader=weight_loader,
-            on_packed=self.on_packed,
-        )
-        layer.register_parameter(WEIGHT, weight)
+        self._register_weight(layer, shape, weight_loader, Int8Parameter)
 
     @property
     def operator(self) -> str:

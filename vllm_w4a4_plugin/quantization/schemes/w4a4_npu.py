@@ -9,7 +9,7 @@ from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_
 
 from vllm_w4a4_plugin.checkpoint import CheckpointError, QuantType
 from vllm_w4a4_plugin.checkpoint.plan import LayerPlan
-from vllm_w4a4_plugin.checkpoint.types import CLIP_RATIO, LEFT_TRANS, NPU, RIGHT_TRANS, WEIGHT
+from vllm_w4a4_plugin.checkpoint.types import CLIP_RATIO, LEFT_TRANS, NPU, RIGHT_TRANS
 from vllm_w4a4_plugin.ops.npu import cann, fused
 from vllm_w4a4_plugin.ops.npu.select import EXACT_CLAMP_CLIP, INT4_PER_WORD, Kernel, RankShape, select_kernel
 from vllm_w4a4_plugin.ops.npu.self_check import select_working_kernel
@@ -72,16 +72,7 @@ class W4A4NpuScheme(LinearScheme):
                 "tensor-parallel group, over which its activations have to be gathered. Turn off vllm-ascend's "
                 "finegrained tensor parallelism for it."
             )
-        weight = NpuInt4Parameter.zeros(
-            shape.sizes,
-            is_fused=self.kernel is Kernel.FUSED,
-            input_parts=shape.input_parts,
-            plan=self.plan,
-            suffix=WEIGHT,
-            weight_loader=weight_loader,
-            on_packed=self.on_packed,
-        )
-        layer.register_parameter(WEIGHT, weight)
+        self._register_weight(layer, shape, weight_loader, NpuInt4Parameter, is_fused=self.kernel is Kernel.FUSED)
         self._register_scales(layer, shape, weight_loader, ZeroOffsetParameter)
         if self.has_transform:
             self._register_transform(layer, shape.params_dtype, weight_loader)

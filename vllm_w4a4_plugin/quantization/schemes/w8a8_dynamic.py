@@ -50,14 +50,7 @@ class W8A8DynamicScheme(LinearScheme):
         self.fault = fault_of_vllm_kernel(shape.params_dtype)
         if self.fault:
             require_working_kernels(shape.params_dtype, weight_bits=8)
-            weight: MatrixParameter = Int8Parameter.zeros(
-                shape.sizes,
-                input_parts=shape.input_parts,
-                plan=self.plan,
-                suffix=WEIGHT,
-                weight_loader=weight_loader,
-                on_packed=self.on_packed,
-            )
+            self._register_weight(layer, shape, weight_loader, Int8Parameter)
         else:
             self.kernel = _new_vllm_kernel(layer, [shape.output_size_per_partition], type(self).__name__)
             weight = MatrixParameter(
@@ -68,7 +61,7 @@ class W8A8DynamicScheme(LinearScheme):
                 suffix=WEIGHT,
                 weight_loader=weight_loader,
             )
-        layer.register_parameter(WEIGHT, weight)
+            layer.register_parameter(WEIGHT, weight)
         self._register_scales(layer, shape, weight_loader)
 
     def process_weights_after_loading(self, layer: Layer) -> None:

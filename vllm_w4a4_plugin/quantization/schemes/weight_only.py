@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from vllm_w4a4_plugin.checkpoint import QuantType
-from vllm_w4a4_plugin.checkpoint.types import WEIGHT
 from vllm_w4a4_plugin.ops import api, cpu
 from vllm_w4a4_plugin.quantization.parameters.cpu import Int4Parameter, Int8Parameter
 
@@ -25,15 +24,7 @@ class WeightOnlyScheme(LinearScheme):
 
     def create_weights(self, layer: Layer, shape: LayerShape, weight_loader: Callable[..., Any]) -> None:
         parameter_class = Int4Parameter if self.plan.quant_type.spec.weight_bits == 4 else Int8Parameter
-        weight = parameter_class.zeros(
-            shape.sizes,
-            input_parts=shape.input_parts,
-            plan=self.plan,
-            suffix=WEIGHT,
-            weight_loader=weight_loader,
-            on_packed=self.on_packed,
-        )
-        layer.register_parameter(WEIGHT, weight)
+        self._register_weight(layer, shape, weight_loader, parameter_class)
         self._register_scales(layer, shape, weight_loader)
 
     def apply(self, layer: Layer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
