@@ -8,6 +8,8 @@ from vllm_w4a4_plugin.checkpoint.runnable import ON_CPU, ON_NPU, Kind, kind_of, 
 from vllm_w4a4_plugin.checkpoint.spec import LinearSpec
 from vllm_w4a4_plugin.checkpoint.types import known_types
 
+FILE = "quant_model_description.json"
+
 
 @pytest.mark.parametrize(
     ("module", "kind"),
@@ -21,6 +23,11 @@ from vllm_w4a4_plugin.checkpoint.types import known_types
         ("model.embed_tokens", Kind.EMBEDDING),
         ("transformer.wte", Kind.EMBEDDING),
         ("model.layers.0.self_attn.kv_b_proj", Kind.LATENT),
+        ("model.visual.blocks.0.attn.qkv", Kind.VISION),
+        ("visual.merger.mlp.0", Kind.VISION),
+        ("vision_tower.encoder.layers.0.self_attn.q_proj", Kind.VISION),
+        ("model.layers.0.visual_gate_proj", Kind.LINEAR),
+        ("model.visual.pos_embed", Kind.EMBEDDING),
     ],
 )
 def test_kind_of(module: str, kind: Kind) -> None:
@@ -34,19 +41,35 @@ def test_everything_runs_in_float(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("quant_type", [t for t in known_types() if t is not QuantType.FLOAT])
-@pytest.mark.parametrize("kind", [kind for kind in Kind if kind not in (Kind.LINEAR, Kind.EXPERTS)])
-def test_on_cpu_only_linear_layers_and_experts_are_quantized(kind: Kind, quant_type: QuantType) -> None:
+@pytest.mark.parametrize("kind", [kind for kind in Kind if kind not in (Kind.LINEAR, Kind.EXPERTS, Kind.VISION)])
+def test_on_cpus_these_stay_float(kind: Kind, quant_type: QuantType) -> None:
     reason = unsupported_reason("x", quant_type, kind)
-    assert reason.startswith(f"layer x: {kind} of quant type {quant_type} cannot be run here. Types that can: FLOAT.")
+    expected = f"{FILE}: layer x: {kind} of quant type {quant_type} cannot be run here. Types that can: FLOAT."
+    assert reason.startswith(expected)
 
 
 def test_experts_on_cpu() -> None:
     for quant_type in ("W4A4_DYNAMIC", "W4A4_FLATQUANT_DYNAMIC", "W8A8_DYNAMIC"):
         assert unsupported_reason("x", QuantType(quant_type), Kind.EXPERTS) == ""
     assert unsupported_reason("x", QuantType.W8A8, Kind.EXPERTS).startswith(
-        "layer x: experts of quant type W8A8 cannot be run here. Types that can: FLOAT, W8A8_DYNAMIC, W4A4_DYNAMIC, "
-        "W4A4_FLATQUANT_DYNAMIC. "
+        f"{FILE}: layer x: experts of quant type W8A8 cannot be run here. Types that can: FLOAT, W8A8_DYNAMIC, "
+        "W4A4_DYNAMIC, W4A4_FLATQUANT_DYNAMIC. "
     )
+
+
+@pytest.mark.parametrize("backends", [ON_CPU, ON_NPU], ids=["CPUs", "NPUs"])
+def test_vision_parts_have_no_4_bit_activations(backends: frozenset[str]) -> None:
+    types = types_for(Kind.VISION, backends)
+    assert {t for t in types_for(Kind.LINEAR, backends) if "A4" not in t} == set(types)
+    for quant_type in (QuantType.W4A4_DYNAMIC, QuantType.W4A4_FLATQUANT_DYNAMIC):
+        reason = unsupported_reason("visual.merger", quant_type, Kind.VISION, backends=backends)
+        assert f"layer visual.merger: vision parts of quant type {quant_type} cannot be run" in reason
+        assert "Types that can: FLOAT, W8A8_DYNAMIC, W8A8, " in reason
+
+
+def test_a_type_that_no_file_has() -> None:
+    reason = unsupported_reason("x", QuantType.W4A4_DYNAMIC, Kind.ROUTER, backends=ON_NPU, file="")
+    assert reason.startswith("layer x: routers of experts of quant type W4A4_DYNAMIC cannot be run on NPUs.")
 
 
 def test_linear_layers() -> None:

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,9 +9,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import MICRO
 from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader, QuantType, TensorInfo
-from vllm_w4a4_plugin.checkpoint.agreement import merge_clip_ratios
 from vllm_w4a4_plugin.checkpoint.spec import (
-    agreeing_spec,
     assumed_spec,
     check_values,
     kronecker_sizes,
@@ -104,14 +101,6 @@ def test_bad_headers(kind: QuantType, change: dict[str, Any], words: list[str]) 
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-def test_shards_must_agree() -> None:
-    first = linear_spec(tensors(**FLATQUANT), "m", W4A4)
-    other = linear_spec(tensors(**{**FLATQUANT, "left_trans": (2, 2), "right_trans": (12, 12)}), "m", W4A4)
-    assert agreeing_spec("layer", [first, first]) is first
-    with pytest.raises(CheckpointError, match="size of left_trans"):
-        agreeing_spec("layer", [first, replace(other, name="n")])
-
-
 def test_a_spec_can_be_assumed_where_there_are_no_weights() -> None:
     description = CheckpointReader(MICRO).description
     name = "model.layers.0.self_attn.q_proj"
@@ -144,9 +133,3 @@ def test_values(suffix: str, values: list[Any], word: str | None) -> None:
 
 def test_int8_weights_may_use_their_whole_range() -> None:
     assert check_values("weight", torch.tensor([[-128, 127]], dtype=torch.int8), W8A8) == ""
-
-
-def test_clips_of_fused_shards() -> None:
-    assert merge_clip_ratios({"q": 0.97991, "k": 0.97990, "v": 0.97990}) == pytest.approx(0.979903, abs=1e-6)
-    with pytest.raises(CheckpointError, match=r"q: 0\.9.*k: 0\.91"):
-        merge_clip_ratios({"q": 0.9, "k": 0.91})

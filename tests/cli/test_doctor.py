@@ -65,12 +65,14 @@ def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.Captur
 
 
 def test_it_needs_neither_vllm_nor_torch_for_a_checkpoint() -> None:
+    """Where torch is missing, values are not compared."""
     code = (
-        "import sys; from vllm_w4a4_plugin.cli import main; "
-        f"main(['doctor', {str(MICRO)!r}]); print(sorted({{'torch', 'vllm'}} & set(sys.modules)))"
+        "import sys; sys.modules['torch'] = None; from vllm_w4a4_plugin.cli import main; "
+        f"print(main(['doctor', {str(MICRO)!r}]), 'vllm' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert result.stdout.strip().splitlines()[-1] == "[]", result.stderr
+    assert "It fits." in result.stdout
+    assert result.stdout.strip().splitlines()[-1] == "0 False", result.stderr
 
 
 def test_a_checkpoint_that_would_be_refused(
@@ -103,6 +105,24 @@ def test_experts_that_cannot_be_divided(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["doctor", str(tmp_path), "--tensor-parallel-size", "32", "--json"]) == 1
     problems = json.loads(capsys.readouterr().out)["problems"]
     assert any("4 intermediate features, int4 operators of the NPU need a multiple of 8" in text for text in problems)
+
+
+def test_whole_experts_on_each_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """4 experts: on 4 devices one each, which takes the same memory as a quarter of every one; 3 cannot share them."""
+    write_case("c1_moe_w4", tmp_path)
+    experts = {}
+    for options in ([], ["--enable-expert-parallel"]):
+        assert main(["doctor", str(tmp_path), "--tensor-parallel-size", "4", "--json", *options]) == 0
+        data = json.loads(capsys.readouterr().out)
+        found = next(k for k in data["kernels"] if "npu_grouped_matmul" in k["kernel"])
+        experts[bool(options)] = found["count"], data["memory"]["weights"][found["quant_type"]], data["steps"]
+    assert experts[False][0] == 4 * experts[True][0]
+    assert experts[True][1] == pytest.approx(experts[False][1], rel=0.3)  # each device has the scales of whole rows
+    assert experts[True][2][-1]["linears"] == pytest.approx(experts[False][2][-1]["linears"])
+    assert main(["doctor", str(tmp_path), "--tensor-parallel-size", "3", "--enable-expert-parallel"]) == 1
+    error = capsys.readouterr().err
+    assert "layer model.layers.0.mlp.experts: expected a number of expert-parallel ranks that divides the 4" in error
+    assert "found 3. Use another --tensor-parallel-size, or no --enable-expert-parallel." in error
 
 
 def test_float_experts_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny Qwen3-MoE whose experts have every quant type that runs, served, reloaded, and with faults."""
+"""A tiny Qwen3-MoE whose experts have every quant type that runs, served and reloaded."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -146,89 +145,6 @@ def test_kernels_that_compute_wrong_results_end_the_start(mixture: Path, monkeyp
     monkeypatch.setenv("VLLM_W4A4_SELF_CHECK", "0")
     with loaded_model(mixture):
         pass
-
-
-# Faults: a change of tensors and types, and what verify and loading say of it.
-LAYER = f"model.layers.{FLATQUANT}.mlp"
-Change = Callable[[dict[str, torch.Tensor], dict[str, str]], None]
-
-
-def no_expert(tensors: dict[str, torch.Tensor], types: dict[str, str]) -> None:
-    for name in [name for name in tensors if f"{LAYER}.experts.3." in name]:
-        del tensors[name], types[name]
-
-
-def no_projection(tensors: dict[str, torch.Tensor], types: dict[str, str]) -> None:
-    for name in [name for name in tensors if f"{LAYER}.experts.3.up_proj." in name]:
-        del tensors[name], types[name]
-
-
-def other_type(tensors: dict[str, torch.Tensor], types: dict[str, str]) -> None:
-    for name in [name for name in tensors if f"{LAYER}.experts.3." in name]:
-        if name.endswith(("trans", "clip_ratio")):
-            del tensors[name], types[name]
-        else:
-            types[name] = "W4A4_DYNAMIC"
-
-
-def other_transform(tensors: dict[str, torch.Tensor], types: dict[str, str]) -> None:
-    tensors[f"{LAYER}.experts.3.up_proj.left_trans"] *= 1.01
-
-
-def other_clip(tensors: dict[str, torch.Tensor], types: dict[str, str]) -> None:
-    tensors[f"{LAYER}.experts.3.up_proj.clip_ratio"] *= 0.5
-
-
-def other_factors(tensors: dict[str, torch.Tensor], types: dict[str, str]) -> None:
-    tensors[f"{LAYER}.experts.3.down_proj.left_trans"] = torch.eye(12)
-    tensors[f"{LAYER}.experts.3.down_proj.right_trans"] = torch.eye(8)
-
-
-def large_value(tensors: dict[str, torch.Tensor], types: dict[str, str]) -> None:
-    tensors[f"{LAYER}.experts.3.down_proj.weight"][1, 2] = 8
-
-
-def quantized_router(tensors: dict[str, torch.Tensor], types: dict[str, str]) -> None:
-    tensors[f"{LAYER}.gate.weight"] = torch.ones(EXPERTS, HIDDEN, dtype=torch.int8)
-    tensors[f"{LAYER}.gate.weight_scale"] = torch.ones(EXPERTS, 1)
-    types |= {f"{LAYER}.gate.{suffix}": "W8A8_DYNAMIC" for suffix in ("weight", "weight_scale")}
-
-
-FAULTS: dict[Change, list[str]] = {
-    no_expert: [f"{LAYER}.experts.3.", "is in none of the weight files"],
-    no_projection: [f"{LAYER}.experts.3.up_proj.weight", "is in none of the weight files"],
-    other_type: [f"the experts of {LAYER}.experts run as one kernel", "W4A4_DYNAMIC"],
-    other_transform: [f"{LAYER}.experts.3.up_proj.left_trans", f"{LAYER}.experts.0.gate_proj.left_trans"],
-    other_clip: ["clip ratios", f"{LAYER}.experts.3.up_proj.clip_ratio"],
-    other_factors: [f"{LAYER}.experts", "the size of left_trans", f"found 12 in {LAYER}.experts.3.down_proj"],
-    large_value: [f"{LAYER}.experts.3.down_proj.weight", "expected int4 values in [-8, 7], found values from"],
-    quantized_router: [f"layer {LAYER}.gate: routers of experts of quant type W8A8_DYNAMIC cannot be run here"],
-}
-
-
-@pytest.fixture
-def spoiled(mixture: Path, tmp_path: Path) -> Callable[[Change], Path]:
-    def spoil(change: Change) -> Path:
-        reader = CheckpointReader(mixture)
-        tensors = {name: reader.load(name) for name in reader.tensors}
-        types = dict(reader.description.tensors)
-        change(tensors, types)
-        write(tmp_path, tensors, types)
-        (tmp_path / "config.json").write_text((mixture / "config.json").read_text())
-        return tmp_path
-
-    return spoil
-
-
-@pytest.mark.parametrize("change", FAULTS, ids=lambda change: change.__name__)
-def test_faults_are_found_by_verify_and_by_loading(change: Change, spoiled: Callable[[Change], Path]) -> None:
-    directory = spoiled(change)
-    found = findings(directory)
-    assert any(all(part in finding for part in FAULTS[change]) for finding in found), found
-    assert all("\n" not in finding for finding in found)
-    with pytest.raises(CheckpointError) as error, loaded_model(directory):
-        pass
-    assert all(part in str(error.value) for part in FAULTS[change])
 
 
 def test_the_number_of_experts_is_that_of_the_config(mixture: Path, tmp_path: Path) -> None:

@@ -129,6 +129,17 @@ def test_shards_of_different_types_are_refused(config: VllmConfig) -> None:
         ours.get_quant_method(linear(), "model.layers.0.self_attn.qkv_proj")
 
 
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("model.layers.0.mlp.gate", "routers of experts"), ("visual.blocks.0.mlp.down_proj", "vision parts")],
+)
+def test_routers_and_vision_parts_in_w4a4_are_refused(config: VllmConfig, name: str, what: str) -> None:
+    """As `doctor` refuses them."""
+    ours = AscendW4A4ModelSlimConfig({f"{name}.{suffix}": "W4A4_DYNAMIC" for suffix in ("weight", "weight_scale")})
+    with pytest.raises(CheckpointError, match=f"layer {name}: {what} of quant type W4A4_DYNAMIC cannot be run on NPUs"):
+        ours.get_quant_method(linear(), name)
+
+
 def test_a_w4a4_layer_that_only_vllm_ascend_finds_is_not_silent(
     config: VllmConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The W4A4 experts of a model as one device computes them in vllm-ascend with this plugin."""
 
-from vllm_w4a4_plugin.checkpoint.experts import EXPERTS, PROJECTIONS
+from dataclasses import replace
+
+from vllm_w4a4_plugin.checkpoint import CheckpointError
+from vllm_w4a4_plugin.checkpoint.experts import EXPERTS, PROJECTIONS, undividable_experts
 from vllm_w4a4_plugin.checkpoint.runnable import Kind, kind_of
 from vllm_w4a4_plugin.checkpoint.spec import LinearSpec
 from vllm_w4a4_plugin.checkpoint.types import NPU
@@ -28,4 +31,31 @@ def experts_on_rank(model: Model, ranks: int) -> dict[str, ExpertsOnRank]:
     down: dict[str, LinearSpec] = {}
     for linear in filter(is_ours, model.linears):
         (down if linear.leaf in DOWN else gate_up).setdefault(layer_of(linear), linear)
-    return {name: ExpertsOnRank(gate_up[name], down[name], model.experts, ranks) for name in gate_up}
+    parts = 1 if model.has_whole_experts else ranks
+    return {name: ExpertsOnRank(gate_up[name], down[name], model.experts, parts) for name in gate_up}
+
+
+def on_expert_parallel_rank(model: Model, ranks: int) -> Model:
+    """The model with those experts only that the first of the expert-parallel ranks holds, which has the most.
+
+    Raises:
+        CheckpointError: the plugin computes the experts, and their number cannot be divided.
+    """
+    for linear in filter(is_ours, model.linears):
+        if reason := undividable_experts(layer_of(linear), model.experts, ranks):
+            raise CheckpointError(reason)
+    count = -(-model.experts // ranks)
+    here = tuple(linear for linear in model.linears if _number(linear) < count)
+    return replace(
+        model,
+        linears=here,
+        experts=count,
+        experts_per_token=model.experts_per_token * count / model.experts,
+        has_whole_experts=True,
+    )
+
+
+def _number(linear: LinearSpec) -> int:
+    """Of the expert that a linear layer belongs to; -1 for others."""
+    number = linear.name.rpartition(f".{EXPERTS}.")[2].partition(".")[0]
+    return int(number) if kind_of(linear.name) is Kind.EXPERTS and number.isdecimal() else -1

@@ -45,7 +45,7 @@ def kernel_of(
         experts: `experts_on_rank(model, ranks)`, if it is at hand.
     """
     kind = kind_of(linear.name)
-    if reason := unsupported_reason(linear.name, linear.quant_type, kind, backends=ON_NPU):
+    if reason := unsupported_reason(linear.name, linear.quant_type, kind, backends=ON_NPU, file=""):
         return KernelChoice(Kernel.NONE, reason)
     if kind is Kind.EXPERTS:
         if not is_ours(linear):

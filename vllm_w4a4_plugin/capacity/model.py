@@ -33,6 +33,8 @@ class Model:
         layers, kv_heads, head_dim: of the attention.
         intermediate: width of the MLP.
         experts, experts_per_token: of a mixture, in each block; 0 where there are none.
+        has_whole_experts: whether the experts are those of one rank of an expert parallelism, which no other rank
+            shares; otherwise tensor parallelism divides each of them.
         stored_bytes: of all tensors in the checkpoint's files.
         source: what it was read from, in words.
     """
@@ -48,7 +50,8 @@ class Model:
     stored_bytes: int
     source: str
     experts: int = 0
-    experts_per_token: int = 0
+    experts_per_token: float = 0
+    has_whole_experts: bool = False
 
     @property
     def decoder_linears(self) -> tuple[LinearSpec, ...]:

@@ -4,6 +4,7 @@
 from typing import TYPE_CHECKING
 
 from vllm_w4a4_plugin.checkpoint import CheckpointError
+from vllm_w4a4_plugin.checkpoint.runnable import Kind, kind_of
 from vllm_w4a4_plugin.checkpoint.spec import LinearSpec
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def sizes_on_rank(linear: LinearSpec, model: "Model", ranks: int) -> tuple[int, 
         CheckpointError: it cannot be divided.
     """
     output_size, input_size, split = linear.output_size, linear.input_size, split_of(linear)
+    if model.has_whole_experts and kind_of(linear.name) is Kind.EXPERTS:
+        split = WHOLE
     if split == VOCABULARY:
         return padded_vocabulary(output_size, ranks), input_size
     if linear.leaf in _KV_SHARDS and ranks > model.kv_heads:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one exception that reading and checking checkpoints raises."""
+"""The one exception that reading and checking checkpoints raises, and parts of its messages."""
 
 from vllm_w4a4_plugin.text import printable
 
@@ -19,3 +19,8 @@ class CheckpointError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
+
+
+def in_file(file: str) -> str:
+    """The beginning of a message about something in a file; "" where the file is not known."""
+    return f"{file}: " if file else ""

@@ -4,7 +4,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .errors import CheckpointError
+from .agreement import SHARED, agreeing_spec
+from .errors import CheckpointError, in_file
 from .inventory import Inventory
 from .plan import LayerPlan, plan_layer
 from .resolve import resolve_experts, spellings
@@ -72,18 +73,32 @@ def plan_experts(
     specs = [plan.spec for plan in plans if plan.spec is not None]
     if len(specs) < len(plans):
         raise CheckpointError(f"layer {prefix}: the sizes of its experts are not known, because there are no weights.")
-    gate_up = _agreeing(prefix, [spec for index, spec in enumerate(specs) if index % 3 != 2])
-    down = _agreeing(prefix, specs[2::3])
+    gate_up = agreeing_spec(
+        prefix, [spec for index, spec in enumerate(specs) if index % 3 != 2], inventory.tensors, _SHARED
+    )
+    down = agreeing_spec(prefix, specs[2::3], inventory.tensors, _SHARED)
     for spec in (gate_up, down):
         if reason := unsupported_reason(spec.name, quant_type, Kind.EXPERTS, spec, backends):
             raise CheckpointError(reason)
     if (down.output_size, down.input_size) != (gate_up.input_size, gate_up.output_size):
+        info = inventory.tensors.get(f"{down.name}.{WEIGHT}")
         raise CheckpointError(
-            f"layer {prefix}, tensor {down.name}.{WEIGHT}: expected shape [{gate_up.input_size}, "
-            f"{gate_up.output_size}], the transpose of {gate_up.name}.{WEIGHT}, found [{down.output_size}, "
-            f"{down.input_size}]. The experts come from different models; copy or quantize the model again."
+            f"{in_file(info.file if info else '')}layer {prefix}, tensor {down.name}.{WEIGHT}: expected shape "
+            f"[{gate_up.input_size}, {gate_up.output_size}], the transpose of {gate_up.name}.{WEIGHT}, found "
+            f"[{down.output_size}, {down.input_size}]. The experts come from different models; copy or quantize the "
+            "model again."
         )
     return ExpertsPlan(prefix, quant_type, shards, gate_up, files, weight_bytes=weight_bytes, down_spec=down)
+
+
+def undividable_experts(layer: str, count: int, ranks: int) -> str:
+    """Why `count` experts of a layer cannot be served by so many expert-parallel ranks, "" if they can."""
+    if count % ranks == 0:
+        return ""
+    return (
+        f"layer {layer}: expected a number of expert-parallel ranks that divides the {count} experts, found {ranks}. "
+        "Use another --tensor-parallel-size, or no --enable-expert-parallel."
+    )
 
 
 def experts_layers(inventory: Inventory) -> list[str]:
@@ -118,25 +133,4 @@ def _projections(prefix: str, inventory: Inventory) -> tuple[Sequence[str], int]
     return names, min(max(numbers, default=-1), len(numbers)) + 1
 
 
-def _agreeing(prefix: str, specs: Sequence[LinearSpec]) -> LinearSpec:
-    first = specs[0]
-    for key, what in _SHARED.items():
-        for spec in specs:
-            if getattr(spec, key) != getattr(first, key):
-                raise CheckpointError(
-                    f"layer {prefix} computes all its experts as one, so {what} must be equal: expected "
-                    f"{getattr(first, key)} as in {first.name}, found {getattr(spec, key)} in {spec.name}. "
-                    "Quantize the experts again as one group."
-                )
-    return first
-
-
-_SHARED = {
-    "output_size": "the number of output features",
-    "input_size": "the number of input features",
-    "groups": "the number of weight scale groups",
-    "left": "the size of left_trans",
-    "right": "the size of right_trans",
-    "has_offset": "the presence of weight_offset",
-    "has_bias": "the presence of bias",
-}
+_SHARED = {"output_size": (WEIGHT, "the number of output features"), **SHARED}

@@ -79,6 +79,6 @@ def fused_layers(inventory: Inventory) -> dict[str, list[str]]:
         for name in sorted(modules):
             parent, _, leaf = name.rpartition(".")
             shards = [f"{parent}.{other}" for other in leaves]
-            if leaf == leaves[0] and modules.issuperset(shards) and kind_of(name) is Kind.LINEAR:
+            if leaf == leaves[0] and modules.issuperset(shards) and kind_of(name) in (Kind.LINEAR, Kind.VISION):
                 layers[f"{parent}.{fused}"] = shards
     return layers

@@ -8,11 +8,12 @@ of them can say something else of a checkpoint than the others.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .errors import DAMAGED, CheckpointError
+from .agreement import agreeing_spec
+from .errors import DAMAGED, CheckpointError, in_file
 from .inventory import Inventory
 from .packed import matrix_shape
 from .resolve import checkpoint_name, resolve, shard_names
-from .spec import LinearSpec, agreeing_spec, assumed_spec, linear_spec
+from .spec import LinearSpec, assumed_spec, linear_spec
 from .types import WEIGHT, QuantType
 
 PackedModules = Mapping[str, Sequence[str]]
@@ -47,8 +48,9 @@ class LayerPlan:
     def error(self, suffix: str, shard: int | None, problem: str) -> CheckpointError:
         """The exception for a bad tensor of this layer."""
         name = self.tensor_name(suffix, shard)
-        file = f"{self.files[name]}: " if name in self.files else ""
-        return CheckpointError(f"{file}layer {self.prefix}, tensor {name}: {problem}. {DAMAGED}")
+        return CheckpointError(
+            f"{in_file(self.files.get(name, ''))}layer {self.prefix}, tensor {name}: {problem}. {DAMAGED}"
+        )
 
 
 def plan_layer(
@@ -97,7 +99,7 @@ def _spec(
         specs = [assumed_spec(inventory.description, module, quant_type, *sizes) for module in modules]
     else:
         return None
-    return agreeing_spec(prefix, specs)
+    return agreeing_spec(prefix, specs, inventory.tensors)
 
 
 def _is_matrix(inventory: Inventory, module: str) -> bool:

@@ -70,6 +70,7 @@ class CheckpointReader:
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
+        self._open: tuple[str, Any] | None = None
         if not self.directory.is_dir():
             raise CheckpointError(f"{self.directory}: not a directory. Give the directory that holds config.json.")
 
@@ -141,8 +142,7 @@ class CheckpointReader:
         """
         info = self.tensors[name]
         try:
-            with safe_open(self.directory / info.file, framework="pt") as shard:
-                return shard.get_tensor(name)
+            return self._opened(info.file).get_tensor(name)
         except ModuleNotFoundError as error:
             if error.name != "torch":
                 raise
@@ -151,6 +151,13 @@ class CheckpointReader:
                 f"{sys.executable} cannot import. Install vLLM or torch there. "
                 "`vllm-w4a4 inspect` and `doctor` need neither."
             ) from None
+
+    def _opened(self, file: str) -> Any:
+        """A shard, open until another one is read: to open it is to parse the headers of all its tensors."""
+        if self._open is None or self._open[0] != file:
+            self._open = None
+            self._open = file, safe_open(self.directory / file, framework="pt")
+        return self._open[1]
 
     def _weight_map(self) -> dict[str, str]:
         if self.index_file is None:

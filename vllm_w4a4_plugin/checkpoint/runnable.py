@@ -5,8 +5,9 @@ import re
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from vllm_w4a4_plugin.constants import INT4_GROUP_MULTIPLE
+from vllm_w4a4_plugin.constants import DESCRIPTION_FILE, INT4_GROUP_MULTIPLE
 
+from .errors import in_file
 from .model_config import HEAD
 from .types import CPU, NPU, VLLM_ASCEND, QuantType, known_types
 
@@ -27,9 +28,11 @@ class Kind(StrEnum):
     HEAD = "output heads"
     ROUTER = "routers of experts"
     LATENT = "up-projections of latent attention (MLA)"
+    VISION = "vision parts"
 
 
 _EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
+_VISION = re.compile(r"(^|\.)(visual|vision_(tower|model|encoder))\.")
 
 
 def kind_of(module: str) -> Kind:
@@ -43,16 +46,20 @@ def kind_of(module: str) -> Kind:
         return Kind.ROUTER
     if leaf == "kv_b_proj":
         return Kind.LATENT
-    return Kind.EMBEDDING if "embed" in leaf or leaf in ("wte", "wpe") else Kind.LINEAR
+    if "embed" in leaf or leaf in ("wte", "wpe"):
+        return Kind.EMBEDDING
+    return Kind.VISION if _VISION.search(module) else Kind.LINEAR
 
 
 def types_for(kind: Kind, backends: frozenset[str] = ON_CPU) -> tuple[QuantType, ...]:
     """The types that modules of a kind can have to be run."""
     if kind is Kind.EXPERTS:
         return tuple(t for t in known_types() if t.spec.experts_run_on & backends)
-    if kind is not Kind.LINEAR:
+    if kind not in (Kind.LINEAR, Kind.VISION):
         backends = backends & {VLLM_ASCEND}  # the plugin has none of these of its own
-    return tuple(t for t in known_types() if t is QuantType.FLOAT or t.spec.runs_on & backends)
+    types = tuple(t for t in known_types() if t is QuantType.FLOAT or t.spec.runs_on & backends)
+    # No tool that we know makes vision parts with 4-bit activations: such a description is that of other weights.
+    return tuple(t for t in types if t.spec.activation_bits > 4) if kind is Kind.VISION else types
 
 
 def unsupported_reason(
@@ -61,6 +68,7 @@ def unsupported_reason(
     kind: Kind,
     spec: "LinearSpec | None" = None,
     backends: frozenset[str] = ON_CPU,
+    file: str = DESCRIPTION_FILE,
 ) -> str:
     """Message for a module that cannot be run as it is quantized, "" if it can.
 
@@ -70,6 +78,7 @@ def unsupported_reason(
         kind: what it is.
         spec: its dimensions, where they are known.
         backends: that may run it.
+        file: that gives it this type; "" if none does.
     """
     types = types_for(kind, backends)
     if quant_type in types:
@@ -78,7 +87,8 @@ def unsupported_reason(
     where = "here" if backends == ON_CPU else "on NPUs"
     elsewhere = quant_type in types_for(kind, frozenset({VLLM_ASCEND})) and VLLM_ASCEND not in backends
     return (
-        f"layer {module}: {what}quant type {quant_type} cannot be run {where}. Types that can: {', '.join(types)}. "
+        f"{in_file(file)}layer {module}: {what}quant type {quant_type} cannot be run {where}. "
+        f"Types that can: {', '.join(types)}. "
         f"{'vllm-ascend runs it on NPUs. ' if elsewhere else ''}"
         "Quantize the model again with one of them for this layer."
     )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The dimensions of one linear layer, from the headers of its tensors and the table of types."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isqrt, prod
 from typing import TYPE_CHECKING, NoReturn
@@ -134,36 +134,6 @@ def assumed_spec(
         WEIGHT_OFFSET_SECOND in present,
         quant_type.spec.tensor(WEIGHT_SCALE) is None or WEIGHT_SCALE in present,
     )
-
-
-def agreeing_spec(layer: str, specs: Sequence[LinearSpec]) -> LinearSpec:
-    """The spec that stands for all shards of a fused layer: the first one's.
-
-    Raises:
-        CheckpointError: the shards differ in something that one operator call has only one of.
-    """
-    for key, what in _SHARED.items():
-        values = {spec.name: getattr(spec, key) for spec in specs}
-        if len(set(values.values())) > 1:
-            listing = ", ".join(f"{name}: {value}" for name, value in values.items())
-            raise CheckpointError(
-                f"layer {layer} is computed as one matrix product, so {what} of its parts must be equal, "
-                f"found {listing}. Quantize them again as one group."
-            )
-    return specs[0]
-
-
-_SHARED = {
-    "input_size": "the number of input features",
-    "groups": "the number of weight scale groups",
-    "left": "the size of left_trans",
-    "right": "the size of right_trans",
-    "has_offset": "the presence of weight_offset",
-    "has_bias": "the presence of bias",
-    "has_scale": "the presence of weight_scale",
-    "has_second_scale": "the presence of weight_scale_second",
-    "has_second_offset": "the presence of weight_offset_second",
-}
 
 
 class _LinearChecker:

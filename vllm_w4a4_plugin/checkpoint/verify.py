@@ -1,24 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every check that a checkpoint must pass before it is served; loading makes the same ones."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from .accounting import cache_findings, header_accounting, rotation_findings
-from .agreement import equal_copies, merge_clip_ratios
-from .errors import DAMAGED, CheckpointError
+from .agreement import difference_from, equal_copies, merge_clip_ratios
+from .errors import DAMAGED, CheckpointError, in_file
 from .experts import ExpertsPlan, planned_experts
 from .fit import architectures_finding, config_findings, expert_findings, float_findings, is_compared
 from .inventory import Inventory
 from .layers import fused_layers, layer_states
 from .model_config import EMBEDDING, HEAD, is_tied
 from .packed import is_packed
-from .plan import plan_layer
+from .plan import LayerPlan, plan_layer
 from .reader import CheckpointReader
-from .resolve import USUALLY_FUSED, module_type
+from .resolve import USUALLY_FUSED
 from .runnable import ON_CPU
-from .types import CLIP_RATIO, WEIGHT, QuantType, known_types
+from .types import CLIP_RATIO, VLLM_ASCEND, WEIGHT, QuantType, known_types
 from .values import finite
 
 if TYPE_CHECKING:
@@ -62,16 +63,16 @@ def header_findings(reader: CheckpointReader, backends: frozenset[str] = ON_CPU)
     else:
         yield from expert_findings(inventory)
     yield from float_findings(inventory)
-    faulty: set[str] = set()
+    faulty: dict[str, str] = {}
     for layer in layer_states(inventory, backends):
         if finding := layer.fault or layer.unsupported:
-            faulty.add(layer.name)
+            faulty[layer.name] = finding
             yield finding
     for prefix, shards in fused_layers(inventory).items():
-        if not faulty.intersection(shards):
+        if not faulty.keys() & set(shards):
             yield from _caught(partial(plan_layer, prefix, inventory, USUALLY_FUSED))
     for plan in planned_experts(inventory, backends):
-        if isinstance(plan, str) and not any(plan.startswith(f"layer {name}:") for name in faulty):
+        if isinstance(plan, str) and plan not in faulty.values():
             yield plan
 
 
@@ -93,12 +94,25 @@ def value_findings(reader: CheckpointReader, progress: Callable[[], None] = lamb
             if finding := value_finding(inventory, name, reader.load(name)):
                 yield finding
             progress()
-    for shards in fused_layers(inventory).values():
-        yield from _fused_value_findings(reader, inventory, shards)
-    for plan in planned_experts(inventory):
-        if isinstance(plan, ExpertsPlan):
-            yield from _fused_value_findings(reader, inventory, plan.gate_and_up)
+    yield from shared_value_findings(reader)
     yield from tied_head_findings(reader, inventory)
+
+
+def shared_value_findings(reader: CheckpointReader, backends: frozenset[str] = ON_CPU) -> Iterator[str]:
+    """Where parts of a layer that the plugin computes as one differ in what they must share: transforms, clip ratios.
+
+    Args:
+        reader: of a checkpoint whose headers are in order. Only the shared tensors are read, which are small.
+        backends: that may run its layers.
+    """
+    inventory = Inventory.of(reader)
+    for prefix in fused_layers(inventory):
+        plan = plan_layer(prefix, inventory, USUALLY_FUSED)
+        if plan.quant_type.spec.runs_on & backends - {VLLM_ASCEND}:
+            yield from _differences(reader, plan)
+    for experts in planned_experts(inventory, backends):
+        if isinstance(experts, ExpertsPlan):
+            yield from _differences(reader, replace(experts, shards=experts.gate_and_up))
 
 
 def value_finding(inventory: Inventory, name: str, tensor: "torch.Tensor") -> str:
@@ -116,8 +130,8 @@ def value_finding(inventory: Inventory, name: str, tensor: "torch.Tensor") -> st
     if suffix == WEIGHT and written in known_types() and is_packed(inventory.module(module), QuantType(written)):
         check = None  # every byte is two int4 values
     problem = check(tensor) if check is not None else ""
-    file = f"{inventory.tensors[name].file}: " if name in inventory.tensors else ""
-    return f"{file}layer {module}, tensor {name}: {problem}. {DAMAGED}" if problem else ""
+    info = inventory.tensors.get(name)
+    return f"{in_file(info.file if info else '')}layer {module}, tensor {name}: {problem}. {DAMAGED}" if problem else ""
 
 
 def tied_head_findings(reader: CheckpointReader, inventory: Inventory) -> Iterator[str]:
@@ -136,17 +150,23 @@ def tied_head_findings(reader: CheckpointReader, inventory: Inventory) -> Iterat
             return
 
 
-def _fused_value_findings(reader: CheckpointReader, inventory: Inventory, shards: Sequence[str]) -> Iterator[str]:
-    spec = module_type(inventory.description, shards[0]).spec
+def _differences(reader: CheckpointReader, plan: LayerPlan) -> Iterator[str]:
+    spec = plan.quant_type.spec
     for suffix in (tensor.suffix for tensor in spec.tensors if tensor.is_shared):
-        names = [f"{name}.{suffix}" for name in shards if f"{name}.{suffix}" in reader.tensors]
-        for name in names[1:]:
-            if not equal_copies(reader.load(names[0]), reader.load(name)):
-                yield f"tensors {names[0]} and {name} differ, but their layers are computed as one matrix product"
-    if not spec.has_transform:
-        return
-    clips = {f"{name}.{CLIP_RATIO}": reader.load(f"{name}.{CLIP_RATIO}").float().item() for name in shards}
-    yield from _caught(partial(merge_clip_ratios, clips))
+        first: tuple[str, torch.Tensor] | None = None
+        for index in range(len(plan.shards)):
+            name = plan.tensor_name(suffix, index)
+            if name not in reader.tensors:
+                continue
+            tensor = reader.load(name)
+            if first is None:
+                first = name, tensor
+            elif not equal_copies(first[1], tensor):
+                yield str(plan.error(suffix, index, difference_from(first[0])))
+    if spec.has_transform:
+        ratios = [plan.tensor_name(CLIP_RATIO, index) for index in range(len(plan.shards))]
+        clips = {name: reader.load(name).float().item() for name in ratios}
+        yield from _caught(partial(merge_clip_ratios, plan.prefix, clips, plan.files))
 
 
 def _caught(check: Callable[[], object]) -> Iterator[str]:

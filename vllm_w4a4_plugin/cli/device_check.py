@@ -81,6 +81,7 @@ def run(args: argparse.Namespace, worker: Sequence[str] = (), limit: float | Non
 
 def _layers(args: argparse.Namespace) -> tuple[list, list]:
     """The kinds of W4A4 linear layers and of W4A4 experts."""
+    from vllm_w4a4_plugin.capacity.experts import on_expert_parallel_rank
     from vllm_w4a4_plugin.capacity.model import read_model
     from vllm_w4a4_plugin.checkpoint import CheckpointError
     from vllm_w4a4_plugin.device_check.plan import default_layers, layers_on_rank
@@ -89,6 +90,8 @@ def _layers(args: argparse.Namespace) -> tuple[list, list]:
     if args.model is None:
         return default_layers(), []
     model, ranks = read_model(args.model, args.recipe), args.tensor_parallel_size
+    if args.enable_expert_parallel and model.experts:
+        model = on_expert_parallel_rank(model, ranks)
     layers, experts = layers_on_rank(model, ranks), expert_layers(model, ranks)
     if not layers and not experts:
         raise CheckpointError(

@@ -4,6 +4,7 @@
 import argparse
 import json
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("model", type=Path, nargs="?", help="checkpoint directory, or one with a config.json alone")
     parser.add_argument("--device", default="910B2", help="910B1, 910B2, 910B3 or 910_93 (default: 910B2)")
     parser.add_argument("--tensor-parallel-size", type=int, default=1, metavar="N", help="devices (default: 1)")
+    parser.add_argument(
+        "--enable-expert-parallel", action="store_true", help="each device has whole experts, not a part of every one"
+    )
     parser.add_argument("--max-model-len", type=int, default=4096, help="tokens per sequence (default: 4096)")
     parser.add_argument("--max-num-batched-tokens", type=int, default=8192, help="tokens per step (default: 8192)")
     parser.add_argument("--gpu-memory-utilization", type=float, default=0.9, help="vLLM's (default: 0.9)")
@@ -45,6 +49,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the plan; returns 0 if the model fits and every layer has a kernel, else 1."""
     from vllm_w4a4_plugin.capacity.devices import find_device
+    from vllm_w4a4_plugin.capacity.experts import on_expert_parallel_rank
     from vllm_w4a4_plugin.capacity.kernels import kernels_of
     from vllm_w4a4_plugin.capacity.memory import Serving, plan_memory
     from vllm_w4a4_plugin.capacity.model import is_checkpoint, read_model
@@ -52,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from vllm_w4a4_plugin.capacity.versions import found_versions
     from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader
     from vllm_w4a4_plugin.checkpoint.runnable import ON_NPU
-    from vllm_w4a4_plugin.checkpoint.verify import header_findings
+    from vllm_w4a4_plugin.checkpoint.verify import header_findings, shared_value_findings
     from vllm_w4a4_plugin.ops.npu.select import Kernel
 
     ranks = args.tensor_parallel_size
@@ -66,9 +71,15 @@ def run(args: argparse.Namespace) -> int:
         raise CheckpointError(f"--gpu-memory-utilization must be in (0, 1], found {args.gpu_memory_utilization}")
     device = find_device(args.device)
     reader = CheckpointReader(args.model)
-    if is_checkpoint(reader) and (findings := list(header_findings(reader, ON_NPU))):
-        return _refuse(findings, args)
+    if is_checkpoint(reader):
+        findings = list(header_findings(reader, ON_NPU))
+        if not findings and find_spec("torch") is not None:  # values cannot be read without it
+            findings = list(shared_value_findings(reader, ON_NPU))
+        if findings:
+            return _refuse(findings, args)
     model = read_model(args.model, args.recipe)
+    if args.enable_expert_parallel and model.experts:
+        model = on_expert_parallel_rank(model, ranks)
     serving = Serving(ranks, args.gpu_memory_utilization, args.max_model_len, args.max_num_batched_tokens)
     memory = plan_memory(model, device, serving)
     kernels = list(kernels_of(model, ranks))

@@ -19,12 +19,12 @@ from vllm.model_executor.layers.linear import (
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 from vllm_ascend.quantization import AscendModelSlimConfig
 
-from vllm_w4a4_plugin.checkpoint import QuantDescription
+from vllm_w4a4_plugin.checkpoint import CheckpointError, QuantDescription
 from vllm_w4a4_plugin.checkpoint.experts import plan_experts
 from vllm_w4a4_plugin.checkpoint.inventory import Inventory
 from vllm_w4a4_plugin.checkpoint.plan import LayerPlan, plan_layer
 from vllm_w4a4_plugin.checkpoint.resolve import checkpoint_name, expert_projections, shard_names
-from vllm_w4a4_plugin.checkpoint.runnable import ON_NPU
+from vllm_w4a4_plugin.checkpoint.runnable import ON_NPU, kind_of, unsupported_reason
 from vllm_w4a4_plugin.checkpoint.spec import kronecker_sizes
 from vllm_w4a4_plugin.checkpoint.types import NPU, WEIGHT, known_types, runnable_types
 from vllm_w4a4_plugin.constants import LOGGER
@@ -91,6 +91,9 @@ class AscendW4A4ModelSlimConfig(AscendModelSlimConfig):
                         return self._experts_method(layer, name, kwargs.get("tid2eid"))
                 elif self._has_shard_of_ours(name):
                     plan = plan_layer(name, self.inventory, self.packed_modules_mapping, _sizes(layer))
+                    reason = unsupported_reason(name, plan.quant_type, kind_of(name), backends=ON_NPU)
+                    if reason:
+                        raise CheckpointError(reason)
                     why = self._why_theirs(layer, plan)
                     return self._theirs(layer, prefix, why, *args, **kwargs) if why else self._our_method(plan)
         why = "the plugin did not find it in the description" if is_linear else "not a linear layer"

@@ -8,7 +8,7 @@ from vllm.model_executor.layers.fused_moe import FusedMoEMethodBase, MoEActivati
 from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig, FusedMoEQuantConfig
 
 from vllm_w4a4_plugin.checkpoint import CheckpointError
-from vllm_w4a4_plugin.checkpoint.experts import ExpertsPlan
+from vllm_w4a4_plugin.checkpoint.experts import ExpertsPlan, undividable_experts
 
 from .dummy import TYPICAL_SCALE, fill_with_plausible_values
 from .parameters.base import require_filled, settle
@@ -80,9 +80,5 @@ class ExpertsMethod(FusedMoEMethodBase):
                 f"layer {plan.prefix}: experts with the activation {activation.value}{changes} cannot be run in "
                 f"{plan.quant_type}; silu(gate) * up can. Quantize the model again with FLOAT experts."
             )
-        ranks = self.moe.ep_size
-        if self.moe.use_ep and plan.count % ranks:
-            raise CheckpointError(
-                f"layer {plan.prefix}: expected a number of expert-parallel ranks that divides the {plan.count} "
-                f"experts, found {ranks}. Use another --tensor-parallel-size, or no --enable-expert-parallel."
-            )
+        if self.moe.use_ep and (reason := undividable_experts(plan.prefix, plan.count, self.moe.ep_size)):
+            raise CheckpointError(reason)

@@ -73,7 +73,7 @@ def loaders_choice(spec: LinearSpec, sizes: tuple[int, int], ranks: int, has_fus
 @given(layers(), st.booleans())
 def test_loader_and_doctor_agree(layer: tuple[LinearSpec, int], has_fused: bool) -> None:
     spec, ranks = layer
-    model: Any = SimpleNamespace(kv_heads=8)
+    model: Any = SimpleNamespace(kv_heads=8, has_whole_experts=False)
     sizes = sizes_on_rank(spec, model, ranks)
     expected = select_kernel(RankShape.of(spec, *sizes), has_fused_library=has_fused)
     assert loaders_choice(spec, sizes, ranks, has_fused) == expected

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from vllm.model_executor.parameter import PerTensorScaleParameter
 
-from vllm_w4a4_plugin.checkpoint import CheckpointError
-from vllm_w4a4_plugin.checkpoint.agreement import merge_clip_ratios
+from vllm_w4a4_plugin.checkpoint.agreement import difference_from, merge_clip_ratios
 from vllm_w4a4_plugin.checkpoint.plan import LayerPlan
 from vllm_w4a4_plugin.checkpoint.spec import check_values
 
@@ -93,8 +92,7 @@ class CommonParameter(PerShardParameter):
         elif not others:
             self.data.copy_(loaded)
         elif not torch.equal(self.data, loaded.to(self.data)):
-            first = self.plan.tensor_name(self.suffix, others[0])
-            problem = f"expected the same values as in {first} (vLLM computes them as one matrix product), found others"
+            problem = difference_from(self.plan.tensor_name(self.suffix, others[0]))
             raise self.plan.error(self.suffix, shard, problem)
 
 
@@ -107,10 +105,7 @@ class ClipRatioParameter(PerShardParameter):
 
     def _complete(self) -> None:
         clips = {self.plan.tensor_name(self.suffix, i): clip for i, clip in enumerate(self.data.tolist())}
-        try:
-            self.data.fill_(merge_clip_ratios(clips))
-        except CheckpointError as error:
-            raise CheckpointError(f"layer {self.plan.prefix}: {error}") from None
+        self.data.fill_(merge_clip_ratios(self.plan.prefix, clips, self.plan.files))
 
     def _tensor_shape(self) -> torch.Size:
         return torch.Size([1])
