@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""llama.cpp's Q4_0 matrix product, for comparison: ggml, built for this CPU from the sources in llama-cpp-python."""
+"""llama.cpp's Q4_0 matrix products, for comparison: ggml, built for this CPU from the sources in llama-cpp-python."""
 
 import ctypes
 import subprocess
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .limits import BUILD
-from .shapes import Linear
+from .shapes import Experts, Linear
 
 PACKAGE = "llama-cpp-python==0.3.16"
 """A source distribution whose `vendor/llama.cpp/ggml` can be built separately."""
@@ -45,7 +45,13 @@ def library() -> ctypes.CDLL:
     loaded.w4a4_ggml_layout.argtypes = loaded.w4a4_ggml_free.argtypes = [ctypes.c_void_p]
     loaded.w4a4_ggml_layout.restype = ctypes.c_char_p
     loaded.w4a4_ggml_run.argtypes = loaded.w4a4_ggml_error.argtypes = [ctypes.c_void_p, ctypes.c_int64]
-    loaded.w4a4_ggml_error.restype = ctypes.c_float
+    loaded.w4a4_ggml_error.restype = loaded.w4a4_ggml_experts_error.restype = ctypes.c_float
+    loaded.w4a4_ggml_experts_create.argtypes = [*[ctypes.c_int64] * 4, ctypes.c_int]
+    loaded.w4a4_ggml_experts_create.restype = ctypes.c_void_p
+    loaded.w4a4_ggml_experts_layout.argtypes = loaded.w4a4_ggml_experts_free.argtypes = [ctypes.c_void_p]
+    loaded.w4a4_ggml_experts_layout.restype = ctypes.c_char_p
+    loaded.w4a4_ggml_experts_run.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p]
+    loaded.w4a4_ggml_experts_error.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     return loaded
 
 
@@ -77,6 +83,39 @@ class GgmlLinear:
         if self._library.w4a4_ggml_run(self._handle, x.shape[0]) != 0:
             raise RuntimeError("ggml's product failed")
         return torch.empty(x.shape[0], self._out, device="meta")
+
+
+class GgmlExperts:
+    """Routed experts in Q4_0 with random weights on as many threads as torch has.
+
+    Raises:
+        GgmlUnavailable: as for `GgmlLinear`.
+    """
+
+    def __init__(self, experts: Experts) -> None:
+        self._library = library()
+        self._hidden = experts.hidden
+        self._handle = self._library.w4a4_ggml_experts_create(
+            experts.hidden, experts.intermediate, experts.count, experts.top_k, torch.get_num_threads()
+        )
+        weakref.finalize(self, self._library.w4a4_ggml_experts_free, self._handle)
+        for tokens in (1, 7):
+            weights, ids = experts.routing(tokens, torch.Generator().manual_seed(tokens))
+            self.run(torch.empty(tokens, experts.hidden), weights, ids)
+            error = self._library.w4a4_ggml_experts_error(self._handle, tokens)
+            if not error < MOST_ERROR:
+                raise GgmlUnavailable(f"ggml's Q4_0 experts for {experts} have a relative error of {error:.1%}")
+
+    @property
+    def layout(self) -> str:
+        """ggml's name for the memory layout of the weights."""
+        return self._library.w4a4_ggml_experts_layout(self._handle).decode()
+
+    def run(self, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+        """As `GgmlLinear.run`, for float32 weights and int32 ids, both contiguous [tokens, top_k]."""
+        if self._library.w4a4_ggml_experts_run(self._handle, x.shape[0], ids.data_ptr(), weights.data_ptr()) != 0:
+            raise RuntimeError("ggml's experts failed")
+        return torch.empty(x.shape[0], self._hidden, device="meta")
 
 
 def _download() -> Path:

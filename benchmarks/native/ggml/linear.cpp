@@ -9,14 +9,14 @@
 #include <vector>
 
 #include "ggml-alloc.h"
-#include "ggml-backend.h"
-#include "ggml-cpu.h"
-#include "ggml.h"
+#include "ggml_setup.h"
 
 namespace {
 
+using w4a4_ggml::Backend;
+using w4a4_ggml::NewContext;
+
 constexpr int64_t kDistinctRows = 64;
-constexpr size_t kTensorOverheads = 16;
 
 struct Product {
   ggml_context* context;
@@ -27,38 +27,21 @@ struct Product {
 };
 
 struct Linear {
-  ggml_backend_t backend;
-  ggml_threadpool* threads;
+  Backend backend;
   ggml_context* context;
   ggml_backend_buffer_t buffer;
   ggml_tensor* weight;
   std::vector<float> rows;  // the first kDistinctRows rows of the weight, dequantized
   std::map<int64_t, Product> products;
+
+  explicit Linear(int threads) : backend(threads) {}
 };
 
-ggml_context* NewContext() {
-  return ggml_init({ggml_tensor_overhead() * kTensorOverheads + ggml_graph_overhead(), nullptr, true});
-}
-
-// The first buffer type among the CPU backend's extra ones (repacked layouts) that can multiply `weight`.
+// The layout of `weight` that llama.cpp would choose.
 ggml_backend_buffer_type_t PreferredBuffer(ggml_tensor* weight, int64_t in) {
-  ggml_backend_dev_t device = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
-  auto extra = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(
-      ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(device), "ggml_backend_dev_get_extra_bufts"));
   ggml_context* context = NewContext();
   ggml_tensor* product = ggml_mul_mat(context, weight, ggml_new_tensor_2d(context, GGML_TYPE_F32, in, 1));
-  ggml_backend_buffer_type_t chosen = ggml_backend_dev_buffer_type(device);
-  for (auto* types = extra ? extra(device) : nullptr; types && *types; ++types) {
-    ggml_backend_buffer_t probe = ggml_backend_buft_alloc_buffer(*types, 0);
-    weight->buffer = probe;
-    const bool supported = ggml_backend_dev_supports_op(device, product);
-    weight->buffer = nullptr;
-    ggml_backend_buffer_free(probe);
-    if (supported) {
-      chosen = *types;
-      break;
-    }
-  }
+  const ggml_backend_buffer_type_t chosen = w4a4_ggml::PreferredBuffer(weight, product);
   ggml_free(context);
   return chosen;
 }
@@ -70,7 +53,7 @@ Product NewProduct(Linear& linear, int64_t tokens) {
   product.y = ggml_mul_mat(product.context, linear.weight, product.x);
   product.graph = ggml_new_graph(product.context);
   ggml_build_forward_expand(product.graph, product.y);
-  product.buffer = ggml_backend_alloc_ctx_tensors(product.context, linear.backend);
+  product.buffer = ggml_backend_alloc_ctx_tensors(product.context, linear.backend.backend);
   std::vector<float> x(ggml_nelements(product.x));
   std::mt19937 random(1);
   std::normal_distribution<float> normal;
@@ -83,15 +66,9 @@ Product NewProduct(Linear& linear, int64_t tokens) {
 
 extern "C" {
 
-// A linear layer with random weights, on `threads` threads that sleep between products.
+// A linear layer with random weights, on `threads` threads.
 void* w4a4_ggml_create(int64_t in, int64_t out, int threads) {
-  auto* linear = new Linear();
-  linear->backend = ggml_backend_cpu_init();
-  ggml_threadpool_params parameters = ggml_threadpool_params_default(threads);
-  parameters.poll = 0;
-  linear->threads = ggml_threadpool_new(&parameters);
-  ggml_backend_cpu_set_n_threads(linear->backend, threads);
-  ggml_backend_cpu_set_threadpool(linear->backend, linear->threads);
+  auto* linear = new Linear(threads);
   linear->context = NewContext();
   linear->weight = ggml_new_tensor_2d(linear->context, GGML_TYPE_Q4_0, in, out);
   linear->buffer = ggml_backend_alloc_ctx_tensors_from_buft(linear->context, PreferredBuffer(linear->weight, in));
@@ -119,7 +96,7 @@ int w4a4_ggml_run(void* handle, int64_t tokens) {
   auto& linear = *static_cast<Linear*>(handle);
   auto found = linear.products.find(tokens);
   if (found == linear.products.end()) found = linear.products.emplace(tokens, NewProduct(linear, tokens)).first;
-  return ggml_backend_graph_compute(linear.backend, found->second.graph);
+  return ggml_backend_graph_compute(linear.backend.backend, found->second.graph);
 }
 
 // Largest difference between the last product of `tokens` tokens and float arithmetic on the dequantized weights, over
@@ -149,8 +126,6 @@ void w4a4_ggml_free(void* handle) {
   }
   ggml_backend_buffer_free(linear->buffer);
   ggml_free(linear->context);
-  ggml_backend_free(linear->backend);
-  ggml_threadpool_free(linear->threads);
   delete linear;
 }
 
