@@ -20,12 +20,16 @@ import torch
 from . import llama, random_model, report
 from . import profile as profiles
 from .kernels import machine
-from .shapes import MODELS, Model
+from .shapes import EXPERTS, MODELS, Model
 from .workload import RESULT
 
 SHAPES = {
     "Qwen3-4B": (Model("Qwen3-4B", hidden=2560, intermediate=9728, heads=32, kv_heads=8, head_dim=128), 36),
     "Qwen3-0.6B": (Model("Qwen3-0.6B", hidden=1024, intermediate=3072, heads=16, kv_heads=8, head_dim=128), 28),
+    "Qwen3-30B-A3B": (
+        Model("Qwen3-30B-A3B", hidden=2048, intermediate=768, heads=32, kv_heads=4, head_dim=128, experts=EXPERTS[0]),
+        48,
+    ),
     "SmolLM2-135M": (next(model for model in MODELS if model.name == "SmolLM2-135M"), 30),
 }
 DTYPES = {"bfloat16": 2, "float32": 4}
@@ -110,6 +114,8 @@ def measure(
         record = _in_a_process("benchmarks.llama", str(file), str(torch.get_num_threads()))
         return record | {"step_bytes": llama.step_bytes(model, layers)}
     recipe, dtype = variant.split()
+    if model.experts is not None and random_model.splits_experts(recipe):
+        raise Unavailable("gate, up and down of experts must have one type")
     checkpoint = directory / f"{model.name}-{layers}-{recipe}"
     if not (checkpoint / "config.json").exists():
         random_model.make(checkpoint, model, layers, recipe)

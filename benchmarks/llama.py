@@ -7,6 +7,7 @@ The model has random weights in Q4_0 and a tied head in Q8_0, the format of llam
 import argparse
 import ctypes
 import json
+import math
 import os
 import platform
 import subprocess
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from .limits import BUILD
-from .random_model import shapes
+from .random_model import MLP, router_values, shapes, uses
 from .shapes import Model
 from .workload import MOST_REQUESTS, PREFILL, PROMPT, RESULT, STEPS, peak_memory, tokens_of
 
@@ -65,12 +66,16 @@ def install() -> Path:
 
 
 def write(file: Path, model: Model, layers: int) -> None:
-    """Write a Qwen3 model in GGUF with the shape of `random_model.make`'s."""
+    """Write a Qwen3 or Qwen3-MoE model in GGUF with the shape of `random_model.make`'s."""
     import gguf
 
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
-    writer = gguf.GGUFWriter(partial, "qwen3")
+    writer = gguf.GGUFWriter(partial, "qwen3" if model.experts is None else "qwen3moe")
+    if model.experts is not None:
+        writer.add_expert_count(model.experts.count)
+        writer.add_expert_used_count(model.experts.top_k)
+        writer.add_expert_feed_forward_length(model.intermediate)
     writer.add_context_length(40960)
     writer.add_embedding_length(model.hidden)
     writer.add_block_count(layers)
@@ -86,20 +91,27 @@ def write(file: Path, model: Model, layers: int) -> None:
 
     random = np.random.default_rng(0)
 
-    def add(name: str, rows: int, columns: int, block_bytes: int, kind: gguf.GGMLQuantizationType) -> None:
-        blocks = random.integers(0, 256, (rows * columns // BLOCK, block_bytes), dtype=np.uint8)
+    def add(name: str, shape: tuple[int, ...], block_bytes: int, kind: gguf.GGMLQuantizationType) -> None:
+        *rows, columns = shape
+        blocks = random.integers(0, 256, (math.prod(shape) // BLOCK, block_bytes), dtype=np.uint8)
         blocks[:, :2] = np.frombuffer(np.float16(0.2 / columns**0.5 / 8).tobytes(), np.uint8)
-        writer.add_tensor(name, blocks.reshape(rows, columns // BLOCK * block_bytes), raw_dtype=kind)
+        writer.add_tensor(name, blocks.reshape(*rows, columns // BLOCK * block_bytes), raw_dtype=kind)
 
     types = gguf.GGMLQuantizationType
-    add("token_embd.weight", model.vocabulary, model.hidden, Q8_0_BYTES, types.Q8_0)
+    add("token_embd.weight", (model.vocabulary, model.hidden), Q8_0_BYTES, types.Q8_0)
     writer.add_tensor("output_norm.weight", np.ones(model.hidden, np.float32))
     for index in range(layers):
         for norm, size in (("attn_norm", model.hidden), ("ffn_norm", model.hidden),
                            ("attn_q_norm", model.head_dim), ("attn_k_norm", model.head_dim)):  # fmt: skip
             writer.add_tensor(f"blk.{index}.{norm}.weight", np.ones(size, np.float32))
-        for short, (rows, columns) in shapes(model).items():
-            add(f"blk.{index}.{TENSORS[short]}.weight", rows, columns, Q4_0_BYTES, types.Q4_0)
+        for short, size in shapes(model).items():
+            if model.experts is None or short not in MLP:
+                add(f"blk.{index}.{TENSORS[short]}.weight", size, Q4_0_BYTES, types.Q4_0)
+            else:
+                add(f"blk.{index}.{TENSORS[short]}_exps.weight", (model.experts.count, *size), Q4_0_BYTES, types.Q4_0)
+        if model.experts is not None:
+            router = random.standard_normal((model.experts.count, model.hidden), np.float32)
+            writer.add_tensor(f"blk.{index}.ffn_gate_inp.weight", router)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -108,8 +120,9 @@ def write(file: Path, model: Model, layers: int) -> None:
 
 
 def step_bytes(model: Model, layers: int) -> int:
-    """Bytes of weights that a decode step reads."""
-    inner = sum(rows * columns for rows, columns in shapes(model).values()) // BLOCK * Q4_0_BYTES
+    """Bytes of weights that a decode step of one request reads; a router has floats of four bytes."""
+    values = sum(uses(model, short) * rows * columns for short, (rows, columns) in shapes(model).items())
+    inner = values // BLOCK * Q4_0_BYTES + 4 * router_values(model)
     return layers * inner + model.vocabulary * model.hidden // BLOCK * Q8_0_BYTES
 
 
@@ -155,8 +168,11 @@ def measure(file: Path, threads: int) -> dict[str, Any]:
         llama_cpp.llama_memory_clear(memory, True)
         for request in range(requests):
             prefill(request, PROMPT)
+        # Each request has tokens of its own, which choose experts of their own.
+        tokens = [tokens_of(request, PROMPT + STEPS) for request in range(requests)]
         steps = [
-            decode([(s + PROMPT, s + PROMPT, request) for request in range(requests)], requests) for s in range(STEPS)
+            decode([(tokens[request][at], at, request) for request in range(requests)], requests)
+            for at in range(PROMPT, PROMPT + STEPS)
         ]
         return sum(steps) / STEPS
 

@@ -3,6 +3,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import cache
 from math import sqrt
 from pathlib import Path
 
@@ -22,6 +23,7 @@ RECIPES: dict[str, Mapping[str, QuantType]] = {
     "tutorial": TUTORIAL,
     "all-w4a4": dict.fromkeys(TUTORIAL, W4A4),
 }
+MLP = ("gate", "up", "down")
 GPTQ = "gptq"
 """The recipe of vLLM's own int4 layers: 4-bit weights in groups of 128 along the input, or one group."""
 
@@ -30,10 +32,10 @@ _POOL_VALUES = 1 << 24
 
 
 def make(directory: Path, model: Model, layers: int, recipe: str) -> None:
-    """Write a Qwen3 checkpoint: config, weights (one shard per layer) and the description of W4A4 recipes.
+    """Write a Qwen3 or Qwen3-MoE checkpoint: config, weights (one shard per layer), the description of W4A4 recipes.
 
     Args:
-        recipe: one of RECIPES, or GPTQ.
+        recipe: one of RECIPES, or GPTQ; with experts, not one that `splits_experts`.
     """
     directory.mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
@@ -66,15 +68,32 @@ def make(directory: Path, model: Model, layers: int, recipe: str) -> None:
 
 
 def step_bytes(model: Model, layers: int, recipe: str, float_bytes: int) -> int:
-    """Bytes of weights that a decode step reads: all linear layers and the output head, int4 as half a byte."""
+    """Bytes of weights that a decode step of one request reads: all linear layers, of experts those that it chooses,
+    and the output head; int4 as half a byte."""
     size = {W4A4: 0.5, W8A8: 1.0, FLOAT: float_bytes}
     types = dict.fromkeys(TUTORIAL, W4A4) if recipe == GPTQ else RECIPES[recipe]
-    inner = sum(n * k * size[types[name]] for name, (n, k) in shapes(model).items())
+    inner = sum(uses(model, name) * n * k * size[types[name]] for name, (n, k) in shapes(model).items())
+    inner += float_bytes * router_values(model)
     return round(layers * inner) + float_bytes * model.vocabulary * model.hidden
 
 
+def splits_experts(recipe: str) -> bool:
+    """Whether gate, up and down have different types, which experts cannot have."""
+    return recipe in RECIPES and len({RECIPES[recipe][short] for short in MLP}) > 1
+
+
+def uses(model: Model, short: str) -> int:
+    """How many matrices of the name `short` a token goes through in one layer."""
+    return model.experts.top_k if model.experts is not None and short in MLP else 1
+
+
+def router_values(model: Model) -> int:
+    """Weights of a layer's router."""
+    return 0 if model.experts is None else model.experts.count * model.hidden
+
+
 def shapes(model: Model) -> dict[str, tuple[int, int]]:
-    """(output_size, input_size) of each linear layer of a block."""
+    """(output_size, input_size) of each linear layer of a block; gate, up and down are those of one expert."""
     attention, key_value = model.heads * model.head_dim, model.kv_heads * model.head_dim
     return {
         "q": (attention, model.hidden),
@@ -87,6 +106,18 @@ def shapes(model: Model) -> dict[str, tuple[int, int]]:
     }
 
 
+def _projections(model: Model) -> Iterator[tuple[str, str, tuple[int, int]]]:
+    """Name within a layer, short name and (output_size, input_size) of each linear layer, of every expert too."""
+    for short, size in shapes(model).items():
+        if short not in MLP:
+            yield f"self_attn.{short}_proj.", short, size
+        elif model.experts is None:
+            yield f"mlp.{short}_proj.", short, size
+        else:
+            for expert in range(model.experts.count):
+                yield f"mlp.experts.{expert}.{short}_proj.", short, size
+
+
 def _outer(model: Model, floats: Tensor) -> Iterator[tuple[str, Tensor, QuantType]]:
     yield "model.embed_tokens.weight", _take(floats, model.vocabulary, model.hidden), FLOAT
     yield "model.norm.weight", torch.ones(model.hidden, dtype=torch.bfloat16), FLOAT
@@ -96,10 +127,9 @@ def _layer(
     model: Model, index: int, recipe: Mapping[str, QuantType], floats: Tensor, integers: Tensor
 ) -> Iterator[tuple[str, Tensor, QuantType]]:
     prefix = f"model.layers.{index}."
-    yield from _norms(model, prefix)
-    for short, (output_size, input_size) in shapes(model).items():
-        name = f"{prefix}{'mlp' if short in ('gate', 'up', 'down') else 'self_attn'}.{short}_proj."
-        kind = recipe[short]
+    yield from _common(model, prefix)
+    for name, short, (output_size, input_size) in _projections(model):
+        name, kind = prefix + name, recipe[short]
         if kind is FLOAT:
             yield f"{name}weight", _take(floats, output_size, input_size), kind
             continue
@@ -108,18 +138,19 @@ def _layer(
         yield f"{name}weight_offset", torch.zeros(output_size, 1), kind
         if kind is W4A4:
             left, right = (model.heads, None) if short == "o" else kronecker_sizes(input_size)
-            yield f"{name}left_trans", _orthogonal(left), kind
+            # Copies: safetensors refuses tensors that share memory.
+            yield f"{name}left_trans", _orthogonal(left).clone(), kind
             if right is not None:
-                yield f"{name}right_trans", _orthogonal(right), kind
+                yield f"{name}right_trans", _orthogonal(right).clone(), kind
             yield f"{name}clip_ratio", torch.tensor([0.9]), kind
 
 
 def _gptq_layer(model: Model, index: int) -> Iterator[tuple[str, Tensor, QuantType]]:
     prefix = f"model.layers.{index}."
-    yield from _norms(model, prefix)
+    yield from _common(model, prefix)
     generator = torch.Generator().manual_seed(0)
-    for short, (output_size, input_size) in shapes(model).items():
-        name = f"{prefix}{'mlp' if short in ('gate', 'up', 'down') else 'self_attn'}.{short}_proj."
+    for name, _, (output_size, input_size) in _projections(model):
+        name = prefix + name
         packed = torch.randint(-(2**31), 2**31 - 1, (input_size // 8, output_size), generator=generator)
         groups = max(1, input_size // _gptq_group(model))
         yield f"{name}qweight", packed.int(), FLOAT
@@ -134,12 +165,17 @@ def _gptq_group(model: Model) -> int:
     return GPTQ_GROUP if divides else GPTQ_GROUP // 2
 
 
-def _norms(model: Model, prefix: str) -> Iterator[tuple[str, Tensor, QuantType]]:
+def _common(model: Model, prefix: str) -> Iterator[tuple[str, Tensor, QuantType]]:
+    """What no recipe quantizes: norms and the router."""
     for norm, size in (("input_layernorm", model.hidden), ("post_attention_layernorm", model.hidden),
                        ("self_attn.q_norm", model.head_dim), ("self_attn.k_norm", model.head_dim)):  # fmt: skip
         yield f"{prefix}{norm}.weight", torch.ones(size, dtype=torch.bfloat16), FLOAT
+    if model.experts is not None:
+        router = torch.randn(model.experts.count, model.hidden, generator=torch.Generator().manual_seed(1))
+        yield f"{prefix}mlp.gate.weight", router.bfloat16(), FLOAT
 
 
+@cache
 def _orthogonal(size: int) -> Tensor:
     return torch.linalg.qr(torch.randn(size, size, generator=torch.Generator().manual_seed(size)))[0].contiguous()
 
@@ -149,9 +185,19 @@ def _take(pool: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def _config(model: Model, layers: int) -> dict[str, object]:
-    return {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
+    architecture: dict[str, object] = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+    if model.experts is not None:
+        architecture = {
+            "architectures": ["Qwen3MoeForCausalLM"],
+            "model_type": "qwen3_moe",
+            "num_experts": model.experts.count,
+            "num_experts_per_tok": model.experts.top_k,
+            "moe_intermediate_size": model.intermediate,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        }
+    return architecture | {
         "hidden_size": model.hidden,
         "intermediate_size": model.intermediate,
         "num_hidden_layers": layers,

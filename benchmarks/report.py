@@ -189,7 +189,8 @@ def end_to_end(results: list[dict[str, Any]]) -> str:
         "- ready: from the start of loading to the first answer, including compilation",
         "- memory: peak resident memory of the process that holds the model, including 1 GiB of KV cache (vLLM) and "
         "the files that it reads",
-        "- read per step: weights of all linear layers and of the output head, which is counted in the model's dtype",
+        "- read per step: weights of all linear layers, of experts those that one request chooses, and of the output "
+        "head, which is counted in the model's dtype",
         "- of ideal speedup: the speedup of decode 1, divided by the ratio of the bytes read per step",
         "- where the time goes: shares of a run under torch's profiler, which slows small operators and Python most, "
         "and the same shares of the times above. How linear layers divide was measured for each layer alone, without "

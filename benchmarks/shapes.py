@@ -18,37 +18,6 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Model:
-    """Sizes from the model's config.json."""
-
-    name: str
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int = 151936
-
-    @property
-    def linears(self) -> list[Linear]:
-        attention = self.heads * self.head_dim
-        return [
-            Linear("qkv", self.hidden, attention + 2 * self.kv_heads * self.head_dim),
-            Linear("o", attention, self.hidden),
-            Linear("gate_up", self.hidden, 2 * self.intermediate),
-            Linear("down", self.intermediate, self.hidden),
-        ]
-
-
-MODELS = [
-    Model("SmolLM2-135M", hidden=576, intermediate=1536, heads=9, kv_heads=3, head_dim=64, vocabulary=49152),
-    Model("Qwen3-0.6B", hidden=1024, intermediate=3072, heads=16, kv_heads=8, head_dim=128),
-    Model("Qwen3-8B", hidden=4096, intermediate=12288, heads=32, kv_heads=8, head_dim=128),
-    Model("Qwen3-32B", hidden=5120, intermediate=25600, heads=64, kv_heads=8, head_dim=128),
-]
-
-
-@dataclass(frozen=True)
 class Experts:
     """The routed experts of one layer; sizes from the model's config.json."""
 
@@ -71,6 +40,39 @@ class Experts:
         [tokens, top_k]."""
         scores, ids = torch.randn(tokens, self.count, generator=generator).topk(self.top_k)
         return scores.softmax(-1), ids.int()
+
+
+@dataclass(frozen=True)
+class Model:
+    """Sizes from the model's config.json; `intermediate` is that of one expert if there are experts."""
+
+    name: str
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int = 151936
+    experts: Experts | None = None
+    """In place of the MLP of every layer."""
+
+    @property
+    def linears(self) -> list[Linear]:
+        attention = self.heads * self.head_dim
+        return [
+            Linear("qkv", self.hidden, attention + 2 * self.kv_heads * self.head_dim),
+            Linear("o", attention, self.hidden),
+            Linear("gate_up", self.hidden, 2 * self.intermediate),
+            Linear("down", self.intermediate, self.hidden),
+        ]
+
+
+MODELS = [
+    Model("SmolLM2-135M", hidden=576, intermediate=1536, heads=9, kv_heads=3, head_dim=64, vocabulary=49152),
+    Model("Qwen3-0.6B", hidden=1024, intermediate=3072, heads=16, kv_heads=8, head_dim=128),
+    Model("Qwen3-8B", hidden=4096, intermediate=12288, heads=32, kv_heads=8, head_dim=128),
+    Model("Qwen3-32B", hidden=5120, intermediate=25600, heads=64, kv_heads=8, head_dim=128),
+]
 
 
 EXPERTS = [Experts("Qwen3-30B-A3B", count=128, top_k=8, hidden=2048, intermediate=768)]
