@@ -21,6 +21,9 @@ PACKAGE = "llama-cpp-python==0.3.16"
 MOST_ERROR = 0.02
 """The relative error of rounding activations to 8 bits in blocks of 32 is below this; measured: 0.004 to 0.008."""
 
+MOST_EXPERTS_ERROR = 0.05
+"""The same through an expert's three products; measured: 0.011 to 0.021."""
+
 NATIVE = Path(__file__).parent / "native" / "ggml"
 DIRECTORY = BUILD / "ggml"
 
@@ -103,7 +106,7 @@ class GgmlExperts:
             weights, ids = experts.routing(tokens, torch.Generator().manual_seed(tokens))
             self.run(torch.empty(tokens, experts.hidden), weights, ids)
             error = self._library.w4a4_ggml_experts_error(self._handle, tokens)
-            if not error < MOST_ERROR:
+            if not error < MOST_EXPERTS_ERROR:
                 raise GgmlUnavailable(f"ggml's Q4_0 experts for {experts} have a relative error of {error:.1%}")
 
     @property

@@ -75,7 +75,7 @@ struct Avx2Micro : Avx2Unpack {
   }
 
   static void run_unpacked(const uint8_t* bytes, int64_t, int64_t blocks, const int8_t* q, int64_t tokens, int32_t* acc,
-                           int64_t) {
+                           int64_t, NextWeights) {
     with_constant<kPanelTokens>(tokens, [&](auto t) { unpacked_tokens<t>(bytes, blocks, q, acc); });
   }
 };

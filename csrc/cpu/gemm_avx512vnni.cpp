@@ -60,12 +60,16 @@ struct Avx512VnniMicro {
 
   template <int T, int Tiles>
   W4A4_NOINLINE static void unpacked_tokens(const uint8_t* bytes, int64_t blocks, const int8_t* q, int32_t* acc,
-                                            int64_t acc_stride) {
+                                            int64_t acc_stride, NextWeights next) {
     const int64_t tile_bytes = blocks * kUnpackedBytes;
     __m512i sum[T][Tiles];
     unrolled<T>([&](auto t)
                     W4A4_INLINE { unrolled<Tiles>([&](auto i) W4A4_INLINE { sum[t][i] = _mm512_setzero_si512(); }); });
-    for (int64_t half = 0; half < 2 * blocks; ++half, bytes += 64, q += T * 4) {
+    for (int64_t half = 0; half < 2 * blocks; ++half, bytes += 64, q += T * 4, next.packed += kBlockBytes / 2) {
+      // Into the second cache: the first one is full of unpacked weights and tokens.
+      unrolled<Tiles>([&](auto i) W4A4_INLINE {
+        _mm_prefetch(reinterpret_cast<const char*>(next.packed + i * next.tile_bytes), _MM_HINT_T1);
+      });
       __m512i w[Tiles];
       unrolled<Tiles>([&](auto i) W4A4_INLINE { w[i] = _mm512_load_si512(bytes + i * tile_bytes); });
       unrolled<T>([&](auto t) W4A4_INLINE {
@@ -83,9 +87,10 @@ struct Avx512VnniMicro {
   }
 
   static void run_unpacked(const uint8_t* bytes, int64_t tiles, int64_t blocks, const int8_t* q, int64_t tokens,
-                           int32_t* acc, int64_t acc_stride) {
+                           int32_t* acc, int64_t acc_stride, NextWeights next) {
     with_constant<kPanelTokens>(tokens, [&](auto t) {
-      with_constant<kUnpackTiles>(tiles, [&](auto n) { unpacked_tokens<t, n>(bytes, blocks, q, acc, acc_stride); });
+      with_constant<kUnpackTiles>(tiles,
+                                  [&](auto n) { unpacked_tokens<t, n>(bytes, blocks, q, acc, acc_stride, next); });
     });
   }
 };

@@ -10,9 +10,9 @@
 //   run_packed(tile, blocks, q, tokens, acc)      acc[t][16] += stored . q over `blocks` packed blocks of a tile, for
 //                                                 a panel q of `tokens` tokens,
 //   unpack(tile, blocks, bytes)                   128 bytes per block, in an order of the Micro's own,
-//   run_unpacked(bytes, tiles, blocks, q, tokens, acc, acc_stride)
+//   run_unpacked(bytes, tiles, blocks, q, tokens, acc, acc_stride, next)
 //                                                 the same product from unpacked bytes; a tile's sums begin acc_stride
-//                                                 after those of the one before.
+//                                                 after those of the one before. It may fetch what is unpacked next.
 #pragma once
 
 #include <algorithm>
@@ -32,13 +32,19 @@ constexpr int kTileVectors = kTileRows / kVector;
 // Tiles whose sums are kept at once: a segment of the activations then comes from memory once for all of them.
 constexpr int64_t kTileBlock = 4;
 
+// Packed weights that are needed soon: those of the first tile, and how far from it each following one is.
+struct NextWeights {
+  const uint8_t* packed;
+  int64_t tile_bytes;
+};
+
 // Base of a Micro whose stored weights are bytes already.
 struct NeverUnpacks {
   static constexpr int64_t kSegmentBlocks = 64;
   static constexpr int64_t kUnpackTokens = kMaxGemmTokens + 1;
   static constexpr int64_t kUnpackTiles = 1;
   static void unpack(const uint8_t*, int64_t, uint8_t*) {}
-  static void run_unpacked(const uint8_t*, int64_t, int64_t, const int8_t*, int64_t, int32_t*, int64_t) {}
+  static void run_unpacked(const uint8_t*, int64_t, int64_t, const int8_t*, int64_t, int32_t*, int64_t, NextWeights) {}
 };
 
 // Four activation bytes as one word, for a broadcast.
@@ -52,6 +58,16 @@ W4A4_INLINE inline WordVector load_words(const void* p) {
   WordVector words;
   std::memcpy(&words, p, sizeof words);
   return words;
+}
+
+// Brings what dequantizes a tile into the cache, up to a limit that is one line for weights with one group.
+inline void fetch_scales(const GemmArgs& args, int64_t tile) {
+  const int64_t first = tile * kTileRows * args.groups;
+  for (const float* values : {args.weight_scale, args.weight_offset}) {
+    if (values == nullptr) continue;
+    for (int64_t i = 0; i < std::min<int64_t>(args.groups, 8); ++i) __builtin_prefetch(values + first + i * kTileRows);
+  }
+  if (args.bias != nullptr) __builtin_prefetch(args.bias + tile * kTileRows);
 }
 
 // What dequantizes one group of a tile's rows.
@@ -141,6 +157,8 @@ void gemm(const GemmArgs& args, int64_t tile_begin, int64_t tile_end, int64_t pa
     const auto packed = [&](int64_t i, int64_t block) {
       return static_cast<const uint8_t*>(args.packed) + ((tile + i) * blocks + block) * Micro::kBlockBytes;
     };
+    // Each tile has a few scales, far from those of the one before: no hardware fetches them in time.
+    for (int64_t i = 0; i < tiles; ++i) fetch_scales(args, tile + i);
     std::memset(sum, 0, tiles * sums_per_tile * sizeof(float));
     for (int64_t group = 0; group < args.groups; ++group) {
       const int64_t group_end = std::min((group + 1) * group_blocks, blocks);
@@ -149,6 +167,11 @@ void gemm(const GemmArgs& args, int64_t tile_begin, int64_t tile_end, int64_t pa
         const int64_t count = std::min<int64_t>(Micro::kSegmentBlocks, group_end - block);
         for (int64_t i = 0; i < tiles; i += Micro::kUnpackTiles) {
           const int64_t together = std::min<int64_t>(Micro::kUnpackTiles, tiles - i);
+          const int64_t following = i + together, end = block + count;
+          const NextWeights next{following < tiles ? packed(following, block)
+                                 : end < blocks    ? packed(0, end)
+                                                   : packed(tiles, 0),
+                                 blocks * Micro::kBlockBytes};
           if (unpacks) {
             for (int64_t j = 0; j < together; ++j)
               Micro::unpack(packed(i + j, block), count, bytes + j * count * kUnpackedBytes);
@@ -158,7 +181,7 @@ void gemm(const GemmArgs& args, int64_t tile_begin, int64_t tile_end, int64_t pa
             const int8_t* q = args.q + first * stride + block * size * kBlockFeatures;
             int32_t* target = acc + i * sums_per_tile + (first - begin) * kTileRows;
             if (unpacks) {
-              Micro::run_unpacked(bytes, together, count, q, size, target, sums_per_tile);
+              Micro::run_unpacked(bytes, together, count, q, size, target, sums_per_tile, next);
             } else {
               for (int64_t j = 0; j < together; ++j) {
                 Micro::run_packed(packed(i + j, block), count, q, size, target + j * sums_per_tile);

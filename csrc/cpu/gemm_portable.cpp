@@ -38,7 +38,7 @@ struct PortableMicro {
   }
 
   static void run_unpacked(const uint8_t* bytes, int64_t, int64_t blocks, const int8_t* q, int64_t tokens, int32_t* acc,
-                           int64_t) {
+                           int64_t, NextWeights) {
     add_products(bytes, blocks, q, tokens, acc);
   }
 
