@@ -20,7 +20,7 @@ help:
 	@echo "make docs          build the documentation site in site/"
 	@echo "make wheels        make the source distribution and the wheels of a release in dist/"
 	@echo "make npu-cost      print predicted times of the NPU kernels"
-	@echo "make bench         compare the CPU kernels with vLLM's and the machine's limits; writes docs/ (about ten minutes on an idle machine)"
+	@echo "make bench         compare the CPU kernels with vLLM's and the machine's limits; writes docs/ (about twelve minutes on an idle machine)"
 	@echo "make bench-engine  compare W4A4 with float in vLLM on a model with Qwen3-4B's shape; writes docs/ (20 GB of disk, up to an hour on an idle machine)"
 	@echo "make bench-start   time a server from its start to its first answer; writes docs/ (MODEL=dir; default: the demo's; about five minutes on an idle machine)"
 

@@ -56,7 +56,9 @@ def main() -> None:
         "--eager", action=argparse.BooleanOptionalAction, help="run vLLM's models without or with compilation"
     )
     parser.add_argument("--json", type=Path, default=Path("build/benchmarks/end_to_end.json"))
-    parser.add_argument("--docs", type=Path, help="directory for performance-end-to-end.md")
+    parser.add_argument(
+        "--docs", type=Path, help="directory for performance-end-to-end.md, or -experts.md of models with experts"
+    )
     parser.add_argument(
         "--from-json", type=Path, nargs="+", metavar="FILE", help="do not measure; make the page from these runs"
     )
@@ -64,8 +66,18 @@ def main() -> None:
     results = [json.loads(file.read_text()) for file in options.from_json or []] or [run(options)]
     if options.docs:
         report.refuse_if([fault for result in results for fault in report.load_faults(result["machine"])])
-        (options.docs / "performance-end-to-end.md").write_text(report.end_to_end(results))
+        for suffix, of in by_page(results).items():
+            (options.docs / f"performance-end-to-end{suffix}.md").write_text(report.end_to_end(of))
     print(report.end_to_end(results))
+
+
+def by_page(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The results by the suffix of their page's name: models with experts have a page of their own."""
+    pages: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        has_experts = SHAPES[result["model"]][0].experts is not None
+        pages.setdefault(report.EXPERTS_SUFFIX if has_experts else "", []).append(result)
+    return pages
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

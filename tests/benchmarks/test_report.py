@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks.end_to_end import by_page
 from benchmarks.report import INSTRUCTION_SETS, end_to_end, faults, index
 
 
@@ -44,6 +45,11 @@ def test_every_run_has_a_section() -> None:
         "## The shape of M, 36 layers",
         "## The shape of M, 9 layers",
     ]
+
+
+def test_models_with_experts_have_a_page_of_their_own() -> None:
+    dense, mixture = ({"model": name} for name in ("Qwen3-4B", "Qwen3-30B-A3B"))
+    assert by_page([dense, mixture, dense]) == {"": [dense, dense], "-experts": [mixture]}
 
 
 def kernels(load: float, of_dot_peak: float) -> dict[str, Any]:
