@@ -1,12 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Vision-language models whose text part is quantized: text and image prompts, compared with a transformers model."""
 
-import gc
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -14,6 +10,7 @@ from PIL import Image
 from transformers import AutoProcessor, PreTrainedModel
 from vllm import LLM, SamplingParams
 
+from tests.engine.engines import engine
 from tests.engine.oracle import ReferenceLinear
 from tests.vision import MODELS, new_model, published_name, quant_type, write_model
 from vllm_w4a4_plugin.checkpoint import CheckpointReader, QuantType
@@ -29,13 +26,9 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     name, described = request.param
     directory = tmp_path_factory.mktemp(name)
     write_model(name, directory, described)
-    options: dict[str, Any] = {"max_model_len": 256, "dtype": "float32", "enforce_eager": True}
-    with patch.dict(os.environ, VLLM_ENABLE_V1_MULTIPROCESSING="0"):
-        llm = LLM(str(directory), quantization="ascend", gpu_memory_utilization=0.1, **options)
-    yield name, directory, llm
-    llm.llm_engine.engine_core.shutdown()
-    del llm
-    gc.collect()
+    options = {"quantization": "ascend", "gpu_memory_utilization": 0.1, "max_model_len": 256}
+    with engine(directory, in_this_process=True, **options) as llm:
+        yield name, directory, llm
 
 
 def picture(seed: int) -> Image.Image:
