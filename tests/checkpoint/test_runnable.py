@@ -41,11 +41,23 @@ def test_everything_runs_in_float(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("quant_type", [t for t in known_types() if t is not QuantType.FLOAT])
-@pytest.mark.parametrize("kind", [kind for kind in Kind if kind not in (Kind.LINEAR, Kind.EXPERTS, Kind.VISION)])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in Kind if kind not in (Kind.LINEAR, Kind.EXPERTS, Kind.VISION, Kind.HEAD)]
+)
 def test_on_cpus_these_stay_float(kind: Kind, quant_type: QuantType) -> None:
     reason = unsupported_reason("x", quant_type, kind)
     expected = f"{FILE}: layer x: {kind} of quant type {quant_type} cannot be run here. Types that can: FLOAT."
     assert reason.startswith(expected)
+
+
+@pytest.mark.parametrize("quant_type", [t for t in known_types() if t is not QuantType.FLOAT])
+def test_output_heads(quant_type: QuantType) -> None:
+    reason = unsupported_reason("x", quant_type, Kind.HEAD)
+    assert (reason == "") == (quant_type == "W8A8_DYNAMIC")
+    assert not reason or "output heads of quant type" in reason
+    assert not reason or "Types that can: FLOAT, W8A8_DYNAMIC." in reason
+    on_npus = unsupported_reason("x", quant_type, Kind.HEAD, backends=ON_NPU)
+    assert (on_npus == "") == ("vllm-ascend" in quant_type.spec.runs_on)
 
 
 def test_experts_on_cpu() -> None:

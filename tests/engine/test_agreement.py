@@ -177,6 +177,23 @@ def test_config_of_another_model(changes: dict[str, Any], words: tuple[str, ...]
 
 
 @pytest.mark.parametrize(
+    ("kind", "tied", "words"),
+    [
+        ("W8A8_DYNAMIC", True, ("layer lm_head: quant type W8A8_DYNAMIC, but config.json ties the output head",)),
+        ("W8A8_DYNAMIC", False, ()),
+        ("W8A16", False, ("layer lm_head: output heads of quant type W8A16 cannot be run here",)),
+    ],
+)
+def test_output_head_in_int8(kind: str, tied: bool, words: tuple[str, ...]) -> None:
+    draft = base("micro")
+    draft.put("lm_head.weight", torch.ones(512, 192, dtype=torch.int8), kind)
+    for suffix, value in (("weight_scale", 0.01), ("weight_offset", 0.0)):
+        draft.put(f"lm_head.{suffix}", torch.full((512, 1), value), kind)
+    draft.config = {**draft.config, "tie_word_embeddings": tied}  # type: ignore[dict-item]
+    refused(draft, *words) if words else accepted(draft)
+
+
+@pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"hidden_size": "192"}, "hidden_size must be a positive whole number, found '192'"),

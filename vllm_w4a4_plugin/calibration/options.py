@@ -2,7 +2,7 @@
 """The options of a quantization. Imports no torch."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -20,6 +20,8 @@ class QuantizeOptions(BaseModel):
         seq_len: tokens per row of text; text that the model generates has at most 256.
         recipe: a recipe's name or a .yaml file; None is `DEFAULT_RECIPE`.
         keep_float: patterns of full names of layers that are not quantized.
+        head: quant type of the output head of a model that does not tie it to the embedding: FLOAT, W8A8_DYNAMIC, or
+            None for that of `start_from`, else FLOAT.
         start_from: a checkpoint made from the model, here or by msModelSlim, that is only distilled.
         distill: steps of training towards the float model's predictions; None is a few for small models, else 0.
         gradients: weigh tokens by the squared gradient of the loss.
@@ -40,6 +42,7 @@ class QuantizeOptions(BaseModel):
     seq_len: int = Field(512, ge=16)
     recipe: str | None = None
     keep_float: tuple[str, ...] = ()
+    head: Literal["FLOAT", "W8A8_DYNAMIC"] | None = None
     start_from: Path | None = None
     distill: int | None = Field(None, ge=0)
     gradients: bool = False

@@ -67,10 +67,12 @@ def _logits(model: StreamedModel, ids: Tensor, reader: CheckpointReader | None) 
 
 def _fill_outer(model: StreamedModel, reader: CheckpointReader) -> None:
     for name, parameter in model.skeleton.named_parameters():
-        if (stored := model.weights.stored_name(name)) in reader.tensors:
+        if (stored := model.weights.stored_name(name)) in reader.tensors and stored != HEAD:
             parameter.data = reader.load(stored).to(parameter)
-    head = model.skeleton.get_output_embeddings()
-    if HEAD in reader.tensors:
+    head, head_name = model.skeleton.get_output_embeddings(), HEAD.rpartition(".")[0]
+    if HEAD in reader.tensors and (kind := module_type(reader.description, head_name)).spec.is_quantized:
+        head.forward = SimulatedLinear(layer_tensors(reader, head_name, kind), kind, head.bias).forward
+    elif HEAD in reader.tensors:
         head.weight = nn.Parameter(reader.load(HEAD).to(head.weight), requires_grad=False)
 
 

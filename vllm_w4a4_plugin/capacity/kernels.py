@@ -56,11 +56,12 @@ def kernel_of(
 
 
 def kernels_of(model: Model, ranks: int) -> Iterator[LayersOfKernel]:
-    """Layers that share type, kernel and reason, in the order of the model."""
+    """Layers that share type, kernel and reason, in the order of the model; the output head only if it is quantized."""
     counts: Counter[tuple[str, str, str]] = Counter()
     leaves: dict[tuple[str, str, str], dict[str, None]] = {}
     experts = experts_on_rank(model, ranks)
-    for linear in model.linears:
+    heads = [model.head] if model.head and model.head.quant_type.spec.is_quantized else []
+    for linear in (*model.linears, *heads):
         choice = kernel_of(linear, model, ranks, experts)
         key = (linear.quant_type.value, str(choice.kernel), choice.reason)
         counts[key] += 1

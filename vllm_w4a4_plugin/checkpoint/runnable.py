@@ -55,9 +55,14 @@ def types_for(kind: Kind, backends: frozenset[str] = ON_CPU) -> tuple[QuantType,
     """The types that modules of a kind can have to be run."""
     if kind is Kind.EXPERTS:
         return tuple(t for t in known_types() if t.spec.experts_run_on & backends)
-    if kind not in (Kind.LINEAR, Kind.VISION):
-        backends = backends & {VLLM_ASCEND}  # the plugin has none of these of its own
-    types = tuple(t for t in known_types() if t is QuantType.FLOAT or t.spec.runs_on & backends)
+    # Of what is neither a linear layer nor an expert the plugin has output heads of few types, and nothing else.
+    where = backends if kind in (Kind.LINEAR, Kind.VISION) else backends & {VLLM_ASCEND}
+    has_heads = kind is Kind.HEAD and CPU in backends
+    types = tuple(
+        t
+        for t in known_types()
+        if t is QuantType.FLOAT or t.spec.runs_on & where or (has_heads and t.spec.head_runs_on_cpu)
+    )
     # No tool that we know makes vision parts with 4-bit activations: such a description is that of other weights.
     return tuple(t for t in types if t.spec.activation_bits > 4) if kind is Kind.VISION else types
 

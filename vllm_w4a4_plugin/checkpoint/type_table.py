@@ -74,6 +74,7 @@ _BUILT_IN = (
         (*quantized_tensors(offsets=zeros), BIAS_TENSOR),
         runs_on=frozenset({CPU, VLLM_ASCEND}),
         experts_run_on=frozenset({CPU, VLLM_ASCEND}),
+        head_runs_on_cpu=True,
     ),
     # Per channel and, with the same name, per group: the shape of weight_scale tells them apart.
     TypeSpec(

@@ -86,6 +86,7 @@ class TypeSpec:
         runs_on: of CPU, NPU and VLLM_ASCEND.
         experts_run_on: the same for the experts of a mixture.
         has_groups: whether a row may have several weight scales, one for each group of inputs.
+        head_runs_on_cpu: whether CPUs run an output head of the type too. vllm-ascend runs one as a linear layer.
         may_be_packed: whether int4 weights may be stored two to a byte under the dtype I8 too, as msModelSlim does for
             some types (see `packed`).
     """
@@ -98,6 +99,7 @@ class TypeSpec:
     experts_run_on: frozenset[str] = frozenset()
     has_groups: bool = False
     may_be_packed: bool = False
+    head_runs_on_cpu: bool = False
 
     @property
     def has_transform(self) -> bool:

@@ -6,19 +6,21 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from vllm_w4a4_plugin.constants import DESCRIPTION_FILE
+
 from .accounting import cache_findings, header_accounting, rotation_findings
 from .agreement import difference_from, equal_copies, merge_clip_ratios
 from .errors import DAMAGED, CheckpointError, in_file
 from .experts import ExpertsPlan, planned_experts
 from .fit import architectures_finding, config_findings, expert_findings, float_findings, is_compared
 from .inventory import Inventory
-from .layers import fused_layers, layer_states
+from .layers import LayerState, fused_layers, layer_states
 from .model_config import EMBEDDING, HEAD, is_tied
 from .packed import is_packed
 from .plan import LayerPlan, plan_layer
 from .reader import CheckpointReader
 from .resolve import USUALLY_FUSED
-from .runnable import ON_CPU
+from .runnable import ON_CPU, Kind
 from .types import CLIP_RATIO, VLLM_ASCEND, WEIGHT, QuantType, known_types
 from .values import finite
 
@@ -65,7 +67,7 @@ def header_findings(reader: CheckpointReader, backends: frozenset[str] = ON_CPU)
     yield from float_findings(inventory)
     faulty: dict[str, str] = {}
     for layer in layer_states(inventory, backends):
-        if finding := layer.fault or layer.unsupported:
+        if finding := layer.fault or layer.unsupported or tied_finding(layer, inventory):
             faulty[layer.name] = finding
             yield finding
     for prefix, shards in fused_layers(inventory).items():
@@ -132,6 +134,17 @@ def value_finding(inventory: Inventory, name: str, tensor: "torch.Tensor") -> st
     problem = check(tensor) if check is not None else ""
     info = inventory.tensors.get(name)
     return f"{in_file(info.file if info else '')}layer {module}, tensor {name}: {problem}. {DAMAGED}" if problem else ""
+
+
+def tied_finding(layer: LayerState, inventory: Inventory) -> str:
+    """Why an output head would not be used although it is quantized, "" if it would or if the layer is none."""
+    if layer.kind is not Kind.HEAD or layer.written_type == QuantType.FLOAT or not is_tied(inventory.config):
+        return ""
+    return (
+        f"{DESCRIPTION_FILE}: layer {layer.name}: quant type {layer.written_type}, but config.json ties the output head "
+        "to the embedding (tie_word_embeddings), which looks tokens up in float, so the head would not be used. Set "
+        "tie_word_embeddings to false if the head belongs to these weights, or quantize again with a FLOAT head."
+    )
 
 
 def tied_head_findings(reader: CheckpointReader, inventory: Inventory) -> Iterator[str]:

@@ -43,6 +43,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="do not quantize layers whose full name matches, e.g. 'model.layers.0.*'; may be repeated",
     )  # fmt: skip
     parser.add_argument(
+        "--head", choices=("FLOAT", "W8A8_DYNAMIC"),
+        help="quant type of the output head of a model that does not tie it to the embedding (default: FLOAT, or that "
+        "of --start-from)",
+    )  # fmt: skip
+    parser.add_argument(
         "--start-from", type=Path, metavar="DIR",
         help="a checkpoint made from MODEL, here or by msModelSlim: only distil it",
     )  # fmt: skip

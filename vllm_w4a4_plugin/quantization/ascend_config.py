@@ -17,6 +17,7 @@ from vllm.model_executor.layers.linear import (
     register_weight_loader_v2_supported_method,
 )
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm_ascend.quantization import AscendModelSlimConfig
 
 from vllm_w4a4_plugin.checkpoint import CheckpointError, QuantDescription
@@ -149,7 +150,7 @@ class AscendW4A4ModelSlimConfig(AscendModelSlimConfig):
     def _theirs(
         self, layer: torch.nn.Module, prefix: str, why: str, *args: Any, **kwargs: Any
     ) -> QuantizeMethodBase | None:
-        """vllm-ascend's method. Linear layers go into the table; any W4A4 layer, linear or not, into the log."""
+        """vllm-ascend's method. Linear layers and quantized heads go into the table, any W4A4 layer into the log."""
         method = super().get_quant_method(layer, prefix, *args, **kwargs)
         scheme = type(getattr(method, "quant_method", method)).__name__
         modules = self._modules(prefix)
@@ -157,6 +158,8 @@ class AscendW4A4ModelSlimConfig(AscendModelSlimConfig):
         if "W4A4" in scheme:
             remark = f"{prefix}: {why}"
             logger.warning("%s. It runs in vllm-ascend's own %s.", remark, scheme)
+        elif isinstance(layer, VocabParallelEmbedding) and hasattr(method, "quant_method"):
+            remark = prefix
         elif not isinstance(layer, LinearBase):
             return method
         weights = (self.inventory.module(module).get(WEIGHT) for module in modules)

@@ -29,6 +29,7 @@ from .linear import AscendW4A4LinearMethod
 from .report import LoadReport
 from .schemes import new_scheme
 from .source import has_description, loads_dummy_weights, open_checkpoint
+from .stored_head import StoredHeadMethod
 
 if TYPE_CHECKING:
     from vllm.model_executor.models.utils import WeightsMapper
@@ -118,14 +119,20 @@ class AscendW4A4Config(QuantizationConfig):
             return self._linear_method(layer, prefix)
         if isinstance(layer, VocabParallelEmbedding):
             name = checkpoint_name(description, prefix)
-            if name is not None:
-                kind = Kind.HEAD if isinstance(layer, ParallelLMHead) else Kind.EMBEDDING
-                _require(unsupported_reason(prefix, module_type(description, name), kind))
+            quant_type = QuantType.FLOAT if name is None else module_type(description, name)
+            kind = Kind.HEAD if isinstance(layer, ParallelLMHead) else Kind.EMBEDDING
+            _require(unsupported_reason(prefix, quant_type, kind))
             if isinstance(layer, ParallelLMHead):
-                return self._head_method(layer)
+                return self._stored_head(layer, prefix) if quant_type.spec.is_quantized else self._head_method(layer)
         elif isinstance(layer, RoutedExperts):
             return self._experts_method(layer, prefix)
         return None
+
+    def _stored_head(self, layer: ParallelLMHead, prefix: str) -> QuantizeMethodBase:
+        sizes = (layer.embedding_dim, layer.org_vocab_size)
+        scheme = new_scheme(plan_layer(prefix, self.inventory, {}, sizes), self.report.packed)
+        assert scheme is not None  # the types that heads can have here have one
+        return StoredHeadMethod(scheme, self.report, not loads_dummy_weights())
 
     def _head_method(self, layer: ParallelLMHead) -> QuantizeMethodBase | None:
         bits = {"float": None, "int8": 8, "int4": 4}[envs.VLLM_W4A4_HEAD]

@@ -33,6 +33,16 @@ def test_experts() -> None:
     ]
 
 
+def test_output_head() -> None:
+    sizes = config(640, 1536, 80)
+    for vocabulary, notes in ((65535, 0), (151936, 1)):
+        sizes.vocab_size = vocabulary
+        found = npu_notes(sizes, [], head=QuantType.W8A8_DYNAMIC)
+        assert len(found) == notes
+        assert npu_notes(sizes, []) == []
+    assert found[0].startswith("an output head of type W8A8_DYNAMIC cannot run: 151936 output features on a device")
+
+
 @pytest.mark.parametrize(
     ("hidden", "mlp", "head", "recipe", "expected"),
     [

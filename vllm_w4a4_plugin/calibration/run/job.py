@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from vllm_w4a4_plugin.checkpoint import QuantType
+
 from ..data.held_out import CalibrationText, hold_out
 from ..errors import CalibrationError
 from ..model.streamed import StreamedModel
@@ -25,11 +27,13 @@ class Settings:
         seed: of the flat rotations and of the order in which distillation uses the text.
         gradients: weigh tokens by the squared gradient of the loss (`fisher`).
         distill: steps of training towards the float model's predictions.
+        head: quant type of the output head.
     """
 
     seed: int = 0
     gradients: bool = False
     distill: int = 0
+    head: str = QuantType.FLOAT
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,19 @@ from ..model.structure import Role, group_sizes, head_dim
 from ..transforms.sizes import stored_factors
 
 
-def npu_notes(config: Any, kinds: Iterable[tuple[Role, QuantType]], experts: Iterable[QuantType] = ()) -> list[str]:
+def npu_notes(
+    config: Any,
+    kinds: Iterable[tuple[Role, QuantType]],
+    experts: Iterable[QuantType] = (),
+    head: QuantType = QuantType.FLOAT,
+) -> list[str]:
     """One sentence for each role whose layers cannot have the fastest of CANN's kernels, on one device.
 
     Args:
         config: transformers' text config.
         kinds: pairs of role and quant type in the model.
         experts: quant types of its experts.
+        head: quant type of its output head.
     """
     notes = [
         f"experts of type {kind} cannot run on NPUs: vllm-ascend has no kernel for them."
@@ -39,4 +45,8 @@ def npu_notes(config: Any, kinds: Iterable[tuple[Role, QuantType]], experts: Ite
             notes.append(f"{role} layers of type {kind} cannot run: {choice.reason}.")
         elif choice.reason:
             notes.append(f"{role} layers of type {kind} will run as {choice.kernel}: {choice.reason}.")
+    if head.spec.is_quantized:
+        choice = select_kernel(RankShape(head, config.vocab_size, config.hidden_size), has_fused_library=False)
+        if choice.kernel is Kernel.NONE:
+            notes.append(f"an output head of type {head} cannot run: {choice.reason}.")
     return notes

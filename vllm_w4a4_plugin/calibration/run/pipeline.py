@@ -24,9 +24,9 @@ from ..distill.training import distill
 from ..errors import CalibrationError
 from ..files import save_bytes, save_tensors
 from ..model.block import LoadedBlock
-from ..model.streamed import HEAD
 from ..progress import Listener, Phase, Progress, silent
 from .job import Job
+from .outer import outer_types, with_head
 from .packing import pack_parts
 from .records import BlockRecord, Distillation, Outcome
 from .start_from import StartingPoint
@@ -166,11 +166,12 @@ class Quantization:
 
     def _write(self, records: list[BlockRecord], distillation: Distillation | None, extra_files: ExtraFiles) -> Outcome:
         """Write the output directory."""
-        outer = self.model.outer_tensors()
-        save_tensors(outer, self.work.outer)
+        outer, head = self.model.outer_tensors(), QuantType(self.job.settings.head)
+        types = self._types(records, outer_types(outer, head))
+        save_tensors(with_head(outer, head), self.work.outer)
         file_of = self.work.distilled if self.job.settings.distill else self.work.tensors
         parts = [self.work.outer, *map(file_of, range(len(records)))]
-        parts, types = pack_parts(parts, self._types(records, list(outer)))
+        parts, types = pack_parts(parts, types)
         nbytes = sum(tensor.nbytes for part in parts for tensor in stored_tensors(part))
         changes = {"tie_word_embeddings": False} if self.job.recipe.rotates_residual else {}
         outcome = Outcome(records, nbytes, distillation)
@@ -179,13 +180,10 @@ class Quantization:
         write_checkpoint(self.model.directory, self.output, parts, types, headline, changes, extras=extras)
         return outcome
 
-    def _types(self, records: list[BlockRecord], outer: list[str]) -> dict[str, QuantType]:
+    def _types(self, records: list[BlockRecord], outer: dict[str, QuantType]) -> dict[str, QuantType]:
         """Quant type of every tensor, in msModelSlim's order: embedding, blocks, final norm, head."""
         embedding = f"{self.model.embedding_name}.weight"
         types: dict[str, QuantType] = {embedding: QuantType.FLOAT}
         for record in records:
             types |= {name: QuantType(kind) for name, kind in record.types.items()}
-        types |= dict.fromkeys((name for name in outer if name not in (embedding, HEAD)), QuantType.FLOAT)
-        if HEAD in outer:
-            types[HEAD] = QuantType.FLOAT
-        return types
+        return types | outer

@@ -18,7 +18,7 @@ from ..devices import DevicePool
 from ..distill.schedule import STEP_TOKENS, default_steps
 from ..errors import CalibrationError
 from ..model.rotated import RotatedModel
-from ..model.streamed import StreamedModel
+from ..model.streamed import HEAD, StreamedModel
 from ..model.structure import Role
 from ..options import DEFAULT_RECIPE, QuantizeOptions
 from ..progress import Listener, Phase, Progress
@@ -55,10 +55,10 @@ class Preparation:
         self.model = self._load_model()
         of_experts = [name for names in self._names_of_experts() for name in names]
         self.recipe.check_patterns([*self.model.linear_names(), *of_experts], self.model.float_names())
-        self.settings = Settings(options.seed, options.gradients, self._distillation_steps())
         self.start_from: StartingPoint | None = None
         if options.start_from:
             self.start_from = StartingPoint(self.model, CheckpointReader(options.start_from))
+        self.settings = Settings(options.seed, options.gradients, self._distillation_steps(), self._head_type())
 
     @property
     def name(self) -> str:
@@ -113,6 +113,7 @@ class Preparation:
         return [
             ("model", self.name),
             ("recipe", recipe),
+            ("output head", self.settings.head),
             ("calibration text", f"{text}, {used.rows.numel()} tokens, {used.distinct} different ones"),
             ("held out", f"{used.held_out.numel()} {'random tokens' if used.repeats else 'further tokens'}"),
             ("seed", str(options.seed)),
@@ -135,6 +136,26 @@ class Preparation:
         if self.options.start_from and not steps:
             raise CalibrationError("`start_from` only distils: set `distill` to the number of steps.")
         return steps
+
+    def _head_type(self) -> QuantType:
+        kind = self.options.head
+        if kind is None:
+            return self.start_from.head_type if self.start_from else QuantType.FLOAT
+        if QuantType(kind) is not QuantType.FLOAT:
+            problem = ""
+            if self.model.tied and not self.recipe.rotates_residual:
+                problem = (
+                    "ties its output head to the embedding (tie_word_embeddings), which looks tokens up in float, so "
+                    "that the head cannot be quantized in the checkpoint"
+                )
+            elif HEAD not in self.model.weights.tensors and not self.model.tied:
+                problem = f"has no output head {HEAD}"
+            if problem:
+                raise CalibrationError(
+                    f"{self.directory}: the model {problem}. Leave out `head`; on CPUs the plugin rounds float heads "
+                    "to int8 while it loads them."
+                )
+        return QuantType(kind)
 
     def _kinds(self) -> set[tuple[Role, QuantType]]:
         """Pairs of role and quant type in the model."""
@@ -174,7 +195,7 @@ class Preparation:
         workload = Workload(tokens, self.settings.gradients, distill, generated, self.options.activations_on_disk)
         need = estimate(config, self.model.weights.tensors, self.recipe, workload, device)
         logger.info("%s: %d blocks; needs %s", self.directory, len(self.model), need)
-        for note in npu_notes(config, self._kinds(), self._kinds_of_experts()):
+        for note in npu_notes(config, self._kinds(), self._kinds_of_experts(), QuantType(self.settings.head)):
             logger.warning("Note on NPUs: %s", note)
         memory = free_memory()
         if device == "cpu" and memory < need.memory:

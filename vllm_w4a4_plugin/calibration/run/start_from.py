@@ -23,7 +23,7 @@ from vllm_w4a4_plugin.checkpoint.verify import check_headers
 
 from ..block.report import NOT_QUANTIZED, LayerReport
 from ..errors import CalibrationError
-from ..model.streamed import StreamedModel
+from ..model.streamed import HEAD, StreamedModel
 
 
 def trainable_types() -> tuple[QuantType, ...]:
@@ -72,6 +72,11 @@ class StartingPoint:
         check_headers(reader)
         self._check_tensors()
         self._check_embedding()
+
+    @property
+    def head_type(self) -> QuantType:
+        """Of the checkpoint's output head."""
+        return QuantType(self.reader.description.tensors.get(HEAD, QuantType.FLOAT))
 
     def block(self, index: int) -> StoredBlock:
         """Block `index` as the checkpoint has it."""

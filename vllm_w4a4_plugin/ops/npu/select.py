@@ -25,7 +25,8 @@ KRONECKER_TOKENS = 262144
 """Tokens in one call of npu_kronecker_quant (aclnnFlatQuant), from CANN 8.5 on."""
 
 MATMUL_AXIS_LIMIT = 65535
-"""Largest input size of npu_quant_matmul (aclnnQuantMatmulV4) with int4."""
+"""Largest input size of npu_quant_matmul (aclnnQuantMatmulV4), and largest output size of its int8 weights, which
+vllm-ascend stores by input features."""
 
 FUSED_INPUT_LIMIT, FUSED_OUTPUT_LIMIT = 32768, 65536
 """Largest sizes of the fused kernel, as in csrc/npu/host/tiling.cpp."""
@@ -106,7 +107,8 @@ def select_kernel(
     """
     kind = shape.quant_type.spec
     if NPU not in kind.runs_on:
-        return KernelChoice(Kernel.VLLM_ASCEND)
+        reason = int8_unsupported_reason(shape)
+        return KernelChoice(Kernel.NONE if reason else Kernel.VLLM_ASCEND, reason)
     if reason := matmul_unsupported_reason(shape):
         return KernelChoice(Kernel.NONE, reason)
     reason = fused_unsupported_reason(shape) if has_fused_library else ""
@@ -122,6 +124,20 @@ def select_kernel(
         if choice.kernel not in broken:
             return KernelChoice(choice.kernel, "; ".join(filter(None, (*faults, choice.reason))))
     return KernelChoice(Kernel.NONE, "; ".join(faults))
+
+
+def int8_unsupported_reason(shape: RankShape) -> str:
+    """Why vllm-ascend's int8 matrix product cannot compute the layer, "" if it can or if the layer has another one.
+
+    An output head has a row for each token of the vocabulary, which is more than the operator takes in most models.
+    """
+    kind = shape.quant_type.spec
+    if not kind.weight_bits == kind.activation_bits == 8 or shape.output_size <= MATMUL_AXIS_LIMIT:
+        return ""
+    return (
+        f"{shape.output_size} output features on a device, npu_quant_matmul takes at most {MATMUL_AXIS_LIMIT}; "
+        "use more tensor-parallel ranks"
+    )
 
 
 def matmul_unsupported_reason(shape: RankShape) -> str:

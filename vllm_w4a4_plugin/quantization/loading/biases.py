@@ -19,6 +19,7 @@ from vllm_w4a4_plugin.checkpoint.inventory import Inventory
 from vllm_w4a4_plugin.checkpoint.resolve import USUALLY_FUSED
 from vllm_w4a4_plugin.checkpoint.types import BIAS
 from vllm_w4a4_plugin.quantization.head import RotatedHeadMethod
+from vllm_w4a4_plugin.quantization.stored_head import StoredHeadMethod
 
 Module = Any
 """A vLLM module. `torch.nn.Module` would type each of its attributes as "Tensor or Module"."""
@@ -86,10 +87,12 @@ def _add_bias(module: Module, inventory: Inventory, name: str) -> None:
     if isinstance(module, LinearBase):
         size = module.output_size if isinstance(module, RowParallelLinear) else module.output_size_per_partition
         _register(module, size, module.params_dtype, output_dim=0, weight_loader=module.weight_loader)
-    elif isinstance(module, ParallelLMHead) and isinstance(module.quant_method, UnquantizedEmbeddingMethod):
+    elif isinstance(module, ParallelLMHead) and isinstance(
+        module.quant_method, (UnquantizedEmbeddingMethod, StoredHeadMethod)
+    ):
         size = module.num_embeddings_per_partition
         _register(module, size, module.params_dtype, output_dim=0, weight_loader=module.weight_loader)
-        if not isinstance(module.quant_method, RotatedHeadMethod):  # it knows of the bias
+        if not isinstance(module.quant_method, (RotatedHeadMethod, StoredHeadMethod)):  # they know of the bias
             module.quant_method = _BiasedHeadMethod()
     elif "Norm" in type(module).__name__ and getattr(module, "weight", None) is not None:
         _register(module, module.weight.shape[0], module.weight.dtype)
