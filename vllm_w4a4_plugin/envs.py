@@ -96,7 +96,8 @@ VARIABLES = {
             _head,
             "int8",
             "How a CPU computes an output head that is in float: `int8` and `int4` round its weights "
-            "(see [The output head](../explanation/output-head.md)), `float` leaves it to vLLM.",
+            "(see [The output head](../explanation/output-head.md)), `float` leaves it to vLLM. A head that the "
+            "checkpoint has in integers runs as it is.",
         ),
         Variable(
             "VLLM_W4A4_FORCE",
