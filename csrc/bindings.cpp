@@ -13,6 +13,7 @@
 #include "cpu/layout.h"
 #include "cpu/linear.h"
 #include "cpu/pack.h"
+#include "cpu/placement.h"
 #include "cpu/silu.h"
 #include "cpu/weight_only.h"
 #include "tensors.h"
@@ -291,14 +292,6 @@ void check_int8_matrix(const Tensor& weight) {
                   "weight: expected int8 [out, in], found ", shape_text(weight));
 }
 
-void check_int4(const Tensor& weight) {
-  check_int8_matrix(weight);
-  const auto* values = static_cast<const int8_t*>(weight.const_data_ptr());
-  const int64_t place = w4a4::find_outside_int4(values, weight.numel());
-  STD_TORCH_CHECK(place < 0, "weight: expected int4 values in [-8, 7], found ", static_cast<int>(values[place]),
-                  " in row ", place / weight.size(1), ", column ", place % weight.size(1));
-}
-
 // Whether the rows of `weight` fit into `packed`, a packed form with `block_bytes` per block, from `first_row` on.
 void check_rows_fit(const Tensor& packed, int64_t block_bytes, const Tensor& weight, int64_t first_row) {
   check_contiguous(packed, "packed");
@@ -310,11 +303,25 @@ void check_rows_fit(const Tensor& packed, int64_t block_bytes, const Tensor& wei
                   first_row, " to ", first_row + weight.size(0), " do not fit into ", packed.size(0), " tiles");
 }
 
+void zero_tiles(Tensor packed) {
+  check_contiguous(packed, "packed");
+  STD_TORCH_CHECK(packed.dim() == 3 && packed.element_size() == 1,
+                  "packed: expected bytes [tiles, blocks, bytes of a block], found ", shape_text(packed));
+  w4a4::zero_tiles(packed.mutable_data_ptr(), packed.size(0), packed.size(1) * packed.size(2), torch_pool());
+}
+
 void pack_int4_rows(Tensor packed, const Tensor& weight, int64_t first_row) {
-  check_int4(weight);
+  check_int8_matrix(weight);
   check_rows_fit(packed, w4a4::kBlockBytes, weight, first_row);
-  w4a4::pack_rows(static_cast<const int8_t*>(weight.const_data_ptr()), weight.size(0), weight.size(1), first_row,
-                  static_cast<uint8_t*>(packed.mutable_data_ptr()));
+  const auto* values = static_cast<const int8_t*>(weight.const_data_ptr());
+  const int64_t rows = weight.size(0), columns = weight.size(1);
+  if (w4a4::pack_rows(values, rows, columns, first_row, static_cast<uint8_t*>(packed.mutable_data_ptr()),
+                      torch_pool())) {
+    return;
+  }
+  const int64_t place = w4a4::find_outside_int4(values, weight.numel());
+  STD_TORCH_CHECK(place < 0, "weight: expected int4 values in [-8, 7], found ", static_cast<int>(values[place]),
+                  " in row ", place / columns, ", column ", place % columns);
 }
 
 Tensor pack_int4(const Tensor& weight) {
@@ -331,7 +338,7 @@ void pack_int8_rows(Tensor packed, const Tensor& weight, int64_t first_row) {
   check_int8_matrix(weight);
   check_rows_fit(packed, w4a4::kInt8BlockBytes, weight, first_row);
   w4a4::pack_int8_rows(static_cast<const int8_t*>(weight.const_data_ptr()), weight.size(0), weight.size(1), first_row,
-                       static_cast<int8_t*>(packed.mutable_data_ptr()));
+                       static_cast<int8_t*>(packed.mutable_data_ptr()), torch_pool());
 }
 
 Tensor unpack_int4(const Tensor& packed, int64_t out_features, int64_t in_features) {
@@ -388,6 +395,7 @@ STABLE_TORCH_LIBRARY(vllm_w4a4, m) {
       "weight_only_linear(Tensor x, Tensor weight_packed, Tensor weight_scale, Tensor? bias=None, "
       "Tensor? weight_offset=None) -> Tensor");
   m.def("silu_and_mul(Tensor x) -> Tensor");
+  m.def("zero_tiles_(Tensor(a!) packed) -> ()");
   m.def("pack_int4(Tensor weight) -> Tensor");
   m.def("pack_int4_rows_(Tensor(a!) packed, Tensor weight, int first_row) -> ()");
   m.def(
@@ -410,6 +418,7 @@ STABLE_TORCH_LIBRARY_IMPL(vllm_w4a4, CPU, m) {
   m.impl("int8_linear", TORCH_BOX(&int8_linear));
   m.impl("weight_only_linear", TORCH_BOX(&weight_only_linear));
   m.impl("silu_and_mul", TORCH_BOX(&silu_and_mul));
+  m.impl("zero_tiles_", TORCH_BOX(&zero_tiles));
   m.impl("pack_int4", TORCH_BOX(&pack_int4));
   m.impl("pack_int4_rows_", TORCH_BOX(&pack_int4_rows));
   m.impl("w8a8_linear", TORCH_BOX(&w8a8_linear));

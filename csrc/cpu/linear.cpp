@@ -50,14 +50,15 @@ GemmArgs gemm_args(const Weight& weight, Dtype dtype, int32_t zero_point) {
   return args;
 }
 
-// Splits by output tiles, which share nothing; a matrix with few tiles is split by tokens as well.
+// Splits by output tiles, which share nothing; a matrix with few tiles is split by tokens as well, which for up to 32
+// tokens gives each thread the same tiles.
 void multiply(const GemmArgs& args, const Gemm& gemm, const Pool& pool) {
   const int64_t tiles = tile_count(args.out_features);
   const bool few_tiles = tiles < 4 * pool.threads;
   const int64_t part = std::max<int64_t>(1, (few_tiles ? 32 : kMaxGemmTokens) / gemm.panel_tokens);
   const int64_t panels = args.panels.count, parts = ceil_div(panels, part);
   if (!few_tiles) {
-    pool.parallel_for(tiles, 1, [&](int64_t begin, int64_t end) {
+    for_tiles(tiles, pool, [&](int64_t begin, int64_t end) {
       for (int64_t panel = 0; panel < panels; panel += part) {
         gemm.run(args, begin, end, panel, std::min(panel + part, panels));
       }

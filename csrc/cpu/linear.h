@@ -18,6 +18,12 @@ struct Pool {
   int64_t threads;
 };
 
+// Runs `body(begin, end)` over the tiles of a weight. This is how its output features are shared out among threads, of
+// products and of what places the weight in memory: a thread gets the same tiles each time.
+inline void for_tiles(int64_t tiles, const Pool& pool, const std::function<void(int64_t, int64_t)>& body) {
+  pool.parallel_for(tiles, 1, body);
+}
+
 // The transform of an operator call. `left` * `right` is the number of input features; a null factor is the identity.
 struct Transform {
   int64_t left, right;

@@ -38,8 +38,8 @@ void weight_only_linear(const void* x, Dtype dtype, int64_t tokens, const Weight
     const void* source = static_cast<const char*>(x) + begin * weight.in_features * dtype_size(dtype);
     args.x = as_floats(source, dtype, args.tokens * weight.in_features, x_scratch);
     args.y = static_cast<char*>(y) + begin * weight.out_features * dtype_size(dtype);
-    pool.parallel_for(tile_count(weight.out_features), 1,
-                      [&](int64_t first, int64_t last) { kernels.weight_only(args, first, last); });
+    for_tiles(tile_count(weight.out_features), pool,
+              [&](int64_t first, int64_t last) { kernels.weight_only(args, first, last); });
   }
 }
 

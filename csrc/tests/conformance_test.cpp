@@ -14,6 +14,7 @@
 #include "harness.h"
 #include "nonfinite_test.h"
 #include "oracle.h"
+#include "placement_test.h"
 #include "random.h"
 #include "steps_test.h"
 #include "wide_test.h"
@@ -369,6 +370,7 @@ void test(const w4a4::Kernels& kernels) {
 int main(int count, char** names) {
   test_float16();
   test_pack();
+  test_placement();
   for (const w4a4::Kernels* kernels : w4a4::all_kernels()) {
     bool is_wanted = count == 1 && kernels->is_available();
     for (int i = 1; i < count; ++i) is_wanted |= std::strcmp(names[i], kernels->name) == 0;

@@ -39,17 +39,25 @@ inline w4a4::Pool make_pool(int64_t threads) {
           threads};
 }
 
+// The caller's thread alone.
+inline w4a4::Pool no_threads() {
+  return {[](int64_t count, int64_t, const std::function<void(int64_t, int64_t)>& body) {
+            if (count > 0) body(0, count);
+          },
+          1};
+}
+
 inline std::vector<uint8_t> pack(const std::vector<int8_t>& weight, int64_t out, int64_t features) {
   const int64_t bytes = w4a4::tile_count(out) * w4a4::block_count(features) * w4a4::kBlockBytes;
   std::vector<uint8_t> packed(bytes, w4a4::kZeroPoint << 4 | w4a4::kZeroPoint);
-  w4a4::pack_rows(weight.data(), out, features, 0, packed.data());
+  w4a4::pack_rows(weight.data(), out, features, 0, packed.data(), no_threads());
   return packed;
 }
 
 // Zero rows and features beyond the weight.
 inline std::vector<int8_t> pack_int8(const std::vector<int8_t>& weight, int64_t out, int64_t features) {
   std::vector<int8_t> packed(w4a4::tile_count(out) * w4a4::block_count(features) * w4a4::kInt8BlockBytes);
-  w4a4::pack_int8_rows(weight.data(), out, features, 0, packed.data());
+  w4a4::pack_int8_rows(weight.data(), out, features, 0, packed.data(), no_threads());
   return packed;
 }
 

@@ -141,9 +141,9 @@ def tied_finding(layer: LayerState, inventory: Inventory) -> str:
     if layer.kind is not Kind.HEAD or layer.written_type == QuantType.FLOAT or not is_tied(inventory.config):
         return ""
     return (
-        f"{DESCRIPTION_FILE}: layer {layer.name}: quant type {layer.written_type}, but config.json ties the output head "
-        "to the embedding (tie_word_embeddings), which looks tokens up in float, so the head would not be used. Set "
-        "tie_word_embeddings to false if the head belongs to these weights, or quantize again with a FLOAT head."
+        f"{DESCRIPTION_FILE}: layer {layer.name}: quant type {layer.written_type}, but config.json ties the output "
+        "head to the embedding (tie_word_embeddings), which looks tokens up in float, so the head would not be used. "
+        "Set tie_word_embeddings to false if the head belongs to these weights, or quantize again with a FLOAT head."
     )
 
 

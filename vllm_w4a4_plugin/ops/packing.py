@@ -7,6 +7,21 @@ from torch import Tensor
 from .cpu import load_library
 
 
+def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A packed weight [tiles, blocks, bytes of a block], all bytes 0, each tile touched first by the thread that
+    multiplies it: on machines with several NUMA nodes that is where its memory is placed. In huge pages, if there are.
+
+    Args:
+        shape: `packed_int4_shape` or `packed_int8_shape`.
+        dtype: int8 or uint8.
+    """
+    load_library()
+    packed = torch.empty(shape, dtype=dtype)
+    if packed.device.type == "cpu":
+        torch.ops.vllm_w4a4.zero_tiles_(packed)
+    return packed
+
+
 def pack_int4(weight: Tensor) -> Tensor:
     """Pack int8 [out, in], values in [-8, 7], into uint8 `packed_int4_shape(out, in)`: half a byte per value.
 

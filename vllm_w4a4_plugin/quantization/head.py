@@ -44,7 +44,7 @@ class RotatedHeadMethod(UnquantizedEmbeddingMethod):
         if not hasattr(layer, PACKED):
             # Neither parameters nor buffers: vLLM's reload would put the former values of those back.
             shape = packed_int8_shape(rows, features) if self.bits == 8 else packed_int4_shape(rows, features)
-            setattr(layer, PACKED, torch.zeros(shape, dtype=torch.int8 if self.bits == 8 else torch.uint8))
+            setattr(layer, PACKED, packing.zeros(shape, torch.int8 if self.bits == 8 else torch.uint8))
             setattr(layer, SCALE, torch.empty((rows, groups) if groups > 1 else rows, dtype=torch.float32))
             setattr(layer, ROTATION, rotation(features))
         packed, scale, factors = (getattr(layer, name) for name in (PACKED, SCALE, ROTATION))

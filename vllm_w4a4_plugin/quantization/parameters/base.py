@@ -37,6 +37,10 @@ def shard_index(shard_id: str | int | None) -> int | None:
     return _QKV[shard_id] if isinstance(shard_id, str) else shard_id
 
 
+class UnfitValuesError(ValueError):
+    """Values that a parameter cannot take; the text says what is wrong with them."""
+
+
 class Completeness:
     """Mixin of parameters that know which of their parts were loaded, load after load."""
 
@@ -163,12 +167,20 @@ class MatrixParameter(Completeness, BasevLLMParameter):
         matrix = matrix.narrow(0, first_stored, count)
         if self.input_parts > 1:
             matrix = matrix.narrow(1, self.tp_rank * self.input_size, self.input_size)
-        if not self.is_meta and (problem := check_values(self.suffix, matrix, self.plan.quant_type)):
-            raise self.plan.error(self.suffix, shard, problem)
-        self._store(matrix, first_row)
+        try:
+            if not self.is_meta:
+                self._check(matrix)
+            self._store(matrix, first_row)
+        except UnfitValuesError as error:
+            raise self.plan.error(self.suffix, shard, str(error)) from None
         if not self.is_meta:
             self.filled = {**({} if self.is_settled else self.filled), first_row: count}
             self.is_settled = False
+
+    def _check(self, matrix: torch.Tensor) -> None:
+        """Raise `UnfitValuesError` if the values are not those that the type allows."""
+        if problem := check_values(self.suffix, matrix, self.plan.quant_type):
+            raise UnfitValuesError(problem)
 
     def _matrix(self, loaded: torch.Tensor, shard: int | None) -> torch.Tensor:
         """The tensor in two dimensions and with a dtype of the parameter's kind."""

@@ -20,7 +20,7 @@ class Int4Parameter(PackedParameter):
 
     @classmethod
     def zeros(cls, sizes: tuple[int, int], **kwargs: Any) -> Self:
-        return cls(torch.zeros(packed_int4_shape(*sizes), dtype=torch.int8), sizes=sizes, **kwargs)
+        return cls(packing.zeros(packed_int4_shape(*sizes), torch.int8), sizes=sizes, **kwargs)
 
     def _unpacked(self, matrix: torch.Tensor, rows: int) -> torch.Tensor:
         is_packed = self.plan.quant_type.spec.may_be_packed and 2 * matrix.shape[0] == rows
@@ -29,8 +29,15 @@ class Int4Parameter(PackedParameter):
     def _rows(self, first_row: int, rows: int) -> torch.Tensor:
         return _tiles(self.data, first_row, rows)
 
+    def _check(self, matrix: torch.Tensor) -> None:
+        """Nothing: the values are looked at while they are packed, so that they are read from memory once."""
+
     def _pack(self, matrix: torch.Tensor, first_row: int) -> None:
-        packing.pack_int4_rows_(self.data, matrix.contiguous(), first_row)
+        try:
+            packing.pack_int4_rows_(self.data, matrix.contiguous(), first_row)
+        except RuntimeError:
+            super()._check(matrix)
+            raise
 
 
 class Int8Parameter(PackedParameter):
@@ -38,7 +45,7 @@ class Int8Parameter(PackedParameter):
 
     @classmethod
     def zeros(cls, sizes: tuple[int, int], **kwargs: Any) -> Self:
-        return cls(torch.zeros(packed_int8_shape(*sizes), dtype=torch.int8), sizes=sizes, **kwargs)
+        return cls(packing.zeros(packed_int8_shape(*sizes), torch.int8), sizes=sizes, **kwargs)
 
     def _rows(self, first_row: int, rows: int) -> torch.Tensor:
         return _tiles(self.data, first_row, rows)
