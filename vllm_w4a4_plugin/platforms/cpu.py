@@ -22,7 +22,7 @@ from vllm_w4a4_plugin.constants import (
 )
 
 from . import dtype as dtypes
-from . import eager, executor, requested_dtype, triton_kernels
+from . import eager, executor, onednn, requested_dtype, triton_kernels
 from .registration import register_method
 from .threads import bind_ranks
 
@@ -144,6 +144,7 @@ class W4A4CpuPlatform(CpuPlatform):
             )
         if not is_ours:
             return
+        onednn.bound_cache()
         load_format = vllm_config.load_config.load_format
         if load_format not in (*LOAD_FORMATS, "dummy"):
             reason = WHY_REFUSED.get(load_format, "it does not load the checkpoint's own tensors")
