@@ -12,8 +12,6 @@
 #include "cpu/kernels.h"
 #include "cpu/layout.h"
 #include "cpu/linear.h"
-#include "cpu/pack.h"
-#include "cpu/placement.h"
 #include "cpu/silu.h"
 #include "cpu/weight_only.h"
 #include "tensors.h"
@@ -109,10 +107,6 @@ int64_t check_tokens(const Tensor& x, const char* name) {
   STD_TORCH_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) > 0, name, ": expected [..., in_features], found ",
                   shape_text(x));
   return x.size(x.dim() - 1);
-}
-
-Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype) {
-  return torch::stable::new_empty(like, shape, dtype);
 }
 
 // A linear of `features` inputs after `step`.
@@ -286,74 +280,6 @@ Tensor silu_and_mul(const Tensor& x) {
   return y;
 }
 
-void check_int8_matrix(const Tensor& weight) {
-  check_contiguous(weight, "weight");
-  STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Char && weight.dim() == 2,
-                  "weight: expected int8 [out, in], found ", shape_text(weight));
-}
-
-// Whether the rows of `weight` fit into `packed`, a packed form with `block_bytes` per block, from `first_row` on.
-void check_rows_fit(const Tensor& packed, int64_t block_bytes, const Tensor& weight, int64_t first_row) {
-  check_contiguous(packed, "packed");
-  const int64_t blocks = w4a4::block_count(weight.size(1));
-  STD_TORCH_CHECK(
-      packed.dim() == 3 && packed.element_size() == 1 && packed.size(1) == blocks && packed.size(2) == block_bytes,
-      "packed: expected [tiles, ", blocks, ", ", block_bytes, "], found ", shape_text(packed));
-  STD_TORCH_CHECK(first_row >= 0 && first_row + weight.size(0) <= packed.size(0) * w4a4::kTileRows, "first_row: rows ",
-                  first_row, " to ", first_row + weight.size(0), " do not fit into ", packed.size(0), " tiles");
-}
-
-void zero_tiles(Tensor packed) {
-  check_contiguous(packed, "packed");
-  STD_TORCH_CHECK(packed.dim() == 3 && packed.element_size() == 1,
-                  "packed: expected bytes [tiles, blocks, bytes of a block], found ", shape_text(packed));
-  w4a4::zero_tiles(packed.mutable_data_ptr(), packed.size(0), packed.size(1) * packed.size(2), torch_pool());
-}
-
-void pack_int4_rows(Tensor packed, const Tensor& weight, int64_t first_row) {
-  check_int8_matrix(weight);
-  check_rows_fit(packed, w4a4::kBlockBytes, weight, first_row);
-  const auto* values = static_cast<const int8_t*>(weight.const_data_ptr());
-  const int64_t rows = weight.size(0), columns = weight.size(1);
-  if (w4a4::pack_rows(values, rows, columns, first_row, static_cast<uint8_t*>(packed.mutable_data_ptr()),
-                      torch_pool())) {
-    return;
-  }
-  const int64_t place = w4a4::find_outside_int4(values, weight.numel());
-  STD_TORCH_CHECK(place < 0, "weight: expected int4 values in [-8, 7], found ", static_cast<int>(values[place]),
-                  " in row ", place / columns, ", column ", place % columns);
-}
-
-Tensor pack_int4(const Tensor& weight) {
-  check_int8_matrix(weight);
-  const int64_t tiles = w4a4::tile_count(weight.size(0)), blocks = w4a4::block_count(weight.size(1));
-  Tensor packed = new_tensor(weight, {tiles, blocks, w4a4::kBlockBytes}, ScalarType::Byte);
-  // Rows beyond the last are zero: both nibbles hold the zero point.
-  torch::stable::fill_(packed, w4a4::kZeroPoint << 4 | w4a4::kZeroPoint);
-  pack_int4_rows(packed, weight, 0);
-  return packed;
-}
-
-void pack_int8_rows(Tensor packed, const Tensor& weight, int64_t first_row) {
-  check_int8_matrix(weight);
-  check_rows_fit(packed, w4a4::kInt8BlockBytes, weight, first_row);
-  w4a4::pack_int8_rows(static_cast<const int8_t*>(weight.const_data_ptr()), weight.size(0), weight.size(1), first_row,
-                       static_cast<int8_t*>(packed.mutable_data_ptr()), torch_pool());
-}
-
-Tensor unpack_int4(const Tensor& packed, int64_t out_features, int64_t in_features) {
-  check_contiguous(packed, "packed");
-  const int64_t tiles = w4a4::tile_count(out_features), blocks = w4a4::block_count(in_features);
-  STD_TORCH_CHECK(
-      packed.dim() == 3 && packed.size(0) == tiles && packed.size(1) == blocks && packed.size(2) == w4a4::kBlockBytes,
-      "packed: expected [", tiles, ", ", blocks, ", ", w4a4::kBlockBytes, "] for ", out_features, " x ", in_features,
-      ", found ", shape_text(packed));
-  Tensor weight = new_tensor(packed, {out_features, in_features}, ScalarType::Char);
-  w4a4::unpack_rows(static_cast<const uint8_t*>(packed.const_data_ptr()), out_features, in_features,
-                    static_cast<int8_t*>(weight.mutable_data_ptr()));
-  return weight;
-}
-
 std::string cpu_instruction_set() { return w4a4::kernels().name; }
 
 // Comma-separated, best first.
@@ -395,14 +321,9 @@ STABLE_TORCH_LIBRARY(vllm_w4a4, m) {
       "weight_only_linear(Tensor x, Tensor weight_packed, Tensor weight_scale, Tensor? bias=None, "
       "Tensor? weight_offset=None) -> Tensor");
   m.def("silu_and_mul(Tensor x) -> Tensor");
-  m.def("zero_tiles_(Tensor(a!) packed) -> ()");
-  m.def("pack_int4(Tensor weight) -> Tensor");
-  m.def("pack_int4_rows_(Tensor(a!) packed, Tensor weight, int first_row) -> ()");
   m.def(
       "w8a8_linear(Tensor x, Tensor weight_packed, Tensor weight_scale, Tensor? bias=None, Tensor? left_trans=None, "
       "Tensor? right_trans=None, Tensor? clip_ratio=None) -> Tensor");
-  m.def("pack_int8_rows_(Tensor(a!) packed, Tensor weight, int first_row) -> ()");
-  m.def("unpack_int4(Tensor packed, int out_features, int in_features) -> Tensor");
   m.def("cpu_instruction_set() -> str");
   m.def("cpu_available_instruction_sets() -> str");
   m.def("int4_layout() -> int[]");
@@ -418,12 +339,7 @@ STABLE_TORCH_LIBRARY_IMPL(vllm_w4a4, CPU, m) {
   m.impl("int8_linear", TORCH_BOX(&int8_linear));
   m.impl("weight_only_linear", TORCH_BOX(&weight_only_linear));
   m.impl("silu_and_mul", TORCH_BOX(&silu_and_mul));
-  m.impl("zero_tiles_", TORCH_BOX(&zero_tiles));
-  m.impl("pack_int4", TORCH_BOX(&pack_int4));
-  m.impl("pack_int4_rows_", TORCH_BOX(&pack_int4_rows));
   m.impl("w8a8_linear", TORCH_BOX(&w8a8_linear));
-  m.impl("pack_int8_rows_", TORCH_BOX(&pack_int8_rows));
-  m.impl("unpack_int4", TORCH_BOX(&unpack_int4));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vllm_w4a4, CompositeExplicitAutograd, m) {

@@ -8,6 +8,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "cpu/kernels.h"
 #include "cpu/linear.h"
@@ -50,6 +51,10 @@ inline w4a4::Dtype float_dtype(const Tensor& tensor, const char* name) {
 
 inline const float* floats_or_null(const OptionalTensor& tensor) {
   return tensor.has_value() ? static_cast<const float*>(tensor->const_data_ptr()) : nullptr;
+}
+
+inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype) {
+  return torch::stable::new_empty(like, shape, dtype);
 }
 
 inline w4a4::Pool torch_pool() {

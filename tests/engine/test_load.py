@@ -31,7 +31,6 @@ SOAK = 180
 CACHE_BYTES = 256 << 20
 """Of keys and values. vLLM takes the block that has been free for longest, so all of it is touched within seconds; with
 a larger cache, memory would grow for minutes until it is."""
-SHARED_MEMORY = Path("/dev/shm")
 
 pytestmark = [
     pytest.mark.engine,
@@ -61,8 +60,15 @@ class Server:
         return total
 
 
-def shared_memory() -> set[str]:
-    return set(os.listdir(SHARED_MEMORY)) if SHARED_MEMORY.is_dir() else set()
+def shared_memory(family: list[psutil.Process]) -> set[str]:
+    """Files of shared memory that these processes have mapped: other tests have some of their own."""
+    paths = set()
+    for process in family:
+        try:
+            paths.update(mapped.path for mapped in process.memory_maps())
+        except psutil.NoSuchProcess:
+            continue
+    return {path for path in paths if path.startswith("/dev/shm/") and Path(path).exists()}
 
 
 @contextmanager
@@ -91,14 +97,10 @@ async def idle_answers(url: str, wanted: list[list[int]]) -> list[Answer]:
         return [await answer(session, prompt) for prompt in wanted]
 
 
-def check_nothing_is_left(family: list[psutil.Process], before: set[str]) -> None:
+def check_nothing_is_left(family: list[psutil.Process], shared: set[str]) -> None:
     _, alive = psutil.wait_procs(family, timeout=30)
     assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
-    deadline = time.monotonic() + 15
-    # Other programs of this machine use shared memory too, for moments.
-    while (left := shared_memory() - before) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert left == set()
+    assert [path for path in shared if Path(path).exists()] == []
 
 
 async def streams_while(url: str, wanted: list[list[int]], act: Callable[[], None]) -> list[tuple[list[str], bool]]:
@@ -149,7 +151,7 @@ def check_prefixes(expected: list[Answer], found: list[tuple[list[str], bool]]) 
 
 
 def test_load_and_sigterm_in_mid_stream(tmp_path: Path) -> None:
-    before, wanted = shared_memory(), prompts(PROMPTS)
+    wanted = prompts(PROMPTS)
     with serving(tmp_path / "log") as server:
         expected = asyncio.run(idle_answers(server.url, wanted))
         assert asyncio.run(idle_answers(server.url, wanted)) == expected
@@ -166,22 +168,24 @@ def test_load_and_sigterm_in_mid_stream(tmp_path: Path) -> None:
         again = asyncio.run(idle_answers(server.url, wanted))
         assert [found.tokens for found in again] == [answer.tokens for answer in expected]
         family = server.family()
+        shared = shared_memory(family)
         found = asyncio.run(streams_while(server.url, wanted[:10], lambda: server.process.send_signal(signal.SIGTERM)))
         check_prefixes(expected, found)
         code = server.process.wait(60)
         ended = sum(well for _, well in found)
         print(f"SIGTERM in mid-stream: {ended} of 10 streams ended, exit code {code}", file=sys.stderr)
         assert code in (0, -signal.SIGTERM), (tmp_path / "log").read_text()[-2000:]
-        check_nothing_is_left(family, before)
+        check_nothing_is_left(family, shared)
     if SECONDS >= SOAK:
         _check_memory(samples)
 
 
 def test_a_worker_that_is_killed(tmp_path: Path) -> None:
-    before, wanted = shared_memory(), prompts(10)
+    wanted = prompts(10)
     with serving(tmp_path / "log") as server:
         expected = asyncio.run(idle_answers(server.url, wanted))
         family = server.family()
+        shared = shared_memory(family)
         workers = [process for process in family if "EngineCore" in " ".join([*process.cmdline(), process.name()])]
         assert len(workers) == 1, [process.cmdline() for process in family]
         found = asyncio.run(streams_while(server.url, wanted, workers[0].kill))
@@ -190,7 +194,7 @@ def test_a_worker_that_is_killed(tmp_path: Path) -> None:
         # vLLM's server notices, ends all streams with an error and exits, with code 0 in version 0.32.
         print(f"worker killed: {sum(well for _, well in found)} of 10 streams ended, exit code {code}", file=sys.stderr)
         assert not any(well for _, well in found)
-        check_nothing_is_left(family, before)
+        check_nothing_is_left(family, shared)
 
 
 def _report(load: Load, samples: list[tuple[float, int]]) -> None:

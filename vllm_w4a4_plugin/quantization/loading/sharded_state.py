@@ -115,7 +115,7 @@ def _loaded(config: VllmConfig) -> torch.nn.Module:
     config.compilation_config.static_forward_context = {}
     config.compilation_config.static_all_moe_layers = []
     loader: Any = get_model_loader(config.load_config)
-    loader.quant_config = config.quant_config
+    loader.vllm_config, loader.quant_config = config, config.quant_config
     with set_current_vllm_config(config):  # workers have none in force when they are asked to save
         with set_default_torch_dtype(config.model_config.dtype), torch.device("cpu"):
             model = initialize_model(config)
