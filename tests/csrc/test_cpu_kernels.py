@@ -33,7 +33,7 @@ def missing(preset: str) -> str | None:
     return None
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)  # under qemu, beside another test
 @pytest.mark.parametrize("preset", ["native", "sanitize", "threads", "simde", "aarch64"])
 def test_conformance(preset: str, tmp_path: Path) -> None:
     if reason := missing(preset):
