@@ -25,7 +25,7 @@ def test_experts_on_rank(block: str, names: tuple[str, ...]) -> None:
         for name, sizes in zip(names, ((96, 64), (96, 64), (64, 96)), strict=True)
     ]
     other = LinearSpec("model.layers.0.mlp.shared_expert.up_proj", kind, 32, 64)
-    model: Any = SimpleNamespace(linears=(*linears, other), experts=4, kv_heads=2, has_whole_experts=False)
+    model: Any = SimpleNamespace(linears=(*linears, other), head=None, experts=4, kv_heads=2, has_whole_experts=False)
     shapes = experts_on_rank(model, 3)
     assert list(shapes) == [f"model.layers.{layer}.{block}.experts" for layer in range(2)]
     for shape in shapes.values():

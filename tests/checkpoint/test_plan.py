@@ -13,7 +13,7 @@ from vllm_w4a4_plugin.checkpoint.plan import plan_layer
 from vllm_w4a4_plugin.checkpoint.resolve import USUALLY_FUSED, resolve_experts
 
 BLOCK = "model.layers.0"
-LAYERS, EXPERTS, HIDDEN, WIDTH = 94, 128, 4096, 1536
+EXPERTS, HIDDEN, WIDTH = 128, 4096, 1536
 
 
 def test_a_fused_layer_of_the_real_checkpoint() -> None:
@@ -71,8 +71,8 @@ def test_a_plan_has_its_own_modules_tensors_and_no_others(sizes: dict[str, tuple
         plan_layer(absent, inventory, {})
 
 
-def mixture_of_experts() -> Inventory:
-    """Names and headers of a model with 128 experts in each of 94 layers, all W4A4_DYNAMIC but the routers."""
+def mixture_of_experts(layers: int) -> Inventory:
+    """Names and headers of a model with 128 experts in each layer, all W4A4_DYNAMIC but the routers."""
     described, headers = {}, {}
 
     def add(module: str, output_size: int, input_size: int, kind: str = "W4A4_DYNAMIC") -> None:
@@ -86,7 +86,7 @@ def mixture_of_experts() -> Inventory:
             dtype = "BF16" if kind == "FLOAT" else "I8" if suffix == "weight" else "F32"
             described[name], headers[name] = kind, TensorInfo(name, "model.safetensors", dtype, shape)
 
-    for layer in range(LAYERS):
+    for layer in range(layers):
         for name, output_size in (("q", HIDDEN), ("k", 512), ("v", 512), ("o", HIDDEN)):
             add(f"model.layers.{layer}.self_attn.{name}_proj", output_size, HIDDEN)
         add(f"model.layers.{layer}.mlp.gate", EXPERTS, HIDDEN, "FLOAT")
@@ -97,32 +97,23 @@ def mixture_of_experts() -> Inventory:
     return Inventory(QuantDescription(tensors=described), headers)
 
 
-def test_planning_a_large_mixture_of_experts_is_linear() -> None:
-    inventory = mixture_of_experts()
+def seconds_of_planning(layers: int) -> float:
+    """CPU time of planning such a model twice: with a wrapped model's names, and with those of the files."""
+    inventory = mixture_of_experts(layers)
     started = time.process_time()
     renamed = inventory.renamed(lambda names: {f"language_model.{name}": value for name, value in names.items()})
-    for layer in range(LAYERS):
+    for layer in range(layers):
         block = f"language_model.model.layers.{layer}"
         for name in ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate"):
             plan_layer(f"{block}.{name}", renamed, USUALLY_FUSED)
         assert resolve_experts(renamed.description, f"{block}.mlp.experts") is QuantType.W4A4_DYNAMIC
     modules = linear_modules(inventory)
-    assert len(modules) == LAYERS * (5 + 3 * EXPERTS)
+    assert len(modules) == layers * (5 + 3 * EXPERTS)
     for name in modules:
         plan_layer(name, inventory, {})
-    assert time.process_time() - started < 5
+    return time.process_time() - started
 
 
-@pytest.mark.parametrize("stored", ["model.mtp_layers.0", "model.mtp_block.0"])
-def test_mtp_layers_are_numbered_as_in_vllm(stored: str) -> None:
-    """After the last layer, if config.json counts one; MiMo's and Ernie's files begin at 0 again."""
-    description = QuantDescription(
-        tensors={"model.layers.1.o_proj.weight": "FLOAT", f"{stored}.o_proj.weight": "FLOAT"}
-    )
-    counted = Inventory(description, config={"num_hidden_layers": 2, "num_nextn_predict_layers": 1})
-    found = counted.with_numbered_mtp_layers()
-    assert list(found.description.modules) == ["model.layers.1.o_proj", "model.layers.2.o_proj"]
-    assert found.stored_name("model.layers.2.o_proj") == f"{stored}.o_proj"
-    for config in ({"num_hidden_layers": 2}, {}):
-        other = Inventory(description, config=config).with_numbered_mtp_layers()
-        assert list(other.description.modules) == ["model.layers.1.o_proj", f"{stored}.o_proj"]
+def test_planning_a_large_mixture_of_experts_is_linear() -> None:
+    """A quadratic step would take 64 times as long for 8 times the layers; other work on the machine slows both."""
+    assert seconds_of_planning(96) < 24 * seconds_of_planning(12)

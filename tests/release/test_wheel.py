@@ -155,7 +155,7 @@ def url(installation: Installation) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait(60)
-    assert "vllm_w4a4::flatquant_linear" in log.read_text()  # in the start-up table
+    assert "vllm_w4a4::norm_flatquant_linear" in log.read_text()  # in the start-up table
 
 
 def wait_for(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
