@@ -12,7 +12,7 @@ namespace w4a4 {
 
 enum class Dtype { kFloat32, kBFloat16, kFloat16 };
 
-inline int64_t dtype_size(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
+constexpr int64_t dtype_size(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
 
 // Transform and per-token quantization of a block of tokens.
 //
@@ -64,7 +64,7 @@ constexpr int64_t padded_features(int64_t features) {
 }
 
 // Floats of scratch that the norm of a token needs.
-constexpr int64_t norm_scratch(int64_t features) { return 2 * padded_features(features); }
+constexpr int64_t norm_scratch(int64_t features) { return padded_features(features); }
 
 // The integer matrix product with dequantization.
 //

@@ -130,6 +130,23 @@ W4A4_INLINE inline void store_vector(FloatVector v, Dtype dtype, void* target) {
   }
 }
 
+// A vector of values of type `dtype`, as floats.
+W4A4_INLINE inline FloatVector load_vector(const void* source, Dtype dtype) {
+  if (dtype == Dtype::kFloat32) return load(static_cast<const float*>(source));
+  FloatVector v;
+  if (dtype == Dtype::kBFloat16) {
+    HalfVector halves;
+    std::memcpy(&halves, source, sizeof halves);
+    const WordVector bits = __builtin_convertvector(halves, WordVector) << 16;
+    std::memcpy(&v, &bits, sizeof v);
+  } else {
+    Float16 halves[kVector];
+    std::memcpy(halves, source, sizeof halves);
+    for (int64_t i = 0; i < kVector; ++i) v[i] = static_cast<float>(halves[i]);
+  }
+  return v;
+}
+
 // store_floats, a vector at a time.
 inline void store_rounded(const float* source, int64_t count, Dtype dtype, char* target) {
   int64_t i = 0;
