@@ -77,7 +77,7 @@ W4A4_NOINLINE void multiply_tiles(const int8_t* const* q, const int64_t* q_step,
 // A segment of a weight tile as unsigned bytes, zeros beyond its blocks.
 template <class Blocks>
 void unpack_segment(const uint8_t* packed, int64_t blocks, int64_t chunks, uint8_t* bytes) {
-  unpack_avx512<Blocks>(packed, blocks, bytes);
+  unpack_avx512<Blocks, kAheadInMemory>(packed, blocks, bytes);
   std::memset(bytes + blocks * kUnpackedBytes, 0, chunks * kTileBytes - blocks * kUnpackedBytes);
 }
 

@@ -15,6 +15,10 @@ W4A4_INLINE inline void add_to(int32_t* acc, __m512i sum) {
   _mm512_storeu_si512(acc, _mm512_add_epi32(_mm512_loadu_si512(acc), sum));
 }
 
+// Far enough for weights that the products before have fetched into the second cache. From further ahead, lines would
+// push unpacked weights out of the first.
+constexpr int kAheadInCache = 512;
+
 template <class Blocks>
 struct Avx512VnniMicro {
   static constexpr int64_t kBlockBytes = Blocks::kBlockBytes;
@@ -27,7 +31,7 @@ struct Avx512VnniMicro {
   static constexpr int kPanelTokens = 12;
 
   static void unpack(const uint8_t* tile, int64_t blocks, uint8_t* bytes) {
-    unpack_avx512<Blocks>(tile, blocks, bytes);
+    unpack_avx512<Blocks, kAheadInCache>(tile, blocks, bytes);
   }
 
   template <int T>
@@ -40,8 +44,7 @@ struct Avx512VnniMicro {
       unrolled<kSets>([&](auto s) W4A4_INLINE { low[t][s] = high[t][s] = _mm512_setzero_si512(); });
     });
     const auto add_block = [&](auto s) W4A4_INLINE {
-      _mm_prefetch(reinterpret_cast<const char*>(tile + 2048), _MM_HINT_T0);
-      const Bytes512 w = Blocks::load(tile);
+      const Bytes512 w = load_and_fetch<Blocks, kAheadInMemory>(tile);
       unrolled<T>([&](auto t) W4A4_INLINE {
         low[t][s] = pinned(_mm512_dpbusd_epi32(low[t][s], w.low, broadcast4(q + t * 4)));
         high[t][s] = pinned(_mm512_dpbusd_epi32(high[t][s], w.high, broadcast4(q + (T + t) * 4)));

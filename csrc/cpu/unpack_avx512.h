@@ -38,12 +38,24 @@ struct Int8Blocks {
   }
 };
 
+// Also fetches every line of the block that lies kAhead bytes further.
+template <class Blocks, int kAhead>
+W4A4_INLINE inline Bytes512 load_and_fetch(const uint8_t* block) {
+  constexpr int kLine = 64;
+  unrolled<Blocks::kBlockBytes / kLine>([&](auto line) W4A4_INLINE {
+    _mm_prefetch(reinterpret_cast<const char*>(block + kAhead + line * kLine), _MM_HINT_T0);
+  });
+  return Blocks::load(block);
+}
+
+// How far ahead covers the latency of memory.
+constexpr int kAheadInMemory = 4096;
+
 // 128 bytes per block: 16 rows x 4 features, twice.
-template <class Blocks>
+template <class Blocks, int kAhead>
 void unpack_avx512(const uint8_t* tile, int64_t blocks, uint8_t* bytes) {
   for (int64_t b = 0; b < blocks; ++b, tile += Blocks::kBlockBytes, bytes += 128) {
-    _mm_prefetch(reinterpret_cast<const char*>(tile + 2048), _MM_HINT_T0);
-    const Bytes512 w = Blocks::load(tile);
+    const Bytes512 w = load_and_fetch<Blocks, kAhead>(tile);
     _mm512_store_si512(bytes, w.low);
     _mm512_store_si512(bytes + 64, w.high);
   }
