@@ -30,6 +30,11 @@ void check_rows_fit(const Tensor& packed, int64_t block_bytes, const Tensor& wei
                   first_row, " to ", first_row + weight.size(0), " do not fit into ", packed.size(0), " tiles");
 }
 
+void place_by_touch(Tensor memory) {
+  check_contiguous(memory, "memory");
+  w4a4::place_by_touch(memory.mutable_data_ptr(), memory.numel() * memory.element_size());
+}
+
 void zero_tiles(Tensor packed) {
   check_contiguous(packed, "packed");
   STD_TORCH_CHECK(packed.dim() == 3 && packed.element_size() == 1,
@@ -49,16 +54,6 @@ void pack_int4_rows(Tensor packed, const Tensor& weight, int64_t first_row) {
   const int64_t place = w4a4::find_outside_int4(values, weight.numel());
   STD_TORCH_CHECK(place < 0, "weight: expected int4 values in [-8, 7], found ", static_cast<int>(values[place]),
                   " in row ", place / columns, ", column ", place % columns);
-}
-
-Tensor pack_int4(const Tensor& weight) {
-  check_int8_matrix(weight);
-  const int64_t tiles = w4a4::tile_count(weight.size(0)), blocks = w4a4::block_count(weight.size(1));
-  Tensor packed = new_tensor(weight, {tiles, blocks, w4a4::kBlockBytes}, ScalarType::Byte);
-  // Rows beyond the last are zero: both nibbles hold the zero point.
-  torch::stable::fill_(packed, w4a4::kZeroPoint << 4 | w4a4::kZeroPoint);
-  pack_int4_rows(packed, weight, 0);
-  return packed;
 }
 
 void pack_int8_rows(Tensor packed, const Tensor& weight, int64_t first_row) {
@@ -84,16 +79,16 @@ Tensor unpack_int4(const Tensor& packed, int64_t out_features, int64_t in_featur
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(vllm_w4a4, m) {
+  m.def("place_by_touch_(Tensor(a!) memory) -> ()");
   m.def("zero_tiles_(Tensor(a!) packed) -> ()");
-  m.def("pack_int4(Tensor weight) -> Tensor");
   m.def("pack_int4_rows_(Tensor(a!) packed, Tensor weight, int first_row) -> ()");
   m.def("pack_int8_rows_(Tensor(a!) packed, Tensor weight, int first_row) -> ()");
   m.def("unpack_int4(Tensor packed, int out_features, int in_features) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vllm_w4a4, CPU, m) {
+  m.impl("place_by_touch_", TORCH_BOX(&place_by_touch));
   m.impl("zero_tiles_", TORCH_BOX(&zero_tiles));
-  m.impl("pack_int4", TORCH_BOX(&pack_int4));
   m.impl("pack_int4_rows_", TORCH_BOX(&pack_int4_rows));
   m.impl("pack_int8_rows_", TORCH_BOX(&pack_int8_rows));
   m.impl("unpack_int4", TORCH_BOX(&unpack_int4));

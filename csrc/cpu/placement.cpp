@@ -13,9 +13,9 @@ namespace {
 // MPOL_LOCAL of linux/mempolicy.h, which old headers lack: a page is placed where the thread runs that touches it.
 constexpr int kLocalPolicy = 4;
 
-// Asks for the whole pages of a range to be placed by first touch, and to be huge ones, of which a weight needs so many
-// fewer that touching it takes a fraction of the time. What the kernel or a container does not allow is left out.
-void advise(void* begin, int64_t bytes) {
+}  // namespace
+
+void place_by_touch(void* begin, int64_t bytes) {
   const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
   const uintptr_t first = (reinterpret_cast<uintptr_t>(begin) + page - 1) / page * page;
   const uintptr_t last = (reinterpret_cast<uintptr_t>(begin) + bytes) / page * page;
@@ -24,10 +24,7 @@ void advise(void* begin, int64_t bytes) {
   syscall(SYS_mbind, first, last - first, kLocalPolicy, nullptr, 0UL, 0U);
 }
 
-}  // namespace
-
 void zero_tiles(void* packed, int64_t tiles, int64_t tile_bytes, const Pool& pool) {
-  advise(packed, tiles * tile_bytes);
   for_tiles(tiles, pool, [&](int64_t begin, int64_t end) {
     std::memset(static_cast<char*>(packed) + begin * tile_bytes, 0, (end - begin) * tile_bytes);
   });

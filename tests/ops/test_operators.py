@@ -43,7 +43,6 @@ def test_opcheck(dtype: torch.dtype) -> None:
         (namespace.kronecker_quant, (a["x"], a["left_trans"], a["right_trans"], a["clip_ratio"])),
         (namespace.int4_linear, (q, scale, a["weight_packed"], a["weight_scale"], a["bias"], None, dtype)),
         (namespace.unpack_int4, (a["weight_packed"], OUT, FEATURES)),
-        (namespace.pack_int4, (rows,)),
         (namespace.pack_int4_rows_, (a["weight_packed"].clone(), rows, 7)),
         (namespace.w8a8_linear, (a["x"], packed_int8, a["weight_scale"])),
         (namespace.kronecker_quant, (a["x"], None, None, a["clip_ratio"], 8, torch.ones(3))),

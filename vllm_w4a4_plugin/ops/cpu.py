@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vllm_w4a4_plugin.constants import DISTRIBUTION
 
-from .layout import INT4_BLOCK_BYTES, INT4_GROUP_MULTIPLE, INT4_TILE_ROWS, packed_int4_shape
+from .layout import INT4_BLOCK_BYTES, INT4_GROUP_MULTIPLE, INT4_TILE_ROWS
 
 LIBRARY = "libvllm_w4a4.so"
 
@@ -190,10 +190,6 @@ def _register_fakes() -> None:
     @torch.library.register_fake("vllm_w4a4::pack_int8_rows_")
     def _(packed: Tensor, weight: Tensor, first_row: int) -> None:
         return None
-
-    @torch.library.register_fake("vllm_w4a4::pack_int4")
-    def _(weight: Tensor) -> Tensor:
-        return weight.new_empty(packed_int4_shape(*weight.shape), dtype=torch.uint8)
 
     @torch.library.register_fake("vllm_w4a4::pack_int4_rows_")
     def _(packed: Tensor, weight: Tensor, first_row: int) -> None:

@@ -4,7 +4,9 @@
 import torch
 from torch import Tensor
 
+from . import arena
 from .cpu import load_library
+from .layout import packed_int4_shape
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -15,10 +17,10 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         shape: `packed_int4_shape` or `packed_int8_shape`.
         dtype: int8 or uint8.
     """
-    load_library()
-    packed = torch.empty(shape, dtype=dtype)
-    if packed.device.type == "cpu":
-        torch.ops.vllm_w4a4.zero_tiles_(packed)
+    if torch.get_default_device().type != "cpu":
+        return torch.empty(shape, dtype=dtype)
+    packed = arena.empty(shape, dtype)
+    torch.ops.vllm_w4a4.zero_tiles_(packed)
     return packed
 
 
@@ -28,8 +30,9 @@ def pack_int4(weight: Tensor) -> Tensor:
     Raises:
         RuntimeError: a value is outside int4; the message gives it with its row and column.
     """
-    load_library()
-    return torch.ops.vllm_w4a4.pack_int4(weight)
+    packed = zeros(packed_int4_shape(weight.shape[0], weight.shape[-1]), torch.uint8)
+    pack_int4_rows_(packed, weight, 0)
+    return packed
 
 
 def pack_int4_rows_(packed: Tensor, weight: Tensor, first_row: int) -> None:
