@@ -61,23 +61,31 @@ struct Avx512VnniMicro {
     });
   }
 
-  template <int T, int Tiles>
+  template <int T, int Tiles, bool kFetches>
   W4A4_NOINLINE static void unpacked_tokens(const uint8_t* bytes, int64_t blocks, const int8_t* q, int32_t* acc,
                                             int64_t acc_stride, NextWeights next) {
     const int64_t tile_bytes = blocks * kUnpackedBytes;
     __m512i sum[T][Tiles];
     unrolled<T>([&](auto t)
                     W4A4_INLINE { unrolled<Tiles>([&](auto i) W4A4_INLINE { sum[t][i] = _mm512_setzero_si512(); }); });
-    for (int64_t half = 0; half < 2 * blocks; ++half, bytes += 64, q += T * 4, next.packed += kBlockBytes / 2) {
-      // Into the second cache: the first one is full of unpacked weights and tokens.
-      unrolled<Tiles>([&](auto i) W4A4_INLINE {
-        _mm_prefetch(reinterpret_cast<const char*>(next.packed + i * next.tile_bytes), _MM_HINT_T1);
-      });
-      __m512i w[Tiles];
-      unrolled<Tiles>([&](auto i) W4A4_INLINE { w[i] = _mm512_load_si512(bytes + i * tile_bytes); });
-      unrolled<T>([&](auto t) W4A4_INLINE {
-        const __m512i a = broadcast4(q + t * 4);
-        unrolled<Tiles>([&](auto i) W4A4_INLINE { sum[t][i] = pinned(_mm512_dpbusd_epi32(sum[t][i], w[i], a)); });
+    for (int64_t block = 0; block < blocks; ++block) {
+      if constexpr (kFetches) {
+        // Into the second cache: the first one is full of unpacked weights and tokens.
+        unrolled<Tiles * kBlockBytes / 64>([&](auto line) W4A4_INLINE {
+          const uint8_t* tile = next.packed + line % Tiles * next.tile_bytes;
+          _mm_prefetch(reinterpret_cast<const char*>(tile + line / Tiles * 64), _MM_HINT_T1);
+        });
+        next.packed += kBlockBytes;
+      }
+      unrolled<2>([&](auto) W4A4_INLINE {
+        __m512i w[Tiles];
+        unrolled<Tiles>([&](auto i) W4A4_INLINE { w[i] = _mm512_load_si512(bytes + i * tile_bytes); });
+        unrolled<T>([&](auto t) W4A4_INLINE {
+          const __m512i a = broadcast4(q + t * 4);
+          unrolled<Tiles>([&](auto i) W4A4_INLINE { sum[t][i] = pinned(_mm512_dpbusd_epi32(sum[t][i], w[i], a)); });
+        });
+        bytes += 64;
+        q += T * 4;
       });
     }
     unrolled<T>([&](auto t) W4A4_INLINE {
@@ -92,8 +100,13 @@ struct Avx512VnniMicro {
   static void run_unpacked(const uint8_t* bytes, int64_t tiles, int64_t blocks, const int8_t* q, int64_t tokens,
                            int32_t* acc, int64_t acc_stride, NextWeights next) {
     with_constant<kPanelTokens>(tokens, [&](auto t) {
-      with_constant<kUnpackTiles>(tiles,
-                                  [&](auto n) { unpacked_tokens<t, n>(bytes, blocks, q, acc, acc_stride, next); });
+      with_constant<kUnpackTiles>(tiles, [&](auto n) {
+        if (next.packed != nullptr) {
+          unpacked_tokens<t, n, true>(bytes, blocks, q, acc, acc_stride, next);
+        } else {
+          unpacked_tokens<t, n, false>(bytes, blocks, q, acc, acc_stride, next);
+        }
+      });
     });
   }
 };

@@ -32,7 +32,8 @@ constexpr int kTileVectors = kTileRows / kVector;
 // Tiles whose sums are kept at once: a segment of the activations then comes from memory once for all of them.
 constexpr int64_t kTileBlock = 4;
 
-// Packed weights that are needed soon: those of the first tile, and how far from it each following one is.
+// Packed weights that are needed soon: those of the first tile, and how far from it each following one is. Null if they
+// are fetched already.
 struct NextWeights {
   const uint8_t* packed;
   int64_t tile_bytes;
@@ -181,7 +182,8 @@ void gemm(const GemmArgs& args, int64_t tile_begin, int64_t tile_end, int64_t pa
             const int8_t* q = args.q + first * stride + block * size * kBlockFeatures;
             int32_t* target = acc + i * sums_per_tile + (first - begin) * kTileRows;
             if (unpacks) {
-              Micro::run_unpacked(bytes, together, count, q, size, target, sums_per_tile, next);
+              Micro::run_unpacked(bytes, together, count, q, size, target, sums_per_tile,
+                                  panel == panel_begin ? next : NextWeights{});
             } else {
               for (int64_t j = 0; j < together; ++j) {
                 Micro::run_packed(packed(i + j, block), count, q, size, target + j * sums_per_tile);
