@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vllm_w4a4_plugin import envs
 from vllm_w4a4_plugin.checkpoint import DESCRIPTION_FILE, QuantType
 from vllm_w4a4_plugin.checkpoint.spec import kronecker_sizes
 
@@ -69,12 +70,14 @@ def make(directory: Path, model: Model, layers: int, recipe: str) -> None:
 
 def step_bytes(model: Model, layers: int, recipe: str, float_bytes: int) -> int:
     """Bytes of weights that a decode step of one request reads: all linear layers, of experts those that it chooses,
-    and the output head; int4 as half a byte."""
+    and the output head, which the plugin holds in integers (VLLM_W4A4_HEAD); int4 as half a byte."""
     size = {W4A4: 0.5, W8A8: 1.0, FLOAT: float_bytes}
     types = dict.fromkeys(TUTORIAL, W4A4) if recipe == GPTQ else RECIPES[recipe]
     inner = sum(uses(model, name) * n * k * size[types[name]] for name, (n, k) in shapes(model).items())
     inner += float_bytes * router_values(model)
-    return round(layers * inner) + float_bytes * model.vocabulary * model.hidden
+    is_ours = any(kind is not FLOAT for kind in RECIPES.get(recipe, {}).values())
+    head = {"float": float_bytes, "int8": size[W8A8], "int4": size[W4A4]}[envs.VLLM_W4A4_HEAD if is_ours else "float"]
+    return round(layers * inner + head * model.vocabulary * model.hidden)
 
 
 def splits_experts(recipe: str) -> bool:
