@@ -50,13 +50,15 @@ def test_quantized_mixtures_are_valid(tmp_path: Path) -> None:
     assert types["model.layers.1.mlp.gate.weight"] == QuantType.FLOAT
 
 
-def test_a_step_reads_the_experts_that_are_chosen() -> None:
+def test_a_step_reads_the_experts_that_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     # Of 5 experts a token chooses 2; the router is read as a whole.
     attention = (4 * 64 + 2 * 2 * 64) * 192 + 192 * 4 * 64
     expert, router, head = 3 * 192 * 96, 5 * 192, 151936 * 192
     assert random_model.step_bytes(MIXTURE, 3, "float", 2) == 2 * (3 * (attention + 2 * expert + router) + head)
     int4 = 3 * ((attention + 2 * expert) // 2 + 2 * router)
-    assert random_model.step_bytes(MIXTURE, 3, "all-w4a4", 2) == int4 + head  # in int8
+    for kind, head_bytes in (("float", 2 * head), ("int8", head), ("int4", head // 2)):
+        monkeypatch.setenv("VLLM_W4A4_HEAD", kind)
+        assert random_model.step_bytes(MIXTURE, 3, "all-w4a4", 2) == int4 + head_bytes
 
 
 def test_recipes_for_experts_have_one_type_for_them() -> None:
