@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import itertools
 import re
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def small_areas(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tensors_are_disjoint_and_begin_at_pages(sizes: list[int]) -> None:
     tensors = [arena.empty((size,), torch.uint8) for size in sizes]
     ranges = sorted((tensor.data_ptr(), tensor.data_ptr() + tensor.numel()) for tensor in tensors)
-    assert all(end <= begin for (_, end), (begin, _) in zip(ranges, ranges[1:], strict=False))
+    assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(ranges))
     assert all(begin % arena.PAGE == 0 for begin, _ in ranges)
     # Files of weights are written by storage.
     assert all(tensor.untyped_storage().nbytes() == size for tensor, size in zip(tensors, sizes, strict=True))
