@@ -190,7 +190,7 @@ def end_to_end(results: list[dict[str, Any]]) -> str:
         "- memory: peak resident memory of the process that holds the model, including 1 GiB of KV cache (vLLM) and "
         "the files that it reads",
         "- read per step: weights of all linear layers, of experts those that one request chooses, and of the output "
-        "head, which is counted in the model's dtype",
+        "head, which W4A4 models have in int8 here",
         "- of ideal speedup: the speedup of decode 1, divided by the ratio of the bytes read per step",
         "- where the time goes: shares of a run under torch's profiler, which slows small operators and Python most, "
         "and the same shares of the times above. How linear layers divide was measured for each layer alone, without "
