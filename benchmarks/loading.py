@@ -45,14 +45,7 @@ def main() -> None:
         print(RESULT + json.dumps(measure(options.one, options.rounds)))
         return
     result = run(options)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(result, indent=1) + "\n")
-    text = page(result)
-    print(text)
-    if options.docs:
-        if found := report.load_faults(result["machine"]):
-            sys.exit("not written, because the figures are not to be trusted:\n  " + "\n  ".join(found))
-        (options.docs / "performance" / "loading.md").write_text(text)
+    report.publish(result, page(result), options.json, options.docs, "performance/loading.md")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables and plots from the JSON file of a run."""
 
+import json
 import statistics
 import sys
 from pathlib import Path
@@ -73,6 +74,20 @@ def refuse_if(faults: list[str]) -> None:
     """End the program, before it writes a page, if there are reasons why figures must not be published."""
     if faults:
         sys.exit("not written, because the figures are not to be trusted:\n  " + "\n  ".join(faults))
+
+
+def publish(result: dict[str, Any], text: str, file: Path, docs: Path | None, name: str) -> None:
+    """Save a run as JSON and print its page; with `docs`, also write the page there, unless other work was running.
+
+    Args:
+        name: of the page below `docs`.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(result, indent=1) + "\n")
+    print(text)
+    if docs:
+        refuse_if(load_faults(result["machine"]))
+        (docs / name).write_text(text)
 
 
 def faults(result: dict[str, Any]) -> list[str]:

@@ -36,13 +36,7 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, help="directory for performance/start-up.md")
     options = parser.parse_args()
     result = run(options.checkpoint, options.rounds)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(result, indent=1) + "\n")
-    text = page(result)
-    print(text)
-    if options.docs:
-        report.refuse_if(report.load_faults(result["machine"]))
-        (options.docs / "performance" / "start-up.md").write_text(text)
+    report.publish(result, page(result), options.json, options.docs, "performance/start-up.md")
 
 
 def run(checkpoint: Path, rounds: int) -> dict[str, Any]:

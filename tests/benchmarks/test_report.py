@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pages of the benchmarks: ratios within one run, one section per run; nothing published that cannot be."""
 
+import contextlib
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from benchmarks.end_to_end import by_page
-from benchmarks.report import INSTRUCTION_SETS, end_to_end, faults, index
+from benchmarks.report import INSTRUCTION_SETS, end_to_end, faults, index, publish
 
 
 def run(layers: int) -> dict[str, Any]:
@@ -83,3 +87,16 @@ def test_every_instruction_set_of_the_library_has_a_row() -> None:
     named = re.findall(r'static const Kernels \w+\{\s*"(\w+)"', dispatch)
     assert len(named) == 7
     assert sorted(named) == sorted(INSTRUCTION_SETS)
+
+
+def test_a_run_beside_other_work_is_saved_and_not_published(tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    for load in (0.0, 0.6):
+        result, file = {"machine": {"load": load}}, tmp_path / "runs" / f"{load}.json"
+        with contextlib.ExitStack() as stack:
+            if load:
+                stack.enter_context(pytest.raises(SystemExit, match=r"load average was 0\.6, more than 0\.5"))
+            publish(result, f"page of {load}", file, docs, "page.md")
+        assert json.loads(file.read_text()) == result
+    assert (docs / "page.md").read_text() == "page of 0.0"
