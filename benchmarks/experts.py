@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vllm_w4a4_plugin.ops import arena
+
 from . import limits
 from .expert_peers import OURS, PEERS, PreparedExperts
 from .kernels import import_vllm_kernels, machine
@@ -56,7 +58,8 @@ def measure(experts: Experts, tokens: int, prepared: dict[str, PreparedExperts],
     # As many bytes as those of the experts used, in one piece, which is the fastest way to read them.
     used = [len(ids.unique()) for _, ids in routings]
     expert_bytes = prepared[OURS[0]].weight_bytes // experts.count
-    memory = torch.ones(experts.count * expert_bytes, dtype=torch.uint8)  # untouched zeros would share one page
+    # In pages like those of packed weights; untouched zeros would share one page.
+    memory = arena.empty((experts.count * expert_bytes,), torch.uint8).fill_(1)
     turn = count()
 
     def read() -> None:

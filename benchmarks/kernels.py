@@ -13,6 +13,7 @@ import torch
 
 from vllm_w4a4_plugin import ops
 from vllm_w4a4_plugin.checkpoint.spec import kronecker_sizes
+from vllm_w4a4_plugin.ops import arena
 
 from . import limits
 from .measure import interleaved, median_ratio
@@ -69,8 +70,8 @@ def measure_linear(linear: Linear, tokens: int, prepared: dict[str, Prepared], s
     contestants: dict[str, Callable[[], object]] = {
         name: (lambda run=peer.run, x=inputs[peer.dtype]: run(x)) for name, peer in prepared.items()
     }
-    # A copy, because reading the operator's own weights would bring them into the cache for it.
-    copy = weight.clone()
+    # A copy, because reading the operator's own weights would bring them into the cache for it, in pages like theirs.
+    copy = arena.empty(weight.shape, weight.dtype).copy_(weight)
     contestants["read"] = lambda: limits.read(copy)
     contestants["quantize"] = lambda: torch.ops.vllm_w4a4.kronecker_quant(x, left, right, clip)
     dot, fma = limits.dot_products(), limits.fma()

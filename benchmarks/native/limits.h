@@ -19,7 +19,7 @@ inline uint64_t read(const uint64_t* words, int64_t count) {
   Words sums[kLine / kWords] = {};
   int64_t i = 0;
   for (; i + kLine <= count; i += kLine) {
-    __builtin_prefetch(words + i + 256);
+    __builtin_prefetch(words + i + 512);
     unrolled<kLine / kWords>([&](auto v)
                                  W4A4_INLINE { sums[v] += *reinterpret_cast<const Words*>(words + i + v * kWords); });
   }
