@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from . import experts, report, report_experts
+from . import experts, publishing, report, report_experts
 from .kernels import TOKENS, run, scaling
 from .shapes import EXPERTS, MODELS, Experts, Model
 
@@ -102,7 +102,7 @@ def measured(options: argparse.Namespace, name: str, measure: Callable[[], dict[
 
 def publishable(options: argparse.Namespace, faults: list[str]) -> Path:
     """The directory of the pages; ends the process if a result has faults."""
-    report.refuse_if(faults)
+    publishing.refuse_if(faults)
     pages = options.docs / "performance"
     pages.mkdir(parents=True, exist_ok=True)
     return pages

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import random_model, report, trace
+from . import publishing, random_model, report, trace
 from .end_to_end import SHAPES
 from .kernels import import_vllm_kernels, machine
 from .measure import interleaved, median_ratio
@@ -52,7 +52,7 @@ def main() -> None:
         print(RESULT + json.dumps(profile(Path(options.engine[0]), options.engine[1], options.lengths)))
         return
     result = run(options)
-    report.publish(result, page(result), options.json, options.docs, "performance/long-prompts.md")
+    publishing.publish(result, page(result), options.json, options.docs, "performance/long-prompts.md")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from . import llama, random_model, report
+from . import llama, publishing, random_model, report
 from . import profile as profiles
 from .kernels import machine
 from .shapes import EXPERTS, MODELS, Model
@@ -65,7 +65,7 @@ def main() -> None:
     options = parser.parse_args()
     results = [json.loads(file.read_text()) for file in options.from_json or []] or [run(options)]
     if options.docs:
-        report.refuse_if([fault for result in results for fault in report.load_faults(result["machine"])])
+        publishing.refuse_if([fault for result in results for fault in publishing.load_faults(result["machine"])])
         for suffix, of in by_page(results).items():
             (options.docs / f"performance-end-to-end{suffix}.md").write_text(report.end_to_end(of))
     print(report.end_to_end(results))

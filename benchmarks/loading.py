@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from . import random_model, report
+from . import publishing, random_model, report
 from .kernels import machine
 from .shapes import MODELS
 from .workload import RESULT
@@ -45,7 +45,7 @@ def main() -> None:
         print(RESULT + json.dumps(measure(options.one, options.rounds)))
         return
     result = run(options)
-    report.publish(result, page(result), options.json, options.docs, "performance/loading.md")
+    publishing.publish(result, page(result), options.json, options.docs, "performance/loading.md")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

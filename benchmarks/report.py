@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables and plots from the JSON file of a run."""
 
-import json
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
 from . import profile
+from .publishing import load_faults
 
 INSTRUCTION_SETS = ("avx512amx", "avx512vnni", "avxvnni", "avx2", "neon_i8mm", "neon_dotprod", "portable")
 """As csrc/cpu/dispatch.cpp names them."""
 
-LARGEST_LOAD, LARGEST_FRACTION = 0.5, 1.05
-"""Beyond these, figures are not published."""
+LARGEST_FRACTION = 1.05
+"""Of a limit; beyond it, figures are not published."""
 
 EXPERTS_SUFFIX = "-experts"
 """Of the names of pages about experts."""
@@ -61,33 +60,6 @@ def markdown(result: dict[str, Any], plots: list[str]) -> str:
     for model in dict.fromkeys(record["model"] for record in records):
         lines += ["", f"## {model}", "", *table([r for r in records if r["model"] == model])]
     return "\n".join(lines) + "\n"
-
-
-def load_faults(machine: dict[str, Any]) -> list[str]:
-    """Why figures must not be published: other work on the machine."""
-    if machine["load"] > LARGEST_LOAD:
-        return [f"the load average was {machine['load']:.1f}, more than {LARGEST_LOAD}"]
-    return []
-
-
-def refuse_if(faults: list[str]) -> None:
-    """End the program, before it writes a page, if there are reasons why figures must not be published."""
-    if faults:
-        sys.exit("not written, because the figures are not to be trusted:\n  " + "\n  ".join(faults))
-
-
-def publish(result: dict[str, Any], text: str, file: Path, docs: Path | None, name: str) -> None:
-    """Save a run as JSON and print its page; with `docs`, also write the page there, unless other work was running.
-
-    Args:
-        name: of the page below `docs`.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(result, indent=1) + "\n")
-    print(text)
-    if docs:
-        refuse_if(load_faults(result["machine"]))
-        (docs / name).write_text(text)
 
 
 def faults(result: dict[str, Any]) -> list[str]:

@@ -3,7 +3,8 @@
 
 from typing import Any
 
-from .report import LARGEST_FRACTION, load_faults, origin
+from .publishing import load_faults
+from .report import LARGEST_FRACTION, origin
 
 NAMES = {
     "w4a4_flatquant": "W4A4 FlatQuant (ours)",

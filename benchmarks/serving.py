@@ -20,7 +20,7 @@ import aiohttp
 
 from tools.demo import MODEST_MEMORY, free_port, running, wait_until_healthy
 
-from . import random_model, report
+from . import publishing, random_model, report
 from .end_to_end import SHAPES
 from .kernels import machine
 from .workload import tokens_of
@@ -55,7 +55,7 @@ def main() -> None:
     page = report.serving(result)
     print(page)
     if options.docs:
-        report.refuse_if(report.load_faults(result["machine"]))
+        publishing.refuse_if(publishing.load_faults(result["machine"]))
         (options.docs / "performance-serving.md").write_text(page)
 
 

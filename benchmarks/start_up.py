@@ -18,7 +18,7 @@ from typing import Any
 from tools.demo import MODEST_MEMORY, free_port, running, wait_until_healthy
 from tools.demo_client import Client
 
-from . import report
+from . import publishing, report
 from .kernels import machine
 
 WAYS = {
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, help="directory for performance/start-up.md")
     options = parser.parse_args()
     result = run(options.checkpoint, options.rounds)
-    report.publish(result, page(result), options.json, options.docs, "performance/start-up.md")
+    publishing.publish(result, page(result), options.json, options.docs, "performance/start-up.md")
 
 
 def run(checkpoint: Path, rounds: int) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from benchmarks.end_to_end import by_page
-from benchmarks.report import INSTRUCTION_SETS, end_to_end, faults, index, publish
+from benchmarks.publishing import publish
+from benchmarks.report import INSTRUCTION_SETS, end_to_end, faults, index
 
 
 def run(layers: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from benchmarks import report, serving
+from benchmarks import publishing, report, serving
 
 
 def test_every_token_of_its_tokenizer_is_a_word(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_run_beside_other_work_is_not_published(tmp_path: Path, monkeypatch: p
     run, page = tmp_path / "run.json", tmp_path / "performance-serving.md"
     run.write_text(json.dumps(a_run(load)))
     monkeypatch.setattr("sys.argv", ["serving", "--from-json", str(run), "--docs", str(tmp_path)])
-    if load < report.LARGEST_LOAD:
+    if load < publishing.LARGEST_LOAD:
         serving.main()
         assert page.read_text() == report.serving(a_run(load))
     else:
