@@ -8,8 +8,8 @@
 // each of 16 rows", the operand shape of every int8 dot-product instruction (vpdpbusd, sdot, vpmaddubsw + vpmaddwd).
 //
 // Nibbles are stored as value + 8, so they unpack to unsigned bytes 0..15. The products are corrected by 8 * sum(q),
-// with q the activations, whose sum is known from their quantization. Rows and features beyond the matrix are zero
-// (stored 8).
+// with q the activations, whose sum is known from their quantization. Features beyond the matrix are zero (stored
+// 8); rows beyond it hold anything, because what is computed of them is written nowhere.
 #pragma once
 
 #include <cstdint>

@@ -117,3 +117,18 @@ def seconds_of_planning(layers: int) -> float:
 def test_planning_a_large_mixture_of_experts_is_linear() -> None:
     """A quadratic step would take 64 times as long for 8 times the layers; other work on the machine slows both."""
     assert seconds_of_planning(96) < 24 * seconds_of_planning(12)
+
+
+@pytest.mark.parametrize("stored", ["model.mtp_layers.0", "model.mtp_block.0"])
+def test_mtp_layers_are_numbered_as_in_vllm(stored: str) -> None:
+    """After the last layer, if config.json counts one; MiMo's and Ernie's files begin at 0 again."""
+    description = QuantDescription(
+        tensors={"model.layers.1.o_proj.weight": "FLOAT", f"{stored}.o_proj.weight": "FLOAT"}
+    )
+    counted = Inventory(description, config={"num_hidden_layers": 2, "num_nextn_predict_layers": 1})
+    found = counted.with_numbered_mtp_layers()
+    assert list(found.description.modules) == ["model.layers.1.o_proj", "model.layers.2.o_proj"]
+    assert found.stored_name("model.layers.2.o_proj") == f"{stored}.o_proj"
+    for config in ({"num_hidden_layers": 2}, {}):
+        other = Inventory(description, config=config).with_numbered_mtp_layers()
+        assert list(other.description.modules) == ["model.layers.1.o_proj", f"{stored}.o_proj"]

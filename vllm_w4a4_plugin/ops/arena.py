@@ -5,6 +5,7 @@ An area of its own would begin and end in small pages, for a weight of a few MiB
 reads every weight once, would wait for their addresses. Pages are placed where they are touched first.
 """
 
+import math
 import mmap
 from threading import Lock
 
@@ -52,9 +53,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """
     global _area
     load_library()
-    size = 1
-    for length in shape:
-        size *= length
+    size = math.prod(shape)
     with _lock:
         area = _area
         if area is None or area.left < size:
