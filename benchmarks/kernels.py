@@ -7,6 +7,7 @@ import statistics
 import subprocess
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from vllm_w4a4_plugin.ops import arena
 from . import limits
 from .measure import interleaved, median_ratio
 from .peers import PEERS, Prepared, Unavailable, w4a4_flatquant
+from .publishing import believable
 from .shapes import Linear, Model
 
 OURS = "w4a4_flatquant"
@@ -36,7 +38,8 @@ def run(
         for linear in model.linears:
             prepared = prepare(linear, notes)
             for count in tokens:
-                record = {"model": model.name, **measure_linear(linear, count, prepared, seconds)}
+                row = believable(partial(measure_linear, linear, count, prepared, seconds), lambda row: [row])
+                record = {"model": model.name, **row}
                 records.append(record)
                 show(f"{model.name} {linear}, {count} tokens: {record['median'][OURS] * 1e3:.3f} ms")
             del prepared
