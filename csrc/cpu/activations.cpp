@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "layout.h"
 #include "scratch.h"
@@ -10,7 +11,7 @@
 namespace w4a4 {
 namespace {
 
-thread_local Scratch right_scratch, token_scratch, row_scratch, norm_scratch_floats;
+thread_local Scratch right_scratch, token_scratch, shared_scratch, row_scratch, norm_scratch_floats;
 
 // What `step` makes of token `token`, [features] of the tokens' type.
 void take_step(const Step& step, const QuantizeArgs& args, int64_t token, const Kernels& kernels, void* row) {
@@ -23,24 +24,36 @@ void take_step(const Step& step, const QuantizeArgs& args, int64_t token, const 
   }
 }
 
-// Quantizes one or a few tokens with every thread at work on each.
-void quantize_by_rows(const QuantizeArgs& args, int64_t tokens, const Kernels& kernels, const Pool& pool) {
-  const int64_t size = transform_scratch(args);
-  float* scratch = token_scratch.get<float>(tokens * size);
-  const int64_t parts = std::min(ceil_div(pool.threads, tokens), args.left);
-  const auto for_rows = [&](const auto& body) {
+// Quantizes one or a few tokens with every thread at work on each. Through both products of a transform a thread keeps
+// to columns of its own: nothing but the token itself and a quarter of the result, for two threads, moves between
+// cores.
+void quantize_by_parts(const QuantizeArgs& args, int64_t tokens, const Kernels& kernels, const Pool& pool) {
+  const int64_t size = args.left * args.padded_right, units = args.padded_right / kTransformPadding;
+  float* z = shared_scratch.get<float>(tokens * size);
+  struct alignas(64) Maximum {
+    int32_t bits;
+  };
+  const auto for_parts = [&](int64_t parts, const auto& body) {
     pool.parallel_for(tokens * parts, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t item = begin; item < end; ++item) {
-        const int64_t token = item / parts, part = item % parts;
-        body(token, part * args.left / parts, (part + 1) * args.left / parts, scratch + token * size);
-      }
+      for (int64_t item = begin; item < end; ++item) body(item / parts, item % parts);
     });
   };
-  for_rows([&](int64_t token, int64_t begin, int64_t end, float* s) {
-    kernels.transform_right(args, token, begin, end, s);
+  const int64_t most = ceil_div(pool.threads, tokens), column_parts = std::min(most, units);
+  std::vector<Maximum> largest(tokens * column_parts);
+  for_parts(column_parts, [&](int64_t token, int64_t part) {
+    largest[token * column_parts + part].bits =
+        kernels.transform_columns(args, token, part * units / column_parts * kTransformPadding,
+                                  (part + 1) * units / column_parts * kTransformPadding,
+                                  token_scratch.get<float>(transform_scratch(args)), z + token * size);
   });
-  for_rows([&](int64_t, int64_t begin, int64_t end, float* s) { kernels.transform_left(args, begin, end, s); });
-  for (int64_t token = 0; token < tokens; ++token) kernels.quantize_transformed(args, token, scratch + token * size);
+  const int64_t row_parts = std::min(most, args.left);
+  for_parts(row_parts, [&](int64_t token, int64_t part) {
+    int32_t of_token = 0;
+    for (int64_t p = 0; p < column_parts; ++p) of_token = std::max(of_token, largest[token * column_parts + p].bits);
+    kernels.quantize_rows(args, token, part * args.left / row_parts, (part + 1) * args.left / row_parts, of_token,
+                          z + token * size);
+  });
+  for (int64_t token = 0; token < tokens; ++token) kernels.sum_groups(args, token);
 }
 
 struct TileRow {
@@ -72,7 +85,8 @@ QuantizeArgs quantize_args(const void* x, Dtype dtype, int64_t features, const T
   args.padded_right = ceil_div(transform.right, kTransformPadding) * kTransformPadding;
   args.clip = transform.clip;
   args.groups = groups;
-  if (transform.right_trans != nullptr) {
+  args.right_trans = transform.right_trans;
+  if (transform.right_trans != nullptr && args.padded_right != transform.right) {
     float* padded = right_scratch.get<float>(transform.right * args.padded_right);
     for (int64_t n = 0; n < transform.right; ++n) {
       float* row = padded + n * args.padded_right;
@@ -97,7 +111,7 @@ void quantize_tokens(const QuantizeArgs& args, int64_t tokens, const Kernels& ke
       for (int64_t token = 0; token < tokens; ++token) take_step(step, args, token, kernels, rows + token * bytes);
       whole.x = rows;
     }
-    return quantize_by_rows(whole, tokens, kernels, pool);
+    return quantize_by_parts(whole, tokens, kernels, pool);
   }
   pool.parallel_for(tokens, std::max<int64_t>(1, kQuantizeGrain / token_cost),
                     [&](int64_t begin, int64_t end) { quantize_here(args, begin, end, kernels, step); });

@@ -15,17 +15,17 @@
 
 namespace w4a4 {
 
-#define W4A4_DECLARE_QUANTIZE(isa)                                                                            \
-  void quantize_##isa(const QuantizeArgs&, int64_t begin, int64_t end, float* scratch);                       \
-  void transform_right_##isa(const QuantizeArgs&, int64_t token, int64_t begin, int64_t end, float* scratch); \
-  void transform_left_##isa(const QuantizeArgs&, int64_t begin, int64_t end, float* scratch);                 \
-  void quantize_transformed_##isa(const QuantizeArgs&, int64_t token, const float* scratch);                  \
-  void silu_and_mul_##isa(const float* gate, const float* up, int64_t count, float* y);                       \
-  void silu_and_mul_of_##isa(const void* gate, const void* up, Dtype dtype, int64_t count, void* y);          \
-  void rms_norm_##isa(const NormArgs&, int64_t token, float* scratch, void* y);                               \
+#define W4A4_DECLARE_QUANTIZE(isa)                                                                                 \
+  void quantize_##isa(const QuantizeArgs&, int64_t begin, int64_t end, float* scratch);                            \
+  int32_t transform_columns_##isa(const QuantizeArgs&, int64_t token, int64_t begin, int64_t end, float*, float*); \
+  void quantize_rows_##isa(const QuantizeArgs&, int64_t token, int64_t begin, int64_t end, int32_t, const float*); \
+  void sum_groups_##isa(const QuantizeArgs&, int64_t token);                                                       \
+  void silu_and_mul_##isa(const float* gate, const float* up, int64_t count, float* y);                            \
+  void silu_and_mul_of_##isa(const void* gate, const void* up, Dtype dtype, int64_t count, void* y);               \
+  void rms_norm_##isa(const NormArgs&, int64_t token, float* scratch, void* y);                                    \
   void weight_only_##isa(const WeightOnlyArgs&, int64_t begin, int64_t end)
-#define W4A4_QUANTIZE(isa)                                                                                     \
-  quantize_##isa, transform_right_##isa, transform_left_##isa, quantize_transformed_##isa, silu_and_mul_##isa, \
+#define W4A4_QUANTIZE(isa)                                                                            \
+  quantize_##isa, transform_columns_##isa, quantize_rows_##isa, sum_groups_##isa, silu_and_mul_##isa, \
       silu_and_mul_of_##isa, rms_norm_##isa
 
 W4A4_DECLARE_QUANTIZE(portable);

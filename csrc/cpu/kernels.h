@@ -133,11 +133,15 @@ struct Kernels {
   bool (*is_available)();
   // Tokens [begin, end); `scratch` holds transform_scratch() floats.
   void (*quantize)(const QuantizeArgs&, int64_t begin, int64_t end, float* scratch);
-  // The same for one token in steps, the first two by rows of its [left, right] view: X R, then L^T (X R), then the
-  // quantization. All share the token's scratch.
-  void (*transform_right)(const QuantizeArgs&, int64_t token, int64_t row_begin, int64_t row_end, float* scratch);
-  void (*transform_left)(const QuantizeArgs&, int64_t row_begin, int64_t row_end, float* scratch);
-  void (*quantize_transformed)(const QuantizeArgs&, int64_t token, const float* scratch);
+  // The same for one token in steps that threads can share. Columns [begin, end) of X', multiples of kTransformPadding,
+  // into z [left, padded_right] by way of a thread's own scratch; returns the bits of their largest magnitude.
+  int32_t (*transform_columns)(const QuantizeArgs&, int64_t token, int64_t begin, int64_t end, float* scratch,
+                               float* z);
+  // Rows [begin, end) of q from those of z and the bits of max|X'|; rows from 0 on set the scale too.
+  void (*quantize_rows)(const QuantizeArgs&, int64_t token, int64_t begin, int64_t end, int32_t largest,
+                        const float* z);
+  // q_sums, if they are wanted.
+  void (*sum_groups)(const QuantizeArgs&, int64_t token);
   // y[i] = silu(gate[i]) * up[i]; what is not finite stays not finite.
   void (*silu_and_mul)(const float* gate, const float* up, int64_t count, float* y);
   // The same for values of type `dtype`, computed in float32.

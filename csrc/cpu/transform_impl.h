@@ -35,22 +35,24 @@ W4A4_NOINLINE void multiply_block(const float* a, int64_t a_row, int64_t a_k, co
   });
 }
 
-// Rows and vectors of columns in a register block: 6 x 2 sums fill the 16 registers of AVX, 6 x 4 the 32 of NEON.
-constexpr int kBlockRows = 6;
+// Vectors of columns in a register block, and rows for each number of them: 12 sums fill the 16 registers of AVX, 24
+// the 32 of AVX-512 and NEON.
 #if defined(__aarch64__)
-constexpr int kBlockVectors = 4;
+constexpr int kBlockVectors = 4, kBlockSums = 24;
 #else
-constexpr int kBlockVectors = 2;
+constexpr int kBlockVectors = kVector == 16 ? 4 : 2, kBlockSums = kVector == 16 ? 24 : 12;
 #endif
+template <int V>
+constexpr int kBlockRows = kBlockSums / (V == 1 ? 2 : V);
 
 template <int V>
 void multiply_columns(const float* a, int64_t a_row, int64_t a_k, int64_t rows, const float* b, int64_t b_row,
                       int64_t depth, float* c, int64_t c_row) {
   // Blocks of nearly equal height: a low one at the end would have too few sums to hide the latency of FMA.
-  const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
+  const int64_t blocks = (rows + kBlockRows<V> - 1) / kBlockRows<V>;
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t i = block * rows / blocks, height = (block + 1) * rows / blocks - i;
-    with_constant<kBlockRows>(height, [&](auto r) {
+    with_constant<kBlockRows<V>>(height, [&](auto r) {
       multiply_block<r, V>(a + i * a_row, a_row, a_k, b, b_row, depth, c + i * c_row, c_row);
     });
   }
@@ -59,91 +61,99 @@ void multiply_columns(const float* a, int64_t a_row, int64_t a_k, int64_t rows, 
 // C = A B; `columns` is a multiple of kVector.
 void multiply(const float* a, int64_t a_row, int64_t a_k, int64_t rows, const float* b, int64_t b_row, int64_t depth,
               int64_t columns, float* c, int64_t c_row) {
-  int64_t j = 0;
-  for (; j + kBlockVectors * kVector <= columns; j += kBlockVectors * kVector) {
-    multiply_columns<kBlockVectors>(a, a_row, a_k, rows, b + j, b_row, depth, c + j, c_row);
+  for (int64_t j = 0; j < columns; j += kBlockVectors * kVector) {
+    with_constant<kBlockVectors>(std::min<int64_t>(kBlockVectors, (columns - j) / kVector), [&](auto v) {
+      multiply_columns<v>(a, a_row, a_k, rows, b + j, b_row, depth, c + j, c_row);
+    });
   }
-  for (; j < columns; j += kVector) multiply_columns<1>(a, a_row, a_k, rows, b + j, b_row, depth, c + j, c_row);
 }
 
-// The two matrices of a token's scratch. X R is in the second; L^T (X R), if there is an L, in the first.
-const float* transformed(const QuantizeArgs& args, const float* scratch) {
-  return args.left_trans != nullptr ? scratch : scratch + args.left * args.padded_right;
-}
-
-// Rows of one token as floats, zero beyond `right`.
-void load_rows(const QuantizeArgs& args, int64_t token, int64_t row_begin, int64_t row_end, float* target) {
+// A token as floats, zero beyond `right`.
+void load_rows(const QuantizeArgs& args, int64_t token, float* target) {
   const char* x = static_cast<const char*>(args.x) + token * args.features * dtype_size(args.dtype);
-  for (int64_t m = row_begin; m < row_end; ++m) {
+  for (int64_t m = 0; m < args.left; ++m) {
     float* row = target + m * args.padded_right;
     load_floats(x + m * args.right * dtype_size(args.dtype), args.dtype, args.right, row);
     for (int64_t n = args.right; n < args.padded_right; ++n) row[n] = 0.0f;
   }
 }
 
-void transform_right(const QuantizeArgs& args, int64_t token, int64_t row_begin, int64_t row_end, float* scratch) {
-  const int64_t stride = args.padded_right;
-  float* product = scratch + args.left * stride;
-  if (args.right_trans == nullptr) return load_rows(args, token, row_begin, row_end, product);
-  load_rows(args, token, row_begin, row_end, scratch);
-  multiply(scratch + row_begin * stride, stride, 1, row_end - row_begin, args.right_trans, stride, args.right, stride,
-           product + row_begin * stride, stride);
-}
-
-void transform_left(const QuantizeArgs& args, int64_t row_begin, int64_t row_end, float* scratch) {
-  if (args.left_trans == nullptr) return;
-  const int64_t stride = args.padded_right;
-  multiply(args.left_trans + row_begin, 1, args.left, row_end - row_begin, scratch + args.left * stride, stride,
-           args.left, stride, scratch + row_begin * stride, stride);
-}
-
-void quantize_transformed(const QuantizeArgs& args, int64_t token, const float* scratch) {
-  const float* z = transformed(args, scratch);
-  int32_t largest = args.token_maximum != nullptr ? magnitude_bits(args.token_maximum[token]) : 0;
-  for (int64_t m = 0; m < args.left; ++m) {
-    largest = std::max(largest, max_magnitude_bits(z + m * args.padded_right, args.padded_right));
+// Columns [begin, end) of X', both multiples of kTransformPadding. Returns the bits of their largest magnitude.
+int32_t transform_columns(const QuantizeArgs& args, int64_t token, int64_t begin, int64_t end, float* scratch,
+                          float* z) {
+  const int64_t stride = args.padded_right, columns = end - begin;
+  float* product = args.left_trans != nullptr ? scratch + args.left * stride : z;
+  if (args.right_trans == nullptr) {
+    load_rows(args, token, product);
+  } else {
+    load_rows(args, token, scratch);
+    multiply(scratch, stride, 1, args.left, args.right_trans + begin, stride, args.right, columns, product + begin,
+             stride);
   }
+  if (args.left_trans != nullptr) {
+    multiply(args.left_trans, 1, args.left, args.left, product + begin, stride, args.left, columns, z + begin, stride);
+  }
+  if (columns == stride) return max_magnitude_bits(z, args.left * stride);
+  int32_t largest = 0;
+  for (int64_t m = 0; m < args.left; ++m) {
+    largest = std::max(largest, max_magnitude_bits(z + m * stride + begin, columns));
+  }
+  return largest;
+}
+
+// Rows [begin, end) of q, and with the first one the scale.
+void quantize_rows(const QuantizeArgs& args, int64_t token, int64_t begin, int64_t end, int32_t largest,
+                   const float* z) {
+  if (args.token_maximum != nullptr) largest = std::max(largest, magnitude_bits(args.token_maximum[token]));
   const bool is_finite = largest < kInfinityBits;
   const float scale = is_finite ? args.clip * bits_to_float(largest) / args.q_max : NAN;
+  if (begin == 0) args.scale[token] = scale;
   int8_t* q = args.q + token * args.q_stride;
-  args.scale[token] = scale;
-  if (scale > 0.0f) {
-    for (int64_t m = 0; m < args.left; ++m) {
-      quantize_floats(z + m * args.padded_right, args.right, scale, args.q_min, args.q_max, q + m * args.right);
-    }
-    std::memset(q + args.features, 0, args.q_stride - args.features);
-  } else {
-    std::memset(q, 0, args.q_stride);
+  const int64_t q_end = end == args.left ? args.q_stride : end * args.right;
+  if (!(scale > 0.0f)) {
+    std::memset(q + begin * args.right, 0, q_end - begin * args.right);
+    return;
   }
-  if (args.q_sums != nullptr) {
-    const int64_t size = args.features / args.groups;
-    for (int64_t g = 0; g < args.groups; ++g) args.q_sums[token * args.groups + g] = sum_bytes(q + g * size, size);
+  for (int64_t m = begin; m < end; ++m) {
+    // The padding too where there is room: the next row takes its place, and whole vectors are faster.
+    const int64_t count = m * args.right + args.padded_right <= q_end ? args.padded_right : args.right;
+    quantize_floats(z + m * args.padded_right, count, scale, args.q_min, args.q_max, q + m * args.right);
   }
+  if (end == args.left) std::memset(q + args.features, 0, args.q_stride - args.features);
+}
+
+void sum_groups(const QuantizeArgs& args, int64_t token) {
+  if (args.q_sums == nullptr) return;
+  const int64_t size = args.features / args.groups;
+  const int8_t* q = args.q + token * args.q_stride;
+  for (int64_t g = 0; g < args.groups; ++g) args.q_sums[token * args.groups + g] = sum_bytes(q + g * size, size);
 }
 
 void quantize(const QuantizeArgs& args, int64_t begin, int64_t end, float* scratch) {
+  // In place of X, which the second product does not need.
+  float* z = args.left_trans != nullptr ? scratch : scratch + args.left * args.padded_right;
   for (int64_t token = begin; token < end; ++token) {
-    transform_right(args, token, 0, args.left, scratch);
-    transform_left(args, 0, args.left, scratch);
-    quantize_transformed(args, token, scratch);
+    const int32_t largest = transform_columns(args, token, 0, args.padded_right, scratch, z);
+    quantize_rows(args, token, 0, args.left, largest, z);
+    sum_groups(args, token);
   }
 }
 
 }  // namespace
 
 // Defines the four functions of `Kernels` for one instruction set.
-#define W4A4_DEFINE_QUANTIZE(isa)                                                                                   \
-  void quantize_##isa(const QuantizeArgs& args, int64_t begin, int64_t end, float* scratch) {                       \
-    quantize(args, begin, end, scratch);                                                                            \
-  }                                                                                                                 \
-  void transform_right_##isa(const QuantizeArgs& args, int64_t token, int64_t begin, int64_t end, float* scratch) { \
-    transform_right(args, token, begin, end, scratch);                                                              \
-  }                                                                                                                 \
-  void transform_left_##isa(const QuantizeArgs& args, int64_t begin, int64_t end, float* scratch) {                 \
-    transform_left(args, begin, end, scratch);                                                                      \
-  }                                                                                                                 \
-  void quantize_transformed_##isa(const QuantizeArgs& args, int64_t token, const float* scratch) {                  \
-    quantize_transformed(args, token, scratch);                                                                     \
-  }
+#define W4A4_DEFINE_QUANTIZE(isa)                                                                                      \
+  void quantize_##isa(const QuantizeArgs& args, int64_t begin, int64_t end, float* scratch) {                          \
+    quantize(args, begin, end, scratch);                                                                               \
+  }                                                                                                                    \
+  int32_t transform_columns_##isa(const QuantizeArgs& args, int64_t token, int64_t begin, int64_t end, float* scratch, \
+                                  float* z) {                                                                          \
+    return transform_columns(args, token, begin, end, scratch, z);                                                     \
+  }                                                                                                                    \
+  void quantize_rows_##isa(const QuantizeArgs& args, int64_t token, int64_t begin, int64_t end, int32_t largest,       \
+                           const float* z) {                                                                           \
+    quantize_rows(args, token, begin, end, largest, z);                                                                \
+  }                                                                                                                    \
+  void sum_groups_##isa(const QuantizeArgs& args, int64_t token) { sum_groups(args, token); }
 
 }  // namespace w4a4

@@ -183,15 +183,20 @@ inline void quantize_floats(const float* values, int64_t count, float scale, flo
   // keeps it there.
   const FloatVector magic = broadcast(12582912.0f), low = broadcast(q_min), high = broadcast(q_max);
   const FloatVector divisor = broadcast(scale);
+  const auto quantized = [&](FloatVector v) W4A4_INLINE {
+    const FloatVector ratio = max(low, min(high, v / divisor));
+    return __builtin_convertvector(__builtin_convertvector((ratio + magic) - magic, IntVector), ByteVector);
+  };
   int64_t i = 0;
   for (; i + kVector <= count; i += kVector) {
-    const FloatVector ratio = max(low, min(high, load(values + i) / divisor));
-    const IntVector rounded = __builtin_convertvector((ratio + magic) - magic, IntVector);
-    const ByteVector bytes = __builtin_convertvector(rounded, ByteVector);
+    const ByteVector bytes = quantized(load(values + i));
     std::memcpy(q + i, &bytes, sizeof bytes);
   }
-  for (; i < count; ++i) {
-    q[i] = static_cast<int8_t>(std::nearbyint(std::fmax(q_min, std::fmin(q_max, values[i] / scale))));
+  if (i < count) {
+    FloatVector rest{};
+    std::memcpy(&rest, values + i, (count - i) * sizeof(float));
+    const ByteVector bytes = quantized(rest);
+    std::memcpy(q + i, &bytes, count - i);
   }
 }
 
