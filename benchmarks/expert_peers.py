@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vllm_w4a4_plugin import ops
 from vllm_w4a4_plugin.checkpoint.spec import kronecker_sizes
+from vllm_w4a4_plugin.ops import arena
 
 from .ggml import GgmlExperts, GgmlUnavailable
 from .peers import Unavailable
@@ -57,7 +58,7 @@ def _w4a4(experts: Experts, **transforms: Tensor) -> PreparedExperts:
     def matrices(outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
         shape = (experts.count, *ops.packed_int4_shape(outputs, inputs))
         scale = torch.rand(experts.count, outputs) * 0.2 / sqrt(inputs)
-        return torch.randint(0, 256, shape, dtype=torch.uint8), scale
+        return arena.empty(shape, torch.uint8).random_(), scale
 
     w13, w2 = matrices(2 * experts.intermediate, experts.hidden), matrices(experts.hidden, experts.intermediate)
 

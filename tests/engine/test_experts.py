@@ -14,7 +14,7 @@ from tests.engine.test_cases import findings, log_probabilities
 from tests.loading import loaded_model
 from tests.mixtures import EXPERTS, HIDDEN, KINDS, TOP_K, ReferenceExperts, write, write_mixture
 from vllm_w4a4_plugin.checkpoint import CheckpointError, CheckpointReader
-from vllm_w4a4_plugin.ops import api, self_check
+from vllm_w4a4_plugin.ops import api, arena, self_check
 
 FLATQUANT = KINDS.index("W4A4_FLATQUANT_DYNAMIC")
 PROMPT = [(7 * i * i + 3 * i) % 256 for i in range(40)]
@@ -56,6 +56,17 @@ def test_each_layer_computes_what_its_tensors_say(mixture: Path) -> None:
                 error = errors(model, mixture, layer, tokens)
                 assert error.median() < 1e-5, KINDS[layer]
                 assert error.max() < 0.1, KINDS[layer]  # an activation that is rounded the other way
+
+
+def test_weights_lie_side_by_side(mixture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an area that huge pages cover (ops/arena.py), not each in memory of its own."""
+    monkeypatch.setattr(arena, "_area", None)
+    with loaded_model(mixture) as model:
+        weights = [getattr(experts_of(model, 1), name) for name in ("w13_weight", "w2_weight")]
+        addresses = [weight.data_ptr() for weight in weights]
+        begin = addresses[0] // arena.HUGE_PAGE * arena.HUGE_PAGE
+        assert all(begin <= address < begin + arena.AREA and address % arena.PAGE == 0 for address in addresses)
+        assert all(weight.untyped_storage().nbytes() == weight.numel() for weight in weights)
 
 
 @pytest.mark.feature("mixtures of experts")

@@ -9,19 +9,24 @@ from .cpu import load_library
 from .layout import packed_int4_shape
 
 
-def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def zeros(shape: tuple[int, int, int], dtype: torch.dtype, count: int | None = None) -> Tensor:
     """A packed weight [tiles, blocks, bytes of a block], all bytes 0, each tile touched first by the thread that
     multiplies it: on machines with several NUMA nodes that is where its memory is placed. In huge pages, if there are.
 
     Args:
         shape: `packed_int4_shape` or `packed_int8_shape`.
         dtype: int8 or uint8.
+        count: of weights in one tensor [count, tiles, blocks, bytes of a block], as of experts, whose tiles are spread
+            over the threads in order. None for a single weight without that dimension.
     """
+    tiles, blocks, block_bytes = shape
+    together = (tiles * (1 if count is None else count), blocks, block_bytes)
     if torch.get_default_device().type != "cpu":
-        return torch.empty(shape, dtype=dtype)
-    packed = arena.empty(shape, dtype)
-    torch.ops.vllm_w4a4.zero_tiles_(packed)
-    return packed
+        packed = torch.empty(together, dtype=dtype)
+    else:
+        packed = arena.empty(together, dtype)
+        torch.ops.vllm_w4a4.zero_tiles_(packed)
+    return packed if count is None else packed.view(count, *shape)
 
 
 def pack_int4(weight: Tensor) -> Tensor:

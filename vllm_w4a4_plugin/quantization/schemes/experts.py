@@ -137,7 +137,7 @@ class ExpertsScheme(CpuActivations, BaseExpertsScheme):
 
         packed = (packed_int4_shape if self.is_int4 else packed_int8_shape)(all_rows, columns)
         weight = PackedExpertsParameter(
-            torch.zeros(experts, *packed, dtype=torch.int8),
+            packing.zeros(packed, torch.int8, count=experts),
             part=part(WEIGHT),
             sizes=(rows, columns),
             pack_rows=packing.pack_int4_rows_ if self.is_int4 else packing.pack_int8_rows_,
