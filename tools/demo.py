@@ -101,7 +101,7 @@ def serving(model: Path, options: Sequence[str]) -> Iterator[Client]:
     name, port = model.resolve().name.lower(), free_port()
     command = [
         str(Path(sys.executable).parent / "vllm"), "serve", str(model), "--served-model-name", name,
-        "--max-model-len", "1024", *options, "--port", str(port), *MODEST_MEMORY,
+        "--max-model-len", "1024", "--disable-uvicorn-access-log", *options, "--port", str(port), *MODEST_MEMORY,
     ]  # fmt: skip
     print("$", shlex.join(["vllm", *command[1:]]), flush=True)
     started = time.monotonic()
