@@ -45,8 +45,8 @@ def markdown(result: dict[str, Any], plots: list[str]) -> str:
         "- share of FMA peak: the transform's rate of float32 operations within that share, divided by the highest "
         "rate of float32 FMA with operands in registers",
         "",
-        "Only FlatQuant layers have a transform to compute. Instructions multiply bytes, whether weights are stored in 4 "
-        "or 8 bits: with one or a few tokens, when reading weights takes the time, int4 gains; with many, when the "
+        "Only FlatQuant layers have a transform to compute. Instructions multiply bytes, whether weights are stored in "
+        "4 or 8 bits: with one or a few tokens, when reading weights takes the time, int4 gains; with many, when the "
         "products run at the peak, W8A8 is faster by the time of the transform.",
         "",
         "The kernels:",
