@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vllm_w4a4_plugin import ops
 from vllm_w4a4_plugin.checkpoint.spec import kronecker_sizes
-from vllm_w4a4_plugin.ops import arena
+from vllm_w4a4_plugin.ops import packing
 
 from .ggml import GgmlExperts, GgmlUnavailable
 from .peers import Unavailable
@@ -56,9 +56,9 @@ def _factors(count: int, size: int) -> Tensor:
 
 def _w4a4(experts: Experts, **transforms: Tensor) -> PreparedExperts:
     def matrices(outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
-        shape = (experts.count, *ops.packed_int4_shape(outputs, inputs))
+        packed = packing.zeros(ops.packed_int4_shape(outputs, inputs), torch.uint8, count=experts.count)
         scale = torch.rand(experts.count, outputs) * 0.2 / sqrt(inputs)
-        return arena.empty(shape, torch.uint8).random_(), scale
+        return packed.random_(), scale
 
     w13, w2 = matrices(2 * experts.intermediate, experts.hidden), matrices(experts.hidden, experts.intermediate)
 

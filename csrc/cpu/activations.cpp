@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <vector>
 
 #include "layout.h"
 #include "scratch.h"
@@ -11,7 +10,7 @@
 namespace w4a4 {
 namespace {
 
-thread_local Scratch right_scratch, token_scratch, shared_scratch, row_scratch, norm_scratch_floats;
+thread_local Scratch right_scratch, token_scratch, shared_scratch, maximum_scratch, row_scratch, norm_scratch_floats;
 
 // What `step` makes of token `token`, [features] of the tokens' type.
 void take_step(const Step& step, const QuantizeArgs& args, int64_t token, const Kernels& kernels, void* row) {
@@ -39,7 +38,7 @@ void quantize_by_parts(const QuantizeArgs& args, int64_t tokens, const Kernels& 
     });
   };
   const int64_t most = ceil_div(pool.threads, tokens), column_parts = std::min(most, units);
-  std::vector<Maximum> largest(tokens * column_parts);
+  Maximum* largest = maximum_scratch.get<Maximum>(tokens * column_parts);
   for_parts(column_parts, [&](int64_t token, int64_t part) {
     largest[token * column_parts + part].bits =
         kernels.transform_columns(args, token, part * units / column_parts * kTransformPadding,
