@@ -12,6 +12,9 @@ METHOD = "ascend"
 LOGGER = "vllm.plugins.w4a4"
 """Name of the package's only logger, a child of "vllm", so that vLLM's logging configuration applies to it."""
 
+PROVIDER = "w4a4_cpu"
+"""Our name in vLLM's list of implementations of an operator."""
+
 DESCRIPTION_FILE = "quant_model_description.json"
 INDEX_SUFFIX = ".safetensors.index.json"
 

@@ -15,6 +15,7 @@ from vllm.platforms import current_platform
 
 from tests.conftest import MICRO
 from tests.loading import engine_config
+from vllm_w4a4_plugin.constants import PROVIDER
 from vllm_w4a4_plugin.platforms import eager
 
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2**-8}
@@ -45,7 +46,7 @@ def test_other_models_are_left_alone(unquantized: Path) -> None:
     config = engine_config(unquantized, quantization=None, enforce_eager=False)
     assert config.compilation_config.mode == CompilationMode.DYNAMO_TRACE_ONCE
     config = engine_config(unquantized, quantization=None)
-    assert eager.PROVIDER not in config.kernel_config.ir_op_priority.rms_norm
+    assert PROVIDER not in config.kernel_config.ir_op_priority.rms_norm
     with set_current_vllm_config(config):
         x = torch.randn(5, 64)
         assert torch.equal(SiluAndMul()(x), SiluAndMul.forward_native(x))
@@ -55,7 +56,7 @@ def test_other_models_are_left_alone(unquantized: Path) -> None:
 def layers(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
     config = engine_config(MICRO)
     priority = config.kernel_config.ir_op_priority
-    assert priority.rms_norm[0] == priority.fused_add_rms_norm[0] == eager.PROVIDER
+    assert priority.rms_norm[0] == priority.fused_add_rms_norm[0] == PROVIDER
     default = torch.get_default_dtype()
     torch.set_default_dtype(request.param)
     try:
@@ -95,7 +96,7 @@ def test_what_the_kernel_does_not_support_takes_another(layers: torch.dtype) -> 
     other = torch.float32 if layers is torch.bfloat16 else torch.bfloat16
     x = torch.randn(4, 192, dtype=layers)
     dispatch = ir.ops.rms_norm.dispatch
-    assert dispatch(x, torch.ones(192, dtype=layers), 1e-5, None).provider == eager.PROVIDER
+    assert dispatch(x, torch.ones(192, dtype=layers), 1e-5, None).provider == PROVIDER
     weight = torch.ones(192, dtype=layers)
     for unsupported, variance_size in ((weight.to(other), None), (None, None), (weight, 96)):
         assert dispatch(x, unsupported, 1e-5, variance_size).provider == "native"

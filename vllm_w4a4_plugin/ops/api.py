@@ -53,7 +53,7 @@ def flatquant_linear(
     """
     load_library()
     transform = (left_trans, right_trans, _as_tensor(clip_ratio))
-    return torch.ops.vllm_w4a4.flatquant_linear(
+    return torch.ops.vllm_w4a4.flatquant_linear.default(
         x, weight_packed, weight_scale, *transform, bias, weight_offset, activation_bits
     )
 
@@ -80,7 +80,7 @@ def kronecker_quant(
     """
     load_library()
     clip = _as_tensor(clip_ratio)
-    return torch.ops.vllm_w4a4.kronecker_quant(x, left_trans, right_trans, clip, activation_bits, token_maximum)
+    return torch.ops.vllm_w4a4.kronecker_quant.default(x, left_trans, right_trans, clip, activation_bits, token_maximum)
 
 
 def int4_linear(
@@ -102,7 +102,7 @@ def int4_linear(
         [..., out] of `out_dtype`.
     """
     load_library()
-    return torch.ops.vllm_w4a4.int4_linear(
+    return torch.ops.vllm_w4a4.int4_linear.default(
         q, scale, weight_packed, weight_scale, bias, weight_offset, out_dtype, activation_bits
     )
 
@@ -131,7 +131,7 @@ def int8_linear(
         [..., out] of `out_dtype`.
     """
     load_library()
-    return torch.ops.vllm_w4a4.int8_linear(q, scale, weight_packed, weight_scale, bias, quant_bias, out_dtype)
+    return torch.ops.vllm_w4a4.int8_linear.default(q, scale, weight_packed, weight_scale, bias, quant_bias, out_dtype)
 
 
 def silu_and_mul(x: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ def silu_and_mul(x: Tensor) -> Tensor:
         x: float32, bfloat16 or float16 [..., 2 * features], contiguous: gate, then up. The result has its dtype.
     """
     load_library()
-    return torch.ops.vllm_w4a4.silu_and_mul(x)
+    return torch.ops.vllm_w4a4.silu_and_mul.default(x)
 
 
 def weight_only_linear(
@@ -167,7 +167,7 @@ def weight_only_linear(
         [..., out] in x's dtype.
     """
     load_library()
-    return torch.ops.vllm_w4a4.weight_only_linear(x, weight_packed, weight_scale, bias, weight_offset)
+    return torch.ops.vllm_w4a4.weight_only_linear.default(x, weight_packed, weight_scale, bias, weight_offset)
 
 
 def w8a8_linear(
@@ -193,7 +193,7 @@ def w8a8_linear(
         [..., out] in x's dtype.
     """
     load_library()
-    return torch.ops.vllm_w4a4.w8a8_linear(
+    return torch.ops.vllm_w4a4.w8a8_linear.default(
         x, weight_packed, weight_scale, bias, left_trans, right_trans, _as_tensor(clip_ratio)
     )
 
@@ -254,7 +254,7 @@ def experts_mlp(
         RuntimeError: an argument has a wrong dtype, shape or value; the message names it and says what was expected.
     """
     load_library()
-    return torch.ops.vllm_w4a4.experts_mlp(
+    return torch.ops.vllm_w4a4.experts_mlp.default(
         x,
         topk_weights,
         topk_ids,

@@ -25,7 +25,7 @@ def rms_norm(x: Tensor, residual: Tensor | None, norm_weight: Tensor, epsilon: f
         RuntimeError: an argument has a wrong dtype or shape; the message names it and says what was expected.
     """
     load_library()
-    return torch.ops.vllm_w4a4.rms_norm(x, residual, norm_weight, epsilon)
+    return torch.ops.vllm_w4a4.rms_norm.default(x, residual, norm_weight, epsilon)
 
 
 def norm_flatquant_linear(
@@ -45,7 +45,7 @@ def norm_flatquant_linear(
 ) -> Tensor:
     """`api.flatquant_linear` of `rms_norm`; the arguments and errors of both."""
     load_library()
-    return torch.ops.vllm_w4a4.norm_flatquant_linear(
+    return torch.ops.vllm_w4a4.norm_flatquant_linear.default(
         x, residual, norm_weight, epsilon, weight_packed, weight_scale, left_trans, right_trans, clip_ratio, bias,
         weight_offset, activation_bits,
     )  # fmt: skip
@@ -65,6 +65,6 @@ def silu_flatquant_linear(
 ) -> Tensor:
     """`api.flatquant_linear` of `api.silu_and_mul`; the arguments and errors of both."""
     load_library()
-    return torch.ops.vllm_w4a4.silu_flatquant_linear(
+    return torch.ops.vllm_w4a4.silu_flatquant_linear.default(
         x, weight_packed, weight_scale, left_trans, right_trans, clip_ratio, bias, weight_offset, activation_bits
     )

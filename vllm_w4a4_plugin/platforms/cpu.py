@@ -16,6 +16,7 @@ from vllm_w4a4_plugin.constants import (
     LOAD_FORMAT,
     LOGGER,
     METHOD,
+    PROVIDER,
     SAVED_LOAD_FORMAT,
     SAVED_STATE_FILE,
     STREAMED_LOAD_FORMAT,
@@ -122,7 +123,7 @@ class W4A4CpuPlatform(CpuPlatform):
         priority = super().get_default_ir_op_priority(vllm_config)
         if cls._is_ours(vllm_config) and eager.is_eager(vllm_config) and eager.have_kernels():
             for operator in eager.OPERATORS:
-                getattr(priority, operator).insert(0, eager.PROVIDER)
+                getattr(priority, operator).insert(0, PROVIDER)
         return priority
 
     @classmethod

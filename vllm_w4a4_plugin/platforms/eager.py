@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(LOGGER)
 
-PROVIDER = "w4a4_cpu"
-"""Our name in vLLM's list of implementations of an operator."""
-
 OPERATORS = ("rms_norm", "fused_add_rms_norm")
 """Operators of vLLM's for which we name another kernel."""
 
@@ -61,47 +58,9 @@ def register_kernels() -> None:
     The platform's `get_default_ir_op_priority` chooses the norms. SiLU is an operator of the older kind, which a class
     replaces; vLLM calls its `forward_cpu` only without torch.compile.
     """
-    from vllm import ir
-
+    from vllm_w4a4_plugin.quantization.norms import register_norms
     from vllm_w4a4_plugin.quantization.silu import register_silu
 
-    if not have_kernels() or PROVIDER in ir.ops.rms_norm.impls:
-        return
-
-    @ir.ops.rms_norm.register_impl(PROVIDER, supports_args=_norm_is_supported)
-    def rms_norm(
-        x: torch.Tensor, weight: torch.Tensor | None, epsilon: float, variance_size: int | None = None
-    ) -> torch.Tensor:
-        x = x.contiguous()
-        output = torch.empty_like(x)
-        torch.ops._C.rms_norm(output, x, weight, epsilon)
-        return output
-
-    @ir.ops.fused_add_rms_norm.register_impl(PROVIDER, supports_args=_fused_norm_is_supported, inplace=True)
-    def fused_add_rms_norm(
-        x: torch.Tensor,
-        x_residual: torch.Tensor,
-        weight: torch.Tensor | None,
-        epsilon: float,
-        variance_size: int | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        torch.ops._C.fused_add_rms_norm(x, x_residual, weight, epsilon)
-        return x, x_residual
-
-    register_silu()
-
-
-def _norm_is_supported(
-    x: torch.Tensor, weight: torch.Tensor | None, epsilon: float, variance_size: int | None = None
-) -> bool:
-    return variance_size is None and weight is not None and weight.dtype == x.dtype
-
-
-def _fused_norm_is_supported(
-    x: torch.Tensor,
-    x_residual: torch.Tensor,
-    weight: torch.Tensor | None,
-    epsilon: float,
-    variance_size: int | None = None,
-) -> bool:
-    return _norm_is_supported(x, weight, epsilon, variance_size) and x.is_contiguous() and x_residual.is_contiguous()
+    if have_kernels():
+        register_norms()
+        register_silu()

@@ -18,6 +18,7 @@ from vllm.model_executor.layers.layernorm import RMSNorm
 
 from vllm_w4a4_plugin.ops import api, steps
 
+from .direct import call_directly
 from .linear import AscendW4A4LinearMethod
 from .silu import CpuSiluAndMul
 
@@ -103,6 +104,7 @@ def fuse_steps(model: torch.nn.Module, vllm_config: "VllmConfig") -> None:
     for block in model.modules():
         if _is_known(block):
             _fuse_block(block)
+            call_directly(block, vllm_config)
 
 
 def _is_known(block: Module) -> bool:
