@@ -8,12 +8,13 @@ MODEL ?=
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-npu test-ascendc npu-cost ascendc lint docs wheels bench bench-engine bench-start
+.PHONY: help setup demo test soak test-npu test-ascendc npu-cost ascendc lint docs wheels bench bench-engine bench-start
 
 help:
 	@echo "make setup         install vLLM for CPU and the plugin into the virtual environment $(VENV)"
 	@echo "make demo          quantize a small language model, serve it and query it (MODEL=dir: serve that checkpoint)"
 	@echo "make test          run linters and all tests"
+	@echo "make soak          keep a server busy with 200 clients for three minutes (W4A4_SOAK=SECONDS), then stop it"
 	@echo "make test-npu      run only the tests with vllm-ascend, on a stand-in for an NPU, and those of vllm-w4a4 doctor"
 	@echo "make test-ascendc  run only the tests of the Ascend C emulator and of the NPU kernels under it (needs no CANN)"
 	@echo "make lint          run only the linters"
@@ -47,6 +48,10 @@ wheels: setup
 # Two files at a time, because engines spend much of their time starting and compiling on one core.
 test: lint test-ascendc
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+# Alone, because its 200 clients keep both cores busy.
+soak: setup
+	W4A4_SOAK=$(or $(W4A4_SOAK),180) $(VENV)/bin/python -m pytest -s tests/engine/test_load.py
 
 # The environment has its own cmake, in case the system has none.
 ascendc: setup
