@@ -47,6 +47,12 @@ def block(model: Any, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         return query - 2 * key.repeat(1, groups) + value.repeat(1, groups)
 
     monkeypatch.setattr(block.self_attn.attn, "forward", attend)
+    if not hasattr(torch.ops._C, "rotary_embedding"):  # with another vLLM, see tests/other_vllm.py
+        monkeypatch.setattr(
+            block.self_attn.rotary_emb,
+            "_forward_method",
+            lambda positions, query, key: (query * (1 + positions[:, None]), key - positions[:, None]),
+        )
     config = engine_config(checkpoint)
     call_directly(block, config)
     with config.kernel_config.ir_op_priority.set_priority():

@@ -135,7 +135,8 @@ def _rotation(rotary: Module) -> Function:
     """A function from (positions, query, key) to (query, key), rotated in place."""
     forward: Function = rotary.forward
     chosen = getattr(getattr(rotary, "_forward_method", None), "__func__", None)
-    if chosen is not RotaryEmbedding.forward_cpu or not was_read(chosen):
+    has_kernel = hasattr(torch.ops._C, "rotary_embedding")
+    if not has_kernel or chosen is not RotaryEmbedding.forward_cpu or not was_read(chosen):
         return forward
     rotary_embedding, size, is_neox = torch.ops._C.rotary_embedding.default, rotary.head_size, rotary.is_neox_style
 
