@@ -58,7 +58,10 @@ def fingerprint(function: Function) -> str:
 @cache
 def was_read(function: Function) -> bool:
     """Whether a function of vLLM's has the source whose steps are taken here."""
-    return fingerprint(function) in READ.get(function.__qualname__, ())
+    try:
+        return fingerprint(function) in READ.get(function.__qualname__, ())
+    except OSError:  # vLLM is installed without its sources
+        return False
 
 
 def call_directly(block: Module, vllm_config: "VllmConfig") -> None:
@@ -128,7 +131,13 @@ def _head_norm(norm: Module, heads: int, vllm_config: "VllmConfig") -> Function:
     if not is_plain or vllm_config.kernel_config.ir_op_priority.rms_norm[:1] != [PROVIDER]:
         return lambda x: forward(x.view(-1, heads, size)).view(-1, heads * size)
     stored = norm._parameters
-    return lambda x: rms_norm(x.view(-1, heads, size), stored["weight"], epsilon).view(-1, heads * size)
+
+    def of_heads(x: torch.Tensor) -> torch.Tensor:
+        weight, x = stored["weight"], x.view(-1, heads, size)
+        normed: torch.Tensor = rms_norm(x, weight, epsilon) if weight.dtype == x.dtype else forward(x)
+        return normed.view(-1, heads * size)
+
+    return of_heads
 
 
 def _rotation(rotary: Module) -> Function:
